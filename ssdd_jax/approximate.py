@@ -1,0 +1,115 @@
+"""Approximation: the targets of the other views, predicted from those of the first (Boost-SSDD, section 3.3).
+
+After distillation one two-layer network per further view learns the shift `Cy_v - Cy_0` from `Cy_0`. Only `Cy_0` and
+the networks are stored.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+Array = jax.Array
+
+
+class Networks(NamedTuple):
+    """One network per view but the first: `shift = relu(c W1 + b1) W2 + b2`.
+
+    Attributes:
+        hidden_kernel: W1 `(views-1,V,hidden)`.
+        hidden_bias: b1 `(views-1,hidden)`.
+        out_kernel: W2 `(views-1,hidden,V)`.
+        out_bias: b2 `(views-1,V)`.
+    """
+
+    hidden_kernel: Array
+    hidden_bias: Array
+    out_kernel: Array
+    out_bias: Array
+
+
+class Settings(NamedTuple):
+    """Hidden units, full-batch Adam steps and Adam's rate at the start (cosine decay to zero)."""
+
+    hidden: int = 4
+    steps: int = 3000
+    learning_rate: float = 1e-2
+
+
+def init(key: Array, views: int, bases: int, hidden: int) -> Networks:
+    """Networks that predict no shift yet.
+
+    Args:
+        key: PRNG key.
+        views: Number of views, the first included.
+        bases: Number of feature bases V.
+        hidden: Hidden units.
+    """
+    kernel = jax.random.normal(key, (views - 1, bases, hidden)) * (2 / bases) ** 0.5
+    return Networks(
+        hidden_kernel=kernel,
+        hidden_bias=jnp.zeros((views - 1, hidden)),
+        out_kernel=jnp.zeros((views - 1, hidden, bases)),
+        out_bias=jnp.zeros((views - 1, bases)),
+    )
+
+
+def apply(networks: Networks, coefficients_0: Array) -> Array:
+    """The coefficients of every view.
+
+    Args:
+        networks: One network per view but the first.
+        coefficients_0: Coefficients of the first view `(M,V)`.
+
+    Returns:
+        `(views,M,V)`; the first is `coefficients_0` itself.
+    """
+    chex.assert_rank(coefficients_0, 2)
+    with jax.default_matmul_precision("highest"):
+        hidden = jnp.einsum("mk,vkh->vmh", coefficients_0, networks.hidden_kernel)
+        hidden = jax.nn.relu(hidden + networks.hidden_bias[:, None])
+        shift = jnp.einsum("vmh,vhk->vmk", hidden, networks.out_kernel) + networks.out_bias[:, None]
+    return jnp.concatenate([coefficients_0[None], coefficients_0[None] + shift])
+
+
+def error(networks: Networks, coefficients: Array) -> Array:
+    """Mean squared error over all entries of the views but the first; `coefficients (views,M,V)`."""
+    return jnp.mean(jnp.square(apply(networks, coefficients[0])[1:] - coefficients[1:]))
+
+
+def fit(key: Array, coefficients: Array, *, settings: Settings = Settings()) -> Networks:
+    """Fit the networks by full-batch Adam.
+
+    Args:
+        key: PRNG key.
+        coefficients: Coefficients of every view `(views,M,V)`.
+        settings: Hidden units, steps and rate.
+
+    Returns:
+        One network per view but the first; no network (leading axis 0) where there is a single view.
+    """
+    chex.assert_rank(coefficients, 3)
+    views, _, bases = coefficients.shape
+    networks = init(key, views, bases, settings.hidden)
+    if views == 1:
+        return networks
+    optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
+
+    def step(carry: tuple[Networks, optax.OptState], _: None) -> tuple[tuple[Networks, optax.OptState], None]:
+        networks, opt_state = carry
+        gradient = jax.grad(error)(networks, coefficients)
+        updates, opt_state = optimizer.update(gradient, opt_state)
+        return (optax.apply_updates(networks, updates), opt_state), None
+
+    (networks, _), _ = lax.scan(step, (networks, optimizer.init(networks)), length=settings.steps)
+    return networks
+
+
+def numbers(views: int, bases: int, hidden: int) -> int:
+    """How many numbers the networks hold."""
+    return (views - 1) * (bases * hidden + hidden + hidden * bases + bases)

@@ -1,0 +1,143 @@
+"""Reading the command line: a config file, changes to it, and where to write."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import pathlib
+import re
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from ssdd_jax import config as configuration
+from ssdd_jax.errors import UserError
+
+DEFAULT = "configs/digits.py"
+NAMES = ("config", "workdir", "stage")
+
+
+class Options(NamedTuple):
+    """What the command line says: the config with its changes, the work dir, and the last stage to run."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    stage: str
+
+
+def parse(arguments: list[str]) -> Options:
+    """Read the arguments after the program's name.
+
+    Raises:
+        UserError: If one is unknown, has no value, or has a value of the wrong type.
+    """
+    arguments = _located(_joined(arguments))
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    flags.DEFINE_string("stage", "report", "", flag_values=values)
+    try:
+        rest = values(["ssdd_jax", *arguments])[1:]
+    except UserError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
+        raise UserError(_explained(arguments, error)) from None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; --help shows what there is")
+    chosen = config.value
+    if not isinstance(chosen, ConfigDict):
+        raise UserError(f"{_named(arguments)}: get_config must return an ml_collections.ConfigDict")
+    chosen.lock()
+    configuration.validate(chosen)
+    return Options(chosen, pathlib.Path(values.workdir or _workdir(arguments)).expanduser(), values.stage)
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--name value` as `--name=value`, and everything but options refused."""
+    joined, waiting = [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if not argument.startswith("--"):
+            raise UserError(f"unexpected argument {argument!r}; --help shows what there is")
+        name = argument[2:].split("=")[0]
+        if name not in NAMES and not name.startswith("config."):
+            raise UserError(f"unknown option --{name}: there are --{', --'.join(NAMES)} and --config.KEY")
+        if "=" not in argument:
+            if not waiting:
+                raise UserError(f"option {argument} needs a value: {argument}=...")
+            argument = f"{argument}={waiting.pop(0)}"
+        joined.append(argument)
+    return joined
+
+
+def _located(arguments: list[str]) -> list[str]:
+    """With a config file that exists; the default one if none is named."""
+    if not any(argument.startswith("--config=") for argument in arguments):
+        arguments = [f"--config={DEFAULT}", *arguments]
+    return [
+        f"--config={configuration.find(argument.partition('=')[2])}" if argument.startswith("--config=") else argument
+        for argument in arguments
+    ]
+
+
+def _named(arguments: list[str]) -> str:
+    return next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
+
+
+def _workdir(arguments: list[str]) -> pathlib.Path:
+    path, _, edition = _named(arguments).partition(":")
+    name = pathlib.Path(path).stem
+    safe = re.sub(r"[^\w.-]+", "-", edition).strip("-")
+    return pathlib.Path("runs") / (f"{name}-{safe}" if safe else name)
+
+
+def _explained(arguments: list[str], error: Exception) -> str:
+    """One line for what went wrong: by the key that is unknown or wrong, if there is one."""
+    changes = [a[2:].partition("=") for a in arguments if a.startswith("--config.")]
+    with contextlib.suppress(Exception):
+        base = configuration.default()
+        known = configuration.flatten(base)
+        for key, _, text in ((key.removeprefix("config."), sep, text) for key, sep, text in changes):
+            if key not in known:
+                return f"unknown config key config.{key}{_nearest(key, list(known))}"
+            if key in str(error):
+                kind = type(configuration.get(base, key)).__name__
+                return f"config.{key}={text!r} is not a {kind}"
+    return f"{_named(arguments)}: {error}"
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f": did you mean config.{near[0]}?" if near else "; --help_config lists them all"
+
+
+def shipped_configs() -> str:
+    """The configs that come with the package, a line each: name, and the first line of its docstring."""
+    lines = []
+    for folder in configuration._folders()[:1]:
+        for file in sorted(folder.glob("*.py")):
+            first = file.read_text().split('"""')[1].strip().splitlines()[0]
+            lines.append(f"                             configs/{file.name:<17} {first}")
+    return "\n".join(lines)
+
+
+def config_page() -> str:
+    """Every key as `config.default` writes it: default, and what it means."""
+    source = inspect.getsource(configuration.default)
+    lines = [re.sub(r"^    ", "", line) for line in source.splitlines()]
+    begin = next(i for i, line in enumerate(lines) if line.startswith("config.seed"))
+    page, group = [], ""
+    for line in lines[begin:]:
+        header = re.match(r"config\.(\w+) = \w+ = ConfigDict\(\)", line)
+        if header:
+            group = header.group(1)
+            continue
+        if line.startswith("return"):
+            break
+        if group and line.startswith(f"{group}."):
+            line = f"config.{line}"
+        page.append(f"--{line}" if line else line)
+    return "\n".join(page)

@@ -1,0 +1,226 @@
+"""The configuration: every key with its default, what values are allowed, and how a config file is found and read."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssdd_jax import augment, decoder
+from ssdd_jax.errors import UserError
+
+
+def default() -> ConfigDict:
+    """Every key, with Boost-SSDD's values for 32x32 images where the paper gives one."""
+    config = ConfigDict()
+    config.seed = 0
+    config.method = "boost"
+
+    config.data = data = ConfigDict()
+    data.name = "digits"  # digits | tfds:NAME | tiny_imagenet | folder:PATH | npz:PATH
+    data.data_dir = ""  # where TFDS keeps its data, or Tiny ImageNet's folder or zip
+    data.train_split = "train"
+    data.test_split = "test"
+    data.image_size = 0  # side in pixels; 0: as stored
+    data.train_limit = 0  # use so many training images; 0: all
+    data.test_fraction = 0.2  # held out where the data have no test split
+
+    config.teacher = teacher = ConfigDict()
+    teacher.features = ""  # a .npy or .npz file that replaces training a teacher
+    teacher.width = 64  # of ResNet-18's first block; features have 8 times as many numbers
+    teacher.projector_hidden = 2048
+    teacher.projector_out = 2048
+    teacher.off_diagonal = 0.0051
+    teacher.scale = 0.1
+    teacher.epochs = 1000
+    teacher.warmup_epochs = 10
+    teacher.batch_size = 256
+    teacher.learning_rate = 0.3
+    teacher.weight_decay = 1e-4
+    teacher.crop_scale = (0.08, 1.0)
+    teacher.flip_probability = 0.5
+    teacher.solarize_probability = 0.2  # of the second view
+    teacher.steps_per_call = 50
+    teacher.save_every = 2000
+
+    config.views = ("rot0", "rot90", "rot180", "rot270")
+
+    config.storage = storage = ConfigDict()
+    storage.N = 100  # the set must fit in the storage of so many images and their features
+    storage.M = 0  # decoded images; 0, here and below: chosen to use the budget
+    storage.U = 0  # image bases
+    storage.V = 0  # feature bases
+    storage.base_size = 16  # low resolution of the image bases, in pixels
+    storage.hidden = 4  # hidden units of an approximation network
+
+    config.student = student = ConfigDict()
+    student.widths = (128, 256, 512)
+
+    config.inner = inner = ConfigDict()
+    inner.learning_rate = 0.1
+    inner.momentum = 0.9
+    inner.weight_decay = 1e-3
+
+    config.pool = pool = ConfigDict()
+    pool.size = 10
+    pool.steps = 1000  # age at which a model is renewed
+    pool.models_per_step = 1
+    pool.vectorize = 1  # models computed side by side
+
+    config.distill = distill = ConfigDict()
+    distill.start = "pca"  # pca | random | samples
+    distill.steps = 30_000
+    distill.batch_size = 1024
+    distill.learning_rate = 1e-3
+    distill.weight_decay = 0.0
+    distill.ridge_scale = 1e-6
+    distill.steps_per_call = 50
+    distill.save_every = 1000
+
+    config.approximate = approximate = ConfigDict()
+    approximate.steps = 3000
+    approximate.learning_rate = 1e-2
+
+    config.evaluate = evaluate = ConfigDict()
+    evaluate.seeds = 3
+    evaluate.epochs = 1000
+    evaluate.full_epochs = 100  # of the same network on all images
+    evaluate.batch_size = 256
+    evaluate.learning_rate = 0.1
+    evaluate.momentum = 0.9
+    evaluate.weight_decay = 1e-3
+    evaluate.probe_steps = 5000
+    evaluate.probe_batch_size = 512
+    evaluate.probe_learning_rate = 0.2
+    return config
+
+
+def _at_least(least: float) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value >= least), f"at least {least}"
+
+
+def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: low <= value <= high), f"between {low} and {high}"
+
+
+def _positive() -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value > 0), "above 0"
+
+
+def _one_of(names: Any) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: value in names), f"one of {', '.join(names)}"
+
+
+def _widths(value: Any) -> bool:
+    return len(value) > 0 and all(isinstance(width, int) and width > 0 for width in value)
+
+
+_COUNTS = (
+    "teacher.width teacher.projector_hidden teacher.projector_out teacher.epochs teacher.steps_per_call "
+    "teacher.save_every storage.N storage.base_size storage.hidden pool.size pool.models_per_step pool.vectorize "
+    "distill.steps distill.batch_size distill.steps_per_call distill.save_every approximate.steps evaluate.seeds "
+    "evaluate.epochs evaluate.full_epochs evaluate.probe_steps evaluate.probe_batch_size"
+).split()
+_RATES = (
+    "teacher.learning_rate teacher.off_diagonal teacher.scale inner.learning_rate distill.learning_rate "
+    "distill.ridge_scale approximate.learning_rate evaluate.learning_rate evaluate.probe_learning_rate"
+).split()
+_NOT_NEGATIVE = (
+    "seed data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
+    "storage.V inner.weight_decay distill.weight_decay evaluate.weight_decay"
+).split()
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **{key: _at_least(1) for key in _COUNTS},
+    **{key: _positive() for key in _RATES},
+    **{key: _at_least(0) for key in _NOT_NEGATIVE},
+    "data.test_fraction": _between(0.01, 0.9),
+    "teacher.batch_size": _at_least(2),
+    "teacher.crop_scale": (
+        (lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1),
+        "two numbers, 0 < low <= high <= 1",
+    ),
+    "teacher.flip_probability": _between(0, 1),
+    "teacher.solarize_probability": _between(0, 1),
+    "views": (
+        (lambda v: len(v) > 0 and len(set(v)) == len(v) and all(name in augment.VIEWS for name in v)),
+        f"different names out of {', '.join(augment.VIEWS)}",
+    ),
+    "student.widths": (_widths, "whole numbers above 0, such as (128, 256, 512)"),
+    "inner.momentum": _between(0, 0.9999),
+    "evaluate.momentum": _between(0, 0.9999),
+    "pool.steps": _at_least(2),
+    "distill.start": _one_of(tuple(decoder.STARTS)),
+    "evaluate.batch_size": _at_least(2),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every value on its own, and those that belong together.
+
+    Raises:
+        UserError: Naming the key, the value and what is allowed.
+    """
+    from ssdd_jax.methods import METHODS  # methods read configs; this is the one place that looks back
+
+    rules = RULES | {"method": _one_of(tuple(METHODS))}
+    for key, (allowed, words) in rules.items():
+        value = get(config, key)
+        if not allowed(value):
+            raise UserError(f"config.{key}={value!r} is out of range: it must be {words}")
+    if config.pool.models_per_step > config.pool.size:
+        raise UserError(
+            f"config.pool.models_per_step={config.pool.models_per_step} is out of range: "
+            f"it must be at most pool.size={config.pool.size}"
+        )
+    if config.views[0] != "rot0":
+        raise UserError(f"config.views={config.views!r} is out of range: the first view must be 'rot0'")
+
+
+def get(config: ConfigDict, key: str) -> Any:
+    """The value under a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Dotted keys to values; tuples become lists, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def find(name: str) -> str:
+    """The config file that `name[:argument]` means: as a path first, then among those that come with the package.
+
+    Args:
+        name: Such as `configs/cifar10.py:cpu`, from any directory.
+
+    Returns:
+        `path[:argument]` with a path that exists.
+
+    Raises:
+        UserError: If there is none; those that come with the package are listed.
+    """
+    path_text, colon, argument = name.partition(":")
+    path = pathlib.Path(path_text).expanduser()
+    candidates = [path, *(folder / path.name for folder in _folders() if path.parent.name in ("", "configs"))]
+    for candidate in candidates:
+        if candidate.is_file():
+            return f"{candidate}{colon}{argument}"
+    known = sorted({file.name for folder in _folders() for file in folder.glob("*.py")})
+    raise UserError(f"no config file {path_text}: with the package come configs/{', configs/'.join(known)}")
+
+
+def _folders() -> list[pathlib.Path]:
+    package = pathlib.Path(__file__).parent
+    # Beside the package in a checkout, inside it in a wheel.
+    return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]

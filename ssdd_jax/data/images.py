@@ -1,0 +1,82 @@
+"""Decoding and resizing of images with Pillow."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ssdd_jax.data.source import Part
+
+
+def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
+    """Decodes one image file: upright, on white where transparent, and of an animation the first frame.
+
+    Args:
+        encoded: the content of the file, in any format that Pillow reads.
+        channels: 1 for grey, 3 for RGB.
+        image_size: 0 to keep the size; otherwise the shorter side is brought to it (bilinear) and the
+            longer is cut to it around the centre.
+
+    Returns:
+        `(H, W, channels)` uint8.
+
+    Raises:
+        OSError: the content is not an image, or a damaged one (as are the other errors of Pillow).
+    """
+    with Image.open(io.BytesIO(encoded)) as opened:
+        image = _eight_bit(ImageOps.exif_transpose(opened))
+        image = image.convert("L" if channels == 1 else "RGB")
+        if image_size:
+            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+        return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def resize(images: np.ndarray, image_size: int) -> np.ndarray:
+    """Resizes decoded images as `decode` does.
+
+    Args:
+        images: `(n, H, W, C)` uint8, C is 1 or 3.
+        image_size: the new height and width, or 0 to return the images as they are.
+
+    Returns:
+        `(n, image_size, image_size, C)` uint8.
+    """
+    if image_size in (0, images.shape[1]) and image_size in (0, images.shape[2]):
+        return images
+    resized = np.empty((len(images), image_size, image_size, images.shape[3]), np.uint8)
+    for row, pixels in enumerate(images):
+        image = Image.fromarray(pixels[..., 0] if images.shape[3] == 1 else pixels)
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+        resized[row] = np.asarray(image).reshape(resized.shape[1:])
+    return resized
+
+
+def array_part(images: np.ndarray, labels: np.ndarray | None, image_size: int) -> Part:
+    """A part whose images are in memory: `(n, H, W, C)` uint8, resized when they are read."""
+    return Part(len(images), labels, lambda rows: resize(images[rows], image_size))
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """A grey or colour image of 8 bits per channel, without transparency."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"grey values run from {values.min()} to {values.max()}, beyond 16 bits")
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("it holds floating-point numbers; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        # The colour beneath transparent pixels is arbitrary: put the image on white.
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas
+    if image.mode not in ("1", "L", "RGB"):
+        return image.convert("RGB")
+    return image

@@ -1,0 +1,209 @@
+"""Images from a prepared TensorFlow Datasets (TFDS) folder, read without TensorFlow.
+
+TFDS is imported inside the functions: the import is slow, and only these sources need it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ssdd_jax.data.encoded import EncodedImages
+from ssdd_jax.data.folder import TEST_NAMES
+from ssdd_jax.data.images import one_line
+from ssdd_jax.data.source import Part, Source
+from ssdd_jax.errors import UserError
+
+_NAME = re.compile(r"(?P<dataset>[a-z]\w*)(/(?P<config>[\w.\-+]+))?(:[\d.]+)?", re.IGNORECASE)
+_LABEL_BLOCK = 8192
+
+
+def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, image_size: int) -> Source:
+    """Opens a data set that TFDS has prepared as ArrayRecord; nothing is downloaded.
+
+    The images are the input of TFDS' supervised pair, else the only image feature, or the one called `image`;
+    labels are the target of that pair, else the only class label, or the one called `label`, else none.
+
+    Args:
+        name: `NAME`, `NAME/CONFIG` or either with `:VERSION`, such as `cifar10` or `imagenet_resized/64x64`.
+        data_dir: where TFDS keeps its data sets; "" is its own default.
+        train_split: a split of the data set, or a slice such as `train[:90%]`.
+        test_split: likewise; "test" also finds "validation" and "val"; "" takes none.
+        image_size: the height and width to resize to, or 0.
+
+    Returns:
+        The source. It has no test part where the data set has the split of the training part alone.
+
+    Raises:
+        UserError: the data set is unknown, not prepared (the text names the command that prepares it), or
+            in another file format; there is no such split; the images are not of 8 bits.
+    """
+    builder = _builder(name, data_dir)
+    image, label = _features(name, builder.info)
+    train = _part(name, builder, train_split, (image, label), image_size)
+    test_split = _test_split(name, sorted(builder.info.splits), train_split, test_split)
+    test = _part(name, builder, test_split, (image, label), image_size) if test_split else None
+    names = tuple(builder.info.features[label].names) if label else ()
+    return Source(train, test, names)
+
+
+def prepare_command(name: str, data_dir: str) -> str:
+    """The shell command that prepares a data set of TFDS, which takes TensorFlow, as ArrayRecord."""
+    where = f", data_dir={json.dumps(data_dir)}" if data_dir else ""
+    code = (
+        "import tensorflow_datasets as tfds; "
+        f'tfds.builder({json.dumps(name)}{where}, file_format="array_record").download_and_prepare()'
+    )
+    return f"pip install 'ssdd_jax[prepare]' && python -c {shlex.quote(code)}"
+
+
+def _builder(name: str, data_dir: str) -> Any:
+    """The TFDS builder of a prepared folder, made from its files alone (no code, no network)."""
+    import tensorflow_datasets as tfds
+
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise UserError(f"tfds:{name} is not a data set's name; write tfds:NAME or tfds:NAME/CONFIG")
+    try:
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir or None)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise _why_not_found(name, match["dataset"], match["config"], data_dir) from None
+    except Exception as error:  # a damaged folder: TFDS, protobuf and JSON each have their own errors
+        raise UserError(f"the prepared folder of tfds:{name} cannot be read: {one_line(error)}") from error
+
+
+def _why_not_found(name: str, dataset: str, config: str | None, data_dir: str) -> UserError:
+    """Tells an unknown data set from one that is not prepared."""
+    import tensorflow_datasets as tfds
+
+    if dataset == "tiny_imagenet":
+        return UserError(
+            f"tfds:tiny_imagenet is not prepared in {data_dir or '~/tensorflow_datasets'}; prepare it with "
+            "ssdd_jax.data.tiny_imagenet.TinyImagenet, or read the original files with "
+            "--config.data.name=tiny_imagenet"
+        )
+    known = tfds.list_builders(with_community_datasets=False)
+    if dataset not in known:
+        close = difflib.get_close_matches(dataset, known, n=3)
+        hint = f"; did you mean {' or '.join(f'tfds:{name}' for name in close)}?" if close else ""
+        return UserError(
+            f"TFDS knows no data set {dataset!r}, and {data_dir or 'its folder'} holds none{hint}"
+        )
+    configs = list(tfds.builder_cls(dataset).builder_configs)
+    if config and configs and config not in configs:
+        return UserError(f"tfds:{dataset} has no configuration {config!r}, only {', '.join(configs)}")
+    return UserError(
+        f"tfds:{name} is not prepared in {data_dir or '~/tensorflow_datasets'}; point "
+        f"--config.data.data_dir at a folder that has it, or prepare it: {prepare_command(name, data_dir)}"
+    )
+
+
+def _features(name: str, info: Any) -> tuple[str, str | None]:
+    """The names of the image feature and of the label feature."""
+    import tensorflow_datasets as tfds
+
+    features = dict(info.features)
+    supervised = info.supervised_keys or (None, None)
+    images = [
+        key
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Image) and not isinstance(feature, tfds.features.LabeledImage)
+    ]
+    labels = [
+        key
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
+    ]
+    image = _choose(images, supervised[0], "image")
+    if image is None:
+        raise UserError(f"tfds:{name} has no feature that is clearly its image, only {', '.join(features)}")
+    if features[image].np_dtype != np.uint8 or features[image].shape[-1] not in (1, 3, 4):
+        raise UserError(
+            f"tfds:{name} has images of type {features[image].np_dtype} and shape {features[image].shape}; "
+            "grey or colour images of 8 bits are needed"
+        )
+    return image, _choose(labels, supervised[1], "label")
+
+
+def _choose(candidates: Sequence[str], supervised: Any, usual: str) -> str | None:
+    """The supervised key if it is a candidate, else the usual one, else the only one."""
+    if isinstance(supervised, str) and supervised in candidates:
+        return supervised
+    if usual in candidates:
+        return usual
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def _test_split(name: str, splits: Sequence[str], train_split: str, test_split: str) -> str:
+    """The split to test on; "" when there is none to be had."""
+    if test_split != "test" or "test" in splits:
+        return test_split
+    found = next((split for split in TEST_NAMES if split in splits and split != train_split), "")
+    if not found and set(splits) - {re.split(r"\W", train_split)[0]}:
+        raise UserError(
+            f"tfds:{name} has no split 'test', only {', '.join(splits)}: choose one with "
+            "--config.data.test_split, or '' to hold out a part of the training images"
+        )
+    return found
+
+
+def _part(name: str, builder: Any, split: str, features: tuple[str, str | None], image_size: int) -> Part:
+    """One split, whose labels are read now and whose images are decoded later."""
+    import tensorflow_datasets as tfds
+
+    image, label = features
+    try:
+        records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except NotImplementedError as error:
+        raise UserError(
+            f"tfds:{name} is prepared as {builder.info.file_format.value}, which only TensorFlow reads; "
+            f"prepare it as array_record in another data_dir: {prepare_command(name, 'ANOTHER_DIR')}"
+        ) from error
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"tfds:{name} has no split {split!r} ({one_line(error)}); it has "
+            f"{', '.join(sorted(builder.info.splits))}"
+        ) from error
+    if not len(records):
+        raise UserError(f"the split {split!r} of tfds:{name} is empty")
+    # Parsing only what is needed halves the time.
+    image_only = tfds.features.FeaturesDict({image: builder.info.features[image]})
+    encoded = {image: tfds.decode.SkipDecoding()}
+
+    def fetch(rows: Sequence[int]) -> list[bytes]:
+        found = records.__getitems__(rows)
+        return [image_only.deserialize_example_np(record, decoders=encoded)[image] for record in found]
+
+    labels = None
+    if label is not None:
+        labels = _labels(name, records, label, builder.info.features[label])
+    images = EncodedImages(
+        fetch,
+        lambda row: f"image {row} of the split {split!r} of tfds:{name}",
+        image_size,
+        1 if builder.info.features[image].shape[-1] == 1 else 3,
+    )
+    return Part(len(records), labels, images.read)
+
+
+def _labels(name: str, records: Any, label: str, feature: Any) -> np.ndarray:
+    """The labels of all records, `(n,)` int32."""
+    import tensorflow_datasets as tfds
+
+    label_only = tfds.features.FeaturesDict({label: feature})
+    labels = np.empty(len(records), np.int32)
+    try:
+        for start in range(0, len(labels), _LABEL_BLOCK):
+            rows = range(start, min(start + _LABEL_BLOCK, len(labels)))
+            labels[rows.start : rows.stop] = [
+                label_only.deserialize_example_np(record)[label] for record in records.__getitems__(rows)
+            ]
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the files of tfds:{name} are missing or damaged: {one_line(error)}") from error
+    return labels

@@ -1,0 +1,190 @@
+"""The parameterized distilled set: images and targets from low-dimensional bases (Boost-SSDD, section 3.1).
+
+`X = upsample(Cx Bx + mean_x)` with image bases at a low resolution, `Y_v = Cy_v By + mean_y` with one table of
+coefficients per view. Bases and coefficients are learned; the means stay as they start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ssdd_jax import augment
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Params:
+    """A parameterized set of M images under a list of views.
+
+    Attributes:
+        image_bases: `(U,h,w,C)`, at the low resolution.
+        image_coefficients: `(M,U)`.
+        image_mean: `(h,w,C)`, fixed.
+        feature_bases: `(V,D)`.
+        feature_coefficients: `(views,M,V)`.
+        feature_mean: `(D,)`, fixed.
+        image_size: `(H,W)` of the decoded images; static.
+        views: Names of the views, as `augment.table` takes them; static.
+    """
+
+    image_bases: Array
+    image_coefficients: Array
+    image_mean: Array
+    feature_bases: Array
+    feature_coefficients: Array
+    feature_mean: Array
+    image_size: tuple[int, int] = flax.struct.field(pytree_node=False)
+    views: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+
+def upsample(images: Array, size: tuple[int, int]) -> Array:
+    """Bilinear, half-pixel centres: `(M,h,w,C)` to `(M,*size,C)`."""
+    shape = (images.shape[0], *size, images.shape[-1])
+    return jax.image.resize(images, shape, "bilinear", precision=jax.lax.Precision.HIGHEST)
+
+
+def downsample(images: Array, size: tuple[int, int]) -> Array:
+    """Bilinear with antialiasing: `(M,H,W,C)` to `(M,*size,C)`."""
+    return upsample(images, size)  # the antialiasing of jax.image.resize is on by default
+
+
+def decode_images(params: Params) -> Array:
+    """Images `(M,H,W,C)`, in the network's input space."""
+    mean = jax.lax.stop_gradient(params.image_mean)
+    low = jnp.einsum(
+        "mu,uhwc->mhwc", params.image_coefficients, params.image_bases, precision=jax.lax.Precision.HIGHEST
+    )
+    return upsample(low + mean[None], params.image_size)
+
+
+def decode_targets(params: Params) -> Array:
+    """Targets `(views,M,D)`, in the space the networks regress."""
+    mean = jax.lax.stop_gradient(params.feature_mean)
+    targets = jnp.einsum(
+        "vmk,kd->vmd", params.feature_coefficients, params.feature_bases, precision=jax.lax.Precision.HIGHEST
+    )
+    return targets + mean.reshape(1, 1, -1)
+
+
+def decode_pairs(params: Params) -> tuple[Array, Array]:
+    """The training pairs `(view_v(X_i), Y_v,i)`: images `(views*M,H,W,C)` and targets `(views*M,D)`, view by view."""
+    images, targets = decode_images(params), decode_targets(params)
+    views = augment.apply(augment.table(params.views, *params.image_size), images)
+    return views.reshape(-1, *images.shape[1:]), targets.reshape(-1, targets.shape[-1])
+
+
+def learned(params: Params) -> Params:
+    """A mask shaped like `params`: True for bases and coefficients, False for the means."""
+    everything = jax.tree.map(lambda _: True, params)
+    return everything.replace(image_mean=False, feature_mean=False)
+
+
+def init(
+    key: Array,
+    images: Array,
+    features: Array,
+    view_features: Array,
+    *,
+    image_bases: int,
+    feature_bases: int,
+    base_size: tuple[int, int],
+    samples: Array | None = None,
+    views: tuple[str, ...] = ("rot0", "rot90", "rot180", "rot270"),
+    start: str = "pca",
+) -> Params:
+    """Start from a data set.
+
+    Args:
+        key: PRNG key.
+        images: `(n,H,W,C)`, in the network's input space.
+        features: The teacher's features of the images `(n,D)`, in the space to be regressed.
+        view_features: The teacher's features of the views of the M sampled images `(views,M,D)`.
+        image_bases: Their number U.
+        feature_bases: Their number V.
+        base_size: Low resolution `(h,w)`.
+        samples: Which images were sampled, int `(M,)`; the first M if left out.
+        views: Names of the views.
+        start: `pca` (principal components, and projections on them), `samples` (bases are images and features drawn
+            from the data, coefficients the least-squares fit of the samples) or `random` (Gaussian, with the data's
+            mean and variance).
+
+    Returns:
+        Parameters whose coefficients have about unit variance; the scale is in the bases.
+
+    Raises:
+        ValueError: If the start is unknown, or there are fewer data than bases.
+    """
+    chex.assert_rank([images, features, view_features], [4, 2, 3])
+    chex.assert_equal_shape_prefix([images, features], 1)
+    chex.assert_shape(view_features, (len(views), None, features.shape[-1]))
+    if start not in STARTS:
+        raise ValueError(f"unknown start {start!r}: known are {', '.join(STARTS)}")
+    size, channels, count = images.shape[1:3], images.shape[-1], view_features.shape[1]
+    if samples is None:
+        samples = jnp.arange(count)
+    low = downsample(images, base_size).reshape(len(images), -1)
+    key_images, key_features = jax.random.split(key)
+    begin = STARTS[start]
+    mean_x, bases_x, coefficients_x = begin(key_images, low, low[samples], image_bases)
+    targets = view_features.reshape(-1, features.shape[-1])
+    mean_y, bases_y, coefficients_y = begin(key_features, features, targets, feature_bases)
+    return Params(
+        image_bases=bases_x.reshape(image_bases, *base_size, channels),
+        image_coefficients=coefficients_x,
+        image_mean=mean_x.reshape(*base_size, channels),
+        feature_bases=bases_y,
+        feature_coefficients=coefficients_y.reshape(len(views), count, feature_bases),
+        feature_mean=mean_y,
+        image_size=(int(size[0]), int(size[1])),
+        views=tuple(views),
+    )
+
+
+def _pca(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
+    del key
+    _check_enough(data, count)
+    mean = data.mean(0)
+    centred = data - mean[None]
+    with jax.default_matmul_precision("highest"):
+        values, vectors = jnp.linalg.eigh(centred.T @ centred / len(data))
+        bases = vectors[:, ::-1][:, :count].T
+        deviation = jnp.sqrt(jnp.maximum(values[::-1][:count], 0.0))
+        # Directions without variance keep a small scale of their own, so that they can still be learned.
+        deviation = jnp.maximum(deviation, 1e-3 * deviation[0])[:, None]
+        coefficients = (samples - mean[None]) @ (bases / deviation).T
+    return mean, bases * deviation, coefficients
+
+
+def _samples(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
+    _check_enough(data, count)
+    mean = data.mean(0)
+    bases = data[jax.random.choice(key, len(data), (count,), replace=False)] - mean[None]
+    coefficients = jnp.linalg.lstsq(bases.T, (samples - mean[None]).T)[0].T
+    scale = jnp.maximum(coefficients.std(0), 1e-6)
+    return mean, bases * scale[:, None], coefficients / scale[None]
+
+
+def _random(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
+    key_bases, key_coefficients = jax.random.split(key)
+    bases = jax.random.normal(key_bases, (count, data.shape[1]), data.dtype) * data.std(0)[None] / count**0.5
+    return data.mean(0), bases, jax.random.normal(key_coefficients, (len(samples), count), data.dtype)
+
+
+def _check_enough(data: Array, count: int) -> None:
+    most = min(len(data) - 1, data.shape[1])
+    if count > most:
+        raise ValueError(f"{count} bases from {len(data)} data of {data.shape[1]} numbers: at most {most}")
+
+
+STARTS: dict[str, Callable[[Array, Array, Array, int], tuple[Any, Any, Any]]] = {
+    "pca": _pca,
+    "samples": _samples,
+    "random": _random,
+}

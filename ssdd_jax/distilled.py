@@ -1,0 +1,196 @@
+"""The artefact: what every method exports, what is stored, loaded and evaluated.
+
+A set is a *kind* (how it is decoded), the arrays that are stored and counted, the data set's constants, and a
+description. On disk it is a folder with `set.safetensors` and `set.json`; the second is written last and holds the checksum of the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssdd_jax import approximate, decoder, files
+from ssdd_jax.errors import UserError
+from ssdd_jax.preprocess import Preprocessing
+
+Array = jax.Array
+SCHEMA = 1
+TENSORS, DESCRIPTION = "set.safetensors", "set.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class DistilledSet:
+    """A distilled set.
+
+    Attributes:
+        kind: How it is decoded: a name in `KINDS`.
+        arrays: What is stored and counted, float32.
+        statics: What decoding needs besides: sizes and names, JSON values.
+        preprocessing: Constants of the data set.
+        about: What made it (method, config, data set, class names, teacher, version, seed), JSON values.
+    """
+
+    kind: str
+    arrays: Mapping[str, Array]
+    statics: Mapping[str, Any]
+    preprocessing: Preprocessing
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def pairs(self) -> tuple[Array, Array]:
+        """What a network is trained on, decoded on first use.
+
+        Returns:
+            Images `(P,H,W,C)`, normalised as network input, and targets `(P,D)`: the teacher's features, centred and
+            scaled. `preprocessing.pixels` and `preprocessing.features` undo both.
+        """
+        return self._pairs
+
+    def images(self) -> Array:
+        """The decoded images without their further views, pixels in 0..1, `(M,H,W,C)`."""
+        return self.preprocessing.pixels(self._pairs[0][: self.statics.get("images", len(self._pairs[0]))])
+
+    @functools.cached_property
+    def _pairs(self) -> tuple[Array, Array]:
+        return KINDS[self.kind](self.arrays, self.statics)
+
+    def numbers_stored(self) -> int:
+        """Numbers in the stored arrays; the data set's constants are not among them."""
+        return sum(int(np.prod(array.shape)) for array in self.arrays.values())
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the folder `path`; returns its size in bytes.
+
+        Raises:
+            UserError: If the disk is full or cannot be written to.
+        """
+        folder = pathlib.Path(path)
+        tensors = {"arrays": dict(self.arrays), "preprocessing": self.preprocessing._asdict()}
+        checksum = files.write_tensors(folder / TENSORS, tensors)
+        description = {
+            "schema": SCHEMA,
+            "kind": self.kind,
+            "statics": dict(self.statics),
+            "about": dict(self.about),
+            "sha256": checksum,
+        }
+        files.write_json(folder / DESCRIPTION, description)
+        return sum((folder / name).stat().st_size for name in (TENSORS, DESCRIPTION))
+
+
+def load(path: str | os.PathLike[str]) -> DistilledSet:
+    """Read a distilled set. Nothing is unpickled, and nothing is decoded before it is asked for.
+
+    Args:
+        path: The folder that `DistilledSet.save` wrote.
+
+    Returns:
+        The set.
+
+    Raises:
+        UserError: If the folder holds no set, a damaged one, or one of a newer schema.
+    """
+    folder = pathlib.Path(path).expanduser()
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(f"{folder} holds no distilled set: there is no {DESCRIPTION} in it")
+    description = files.read_json(folder / DESCRIPTION)
+    try:
+        if description["schema"] > SCHEMA:
+            raise UserError(
+                f"{folder} was written with schema {description['schema']}, "
+                f"this version reads up to {SCHEMA}: update ssdd_jax"
+            )
+        if description["kind"] not in KINDS:
+            kind = description["kind"]
+            raise UserError(f"{folder} is of the unknown kind {kind!r}: known are {', '.join(KINDS)}")
+        tensors = files.read_tensors(folder / TENSORS, description["sha256"])
+        return DistilledSet(
+            kind=description["kind"],
+            arrays={name: jnp.asarray(array) for name, array in tensors["arrays"].items()},
+            statics=description["statics"],
+            preprocessing=Preprocessing(**{k: jnp.asarray(v) for k, v in tensors["preprocessing"].items()}),
+            about=description["about"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / DESCRIPTION} is not the description of a distilled set: {error}") from None
+
+
+def from_pairs(images: Array, targets: Array, preprocessing: Preprocessing, **about: Any) -> DistilledSet:
+    """A set that stores its pairs as they are.
+
+    Args:
+        images: `(P,H,W,C)`, normalised as network input.
+        targets: `(P,D)`, centred and scaled.
+        preprocessing: The data set's constants.
+        **about: What made it.
+    """
+    return DistilledSet("pairs", {"images": images, "targets": targets}, {}, preprocessing, about)
+
+
+def from_params(
+    params: decoder.Params, networks: approximate.Networks, preprocessing: Preprocessing, **about: Any
+) -> DistilledSet:
+    """A parameterized set: bases, coefficients of the first view, means, approximation networks.
+
+    Args:
+        params: The decoder's parameters; only the first view's feature coefficients are stored.
+        networks: One network per further view.
+        preprocessing: The data set's constants.
+        **about: What made it.
+    """
+    arrays = {
+        "image_bases": params.image_bases,
+        "image_coefficients": params.image_coefficients,
+        "image_mean": params.image_mean,
+        "feature_bases": params.feature_bases,
+        "feature_coefficients": params.feature_coefficients[0],
+        "feature_mean": params.feature_mean,
+        **{f"networks.{name}": value for name, value in networks._asdict().items()},
+    }
+    statics = {
+        "image_size": list(params.image_size),
+        "views": list(params.views),
+        "images": len(params.image_coefficients),
+    }
+    return DistilledSet("bases", arrays, statics, preprocessing, about)
+
+
+def params_of(distilled: DistilledSet) -> decoder.Params:
+    """The decoder's parameters of a parameterized set, the further views' coefficients recomputed."""
+    arrays, statics = distilled.arrays, distilled.statics
+    return _params(arrays, statics)
+
+
+def _params(arrays: Mapping[str, Array], statics: Mapping[str, Any]) -> decoder.Params:
+    networks = approximate.Networks(**{f: arrays[f"networks.{f}"] for f in approximate.Networks._fields})
+    return decoder.Params(
+        image_bases=arrays["image_bases"],
+        image_coefficients=arrays["image_coefficients"],
+        image_mean=arrays["image_mean"],
+        feature_bases=arrays["feature_bases"],
+        feature_coefficients=approximate.apply(networks, arrays["feature_coefficients"]),
+        feature_mean=arrays["feature_mean"],
+        image_size=(int(statics["image_size"][0]), int(statics["image_size"][1])),
+        views=tuple(statics["views"]),
+    )
+
+
+def _decode_bases(arrays: Mapping[str, Array], statics: Mapping[str, Any]) -> tuple[Array, Array]:
+    return decoder.decode_pairs(_params(arrays, statics))
+
+
+def _decode_pairs(arrays: Mapping[str, Array], statics: Mapping[str, Any]) -> tuple[Array, Array]:
+    return arrays["images"], arrays["targets"]
+
+
+KINDS: dict[str, Callable[[Mapping[str, Array], Mapping[str, Any]], tuple[Array, Array]]] = {
+    "bases": _decode_bases,
+    "pairs": _decode_pairs,
+}

@@ -1,0 +1,137 @@
+"""The teacher's features: computed once and kept, or brought by the user."""
+
+from __future__ import annotations
+
+import pathlib
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+from ssdd_jax import files
+from ssdd_jax.errors import UserError
+
+
+class Features(NamedTuple):
+    """The teacher's features, float32.
+
+    Attributes:
+        train: Of the training images `(n,D)`.
+        test: Of the test images `(m,D)`, or None if the user brought none.
+        samples: The training images that the method starts from, int32 `(M,)`.
+        views: Of the views of the samples `(views,M,D)`.
+    """
+
+    train: np.ndarray
+    test: np.ndarray | None
+    samples: np.ndarray
+    views: np.ndarray
+
+
+class Brought(NamedTuple):
+    """A user's features.
+
+    Attributes:
+        train: `(n,D)`.
+        test: `(m,D)`, or None.
+        views: `(n,D)` by name of the view, as far as there are any.
+    """
+
+    train: np.ndarray
+    test: np.ndarray | None
+    views: dict[str, np.ndarray]
+
+
+def read(path: str, *, train: int, test: int, views: tuple[str, ...]) -> Brought:
+    """Read a user's features and check them against the data set.
+
+    A `.npy` holds those of the training images. A `.npz` holds `train`, and may hold `test` and, under the names of
+    views (`rot90`, ...), the features of the training images in these views.
+
+    Args:
+        path: The file.
+        train: Number of training images n.
+        test: Number of test images m.
+        views: Names of the views that the method uses.
+
+    Returns:
+        The features, float32.
+
+    Raises:
+        UserError: If the file cannot be read without unpickling, or does not fit the data set.
+    """
+    file = pathlib.Path(path).expanduser()
+    arrays = _arrays(file)
+    if "train" not in arrays:
+        raise UserError(f"{file} has no array named train: it holds {', '.join(arrays) or 'nothing'}")
+    expected = {"train": train, "test": test, **dict.fromkeys(views, train)}
+    checked = {name: _check(file, name, arrays[name], count) for name, count in expected.items() if name in arrays}
+    for name, array in checked.items():
+        if array.shape[1] != checked["train"].shape[1]:
+            raise UserError(
+                f"{file}: features have {checked['train'].shape[1]} numbers in train and {array.shape[1]} in {name}"
+            )
+    by_view = {name: checked[name] for name in views if name in checked}
+    return Brought(checked["train"], checked.get("test"), by_view)
+
+
+def _arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
+    if not file.is_file():
+        raise UserError(f"teacher.features: there is no file {file}")
+    if file.suffix == ".npy":
+        return {"train": files.read_array(file)}
+    if file.suffix != ".npz":
+        raise UserError(f"teacher.features: {file} is neither .npy nor .npz")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is not a readable .npz file of numbers: {error}") from None
+
+
+def _check(file: pathlib.Path, name: str, array: np.ndarray, count: int) -> np.ndarray:
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"{file}: {name} must be floats of shape (n, D), not {array.dtype} {array.shape}")
+    if len(array) != count:
+        part = "test" if name == "test" else "training"
+        raise UserError(
+            f"{file}: {name} has features of {len(array)} images, the data set has {count} {part} images: "
+            "they must be in the same number and order"
+        )
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
+        raise UserError(f"{file}: {name} holds numbers that are not finite, first in row {row}")
+    return array.astype(np.float32)
+
+
+def of_samples(brought: Brought, samples: np.ndarray, views: tuple[str, ...]) -> np.ndarray:
+    """Features `(views,M,D)` of the samples' views; a view that was not brought starts as the image as it is."""
+    return np.stack([brought.views.get(name, brought.train)[samples] for name in views])
+
+
+def save(folder: pathlib.Path, features: Features, images: str) -> None:
+    """Write the folder; the description comes last. `images` is the fingerprint of the training images."""
+    for name, array in features._asdict().items():
+        if array is not None:
+            files.write_array(folder / f"{name}.npy", array)
+    files.write_json(folder / "features.json", {"images": images, "test": features.test is not None})
+
+
+def load(folder: pathlib.Path, images: str) -> Features | None:
+    """Read what `save` wrote; None if it is not complete.
+
+    Raises:
+        UserError: If the features are those of other images.
+    """
+    if not (folder / "features.json").exists():
+        return None
+    about = files.read_json(folder / "features.json")
+    if about["images"] != images:
+        raise UserError(
+            f"{folder} holds features of other images than the data set has now: "
+            "bring the data back to what they were, or choose another --workdir"
+        )
+    parts = {
+        name: files.read_array(folder / f"{name}.npy") for name in Features._fields if name != "test" or about["test"]
+    }
+    return Features(parts["train"], parts.get("test"), parts["samples"], parts["views"])

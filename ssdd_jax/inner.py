@@ -1,0 +1,143 @@
+"""The inner model: a network trained on the pairs by plain regression, full batch, without randomness.
+
+SGD with rate 0.1, momentum 0.9 and weight decay 1e-3 on every parameter (the published code of KRR-ST). Decay is added to the gradient and the rate comes after the momentum, as in `torch.optim.SGD`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from ssdd_jax.models import convnet
+
+Array = jax.Array
+Variables = Any
+
+
+class Settings(NamedTuple):
+    """How an inner model is trained: the rate, the momentum and the weight decay of SGD."""
+
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+
+
+class State(NamedTuple):
+    """An inner model in training.
+
+    Attributes:
+        variables: `params` and `batch_stats` of a `ConvNet`.
+        opt_state: The optimiser's state: one momentum per parameter.
+    """
+
+    variables: Variables
+    opt_state: Any
+
+
+def optimizer(settings: Settings) -> optax.GradientTransformation:
+    """SGD as PyTorch defines it."""
+    return optax.chain(
+        optax.add_decayed_weights(settings.weight_decay),
+        optax.sgd(settings.learning_rate, settings.momentum or None),
+    )
+
+
+def init(
+    key: Array,
+    image_shape: tuple[int, ...],
+    dim: int,
+    *,
+    widths: tuple[int, ...] = (128, 256, 512),
+    settings: Settings = Settings(),
+) -> State:
+    """A fresh inner model.
+
+    Args:
+        key: PRNG key.
+        image_shape: `(H,W,C)`.
+        dim: Length D of a target.
+        widths: Channels of each block.
+        settings: How it is going to be trained.
+
+    Returns:
+        The state before the first step.
+    """
+    network = convnet.ConvNet(tuple(widths), dim)
+    variables = convnet.initialize(key, network, image_shape)
+    return State(variables, optimizer(settings).init(variables["params"]))
+
+
+def features(variables: Variables, x: Array) -> Array:
+    """Flattened last block in eval mode (running statistics): images `(S,H,W,C)` to `(S,F)`."""
+    return _forward(variables, x)[0]
+
+
+def predict(variables: Variables, x: Array) -> Array:
+    """Predicted targets in eval mode: images `(S,H,W,C)` to `(S,D)`."""
+    return _forward(variables, x)[1]
+
+
+def _forward(variables: Variables, x: Array) -> tuple[Array, Array]:
+    found: Any = convnet.from_variables(variables).apply(variables, x, train=False)
+    return found
+
+
+def loss(params: Any, batch_stats: Any, x: Array, y: Array) -> tuple[Array, Any]:
+    """Mean squared error over all `S*D` entries in train mode, and the updated running statistics.
+
+    Args:
+        params: The network's parameters.
+        batch_stats: Its running statistics.
+        x: Images `(S,H,W,C)`.
+        y: Targets `(S,D)`.
+
+    Returns:
+        The loss, a scalar, and the new `batch_stats`.
+    """
+    chex.assert_rank([x, y], [4, 2])
+    chex.assert_equal_shape_prefix([x, y], 1)
+    variables = {"params": params, "batch_stats": batch_stats}
+    network = convnet.from_variables(variables)
+    (_, prediction), updated = network.apply(variables, x, train=True, mutable=["batch_stats"])
+    chex.assert_equal_shape([prediction, y])
+    return jnp.mean(jnp.square(prediction - y)), updated["batch_stats"]
+
+
+def step(state: State, x: Array, y: Array, *, settings: Settings = Settings()) -> tuple[State, Array]:
+    """One step of SGD on all pairs.
+
+    Args:
+        state: The model.
+        x: Images `(S,H,W,C)`.
+        y: Targets `(S,D)`.
+        settings: Rate, momentum and weight decay.
+
+    Returns:
+        The model after the step, and the loss before it.
+    """
+    params, stats = state.variables["params"], state.variables["batch_stats"]
+    (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(params, stats, x, y)
+    updates, opt_state = optimizer(settings).update(gradient, state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return State({"params": params, "batch_stats": stats}, opt_state), value
+
+
+def train(state: State, x: Array, y: Array, steps: int, *, settings: Settings = Settings()) -> tuple[State, Array]:
+    """`steps` full-batch steps in one scan.
+
+    Args:
+        state: The model.
+        x: Images `(S,H,W,C)`.
+        y: Targets `(S,D)`.
+        steps: How many; static.
+        settings: Rate, momentum and weight decay.
+
+    Returns:
+        The model after them, and the losses `(steps,)` before each.
+    """
+    return lax.scan(lambda state, _: step(state, x, y, settings=settings), state, length=steps)

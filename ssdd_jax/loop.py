@@ -1,0 +1,195 @@
+"""The loop that drives every training: many steps per call, checkpoints, progress, a clean stop, a check for NaN."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from tqdm import tqdm
+
+from ssdd_jax import files
+from ssdd_jax.checkpoints import Checkpoints
+from ssdd_jax.errors import UserError
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and everything is saved."""
+
+
+class Training(NamedTuple):
+    """What the loop is to do.
+
+    Attributes:
+        name: For the progress bar and `metrics.jsonl`.
+        init: `() -> state`; called only where there is no checkpoint.
+        step: `(state, data) -> (state, info)`; `info` is a NamedTuple of scalars with a field `loss`.
+        steps: How many steps.
+        per_call: How many of them in one compiled call.
+        save_every: Steps between checkpoints; rounded up to whole calls.
+        advice: What to try when the loss is no longer a number.
+    """
+
+    name: str
+    init: Callable[[], Any]
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    steps: int
+    per_call: int
+    save_every: int
+    advice: str
+
+
+class Progress(NamedTuple):
+    """Passed to a watcher after each call: steps done, the state, and the scalars of the call's steps `(k,)`."""
+
+    done: int
+    state: Any
+    info: Any
+
+
+def run(
+    training: Training,
+    data: Any,
+    *,
+    checkpoints: Checkpoints,
+    metrics: pathlib.Path,
+    watch: Callable[[Progress], None] | None = None,
+) -> Any:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    The steps of a call run in one compiled loop whose length is an argument, so that a call of any length computes the
+    same bits, and a resumed run those of one that was left alone.
+
+    Args:
+        training: What to do.
+        data: A pytree on the device, passed to every step.
+        checkpoints: Where states are kept.
+        metrics: A file of JSON lines to append to; lines after the step that is resumed from are dropped.
+        watch: Called after every compiled call.
+
+    Returns:
+        The final state.
+
+    Raises:
+        UserError: If the loss is not a number any more; the last good state is kept.
+        Stopped: If SIGTERM or SIGINT came; the state is saved.
+    """
+    restored = checkpoints.restore(jax.eval_shape(training.init))
+    state, done = restored if restored else (training.init(), 0)
+    call = _compile(training, state, data)
+    _drop_lines(metrics, training.name, done)
+    saved = done
+    with stop_requests() as requested, _bar(training, done) as bar:
+        while done < training.steps:
+            count = min(training.per_call, training.steps - done)
+            began = time.perf_counter()
+            state, info = call(state, data, jnp.int32(count))
+            info = jax.tree.map(lambda values: np.asarray(values)[:count], info)  # noqa: B023, used at once
+            _check_finite(training, info.loss, done, saved)
+            done += count
+            seconds = time.perf_counter() - began
+            _log(metrics, training.name, done, info, count / seconds)
+            bar.set_postfix(loss=f"{info.loss.mean():.4f}", refresh=False)
+            bar.update(count)
+            if watch is not None:
+                watch(Progress(done, state, info))
+            if done - saved >= training.save_every or done == training.steps or requested:
+                checkpoints.save(done, state)
+                saved = done
+            if requested and done < training.steps:
+                checkpoints.wait()
+                raise Stopped(f"{training.name}: stopped at step {done} of {training.steps}")
+    checkpoints.wait()
+    return state
+
+
+def _compile(training: Training, state: Any, data: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    _, like = jax.eval_shape(training.step, state, data)
+
+    def call(state: Any, data: Any, count: Any) -> tuple[Any, Any]:
+        def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            state, infos = carry
+            state, info = training.step(state, data)
+            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), infos, info)
+
+        infos = jax.tree.map(lambda one: jnp.zeros((training.per_call, *one.shape), one.dtype), like)
+        return lax.fori_loop(0, count, body, (state, infos))
+
+    return jax.jit(call, donate_argnums=0)
+
+
+def _check_finite(training: Training, losses: np.ndarray, done: int, saved: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad):
+        raise UserError(
+            f"{training.name}: the loss is not a number at step {done + int(bad[0]) + 1}; the state of step {saved} "
+            f"is kept; {training.advice}"
+        )
+
+
+def _bar(training: Training, done: int) -> tqdm:
+    # Rarely where nobody watches, so that a log file stays short.
+    every = 0.5 if sys.stderr.isatty() else 20.0
+    return tqdm(
+        total=training.steps,
+        initial=done,
+        desc=training.name,
+        unit="step",
+        mininterval=every,
+        maxinterval=every,
+        dynamic_ncols=True,
+    )
+
+
+def _log(path: pathlib.Path, name: str, done: int, info: Any, rate: float) -> None:
+    line = {"stage": name, "step": done}
+    line |= {field: float(np.mean(values)) for field, values in info._asdict().items()}
+    with files.saving(path), open(path, "a") as file:
+        file.write(json.dumps(line | {"steps_per_second": round(rate, 3)}) + "\n")
+
+
+def _drop_lines(path: pathlib.Path, name: str, done: int) -> None:
+    """Drop what was logged beyond the step that is resumed from, and a line cut short by a kill."""
+    if path.exists():
+        kept = [line for line in read_metrics(path) if line["stage"] != name or line["step"] <= done]
+        files.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; one that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Within it SIGTERM and SIGINT only add to the list that it yields; a second one acts as it always does."""
+    requested: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+
+    def note(number: int, _: Any) -> None:
+        requested.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: signals are somebody else's
+        pass
+    try:
+        yield requested
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

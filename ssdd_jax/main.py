@@ -1,0 +1,111 @@
+"""The command line: `python -m ssdd_jax.main [--config=configs/NAME.py] [--config.key=value] [--workdir=DIR]`."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import sys
+from typing import Any
+
+HELP = """\
+usage: python -m ssdd_jax.main [--config=FILE[:EDITION]] [--config.KEY=VALUE ...] [--workdir=DIR] [--stage=STAGE]
+
+Distil a set of images into a tiny set of images and target features, and measure what it teaches.
+
+  --config=FILE[:EDITION]  what to run; default configs/digits.py. With the package come, usable from any directory:
+{configs}
+  --config.KEY=VALUE       change one value, such as --config.storage.N=20 or --config.distill.start=random.
+                           Every key, with its default and what it means: --help_config
+  --workdir=DIR            where everything is written; default runs/NAME of the config. The same command in the same
+                           folder continues where it was stopped or killed
+  --stage=STAGE            the last stage to run: {stages}
+  --version                print the version
+  --help                   print this page
+
+A run's folder holds config.json, teacher/, features/, checkpoints/, distilled/ (the set: ssdd_jax.load(path)),
+metrics.jsonl, results.json and figures/.
+
+Images come from config.data.name: digits, tfds:NAME, tiny_imagenet, folder:PATH or npz:PATH.
+Examples:
+  python -m ssdd_jax.main
+  python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.data.data_dir=~/tensorflow_datasets
+  python -m ssdd_jax.main --config=configs/digits.py --config.data.name=folder:photos --config.data.image_size=32
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit status: 0, 2 for a mistake that a user can mend, told in one line.
+    """
+    from ssdd_jax.errors import UserError
+    from ssdd_jax.loop import Stopped
+
+    try:
+        return _run(arguments)
+    except UserError as error:
+        print(f"ssdd_jax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except (Stopped, KeyboardInterrupt) as stop:
+        why = str(stop) or "stopped"
+        print(f"ssdd_jax: {why}; the same command continues from there", file=sys.stderr)
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    import ssdd_jax
+    from ssdd_jax import commandline, pipeline
+    from ssdd_jax.errors import UserError
+    from ssdd_jax.files import is_full_disk
+
+    if "--help" in arguments or "-h" in arguments:
+        print(HELP.format(configs=commandline.shipped_configs(), stages=", ".join(pipeline.STAGES)))
+        return 0
+    if "--help_config" in arguments:
+        print(commandline.config_page())
+        return 0
+    if "--version" in arguments:
+        print(ssdd_jax.__version__)
+        return 0
+    options = commandline.parse(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        pipeline.run(options.config, options.workdir, until=options.stage, say=_say)
+    except OSError as error:
+        if is_full_disk(error):
+            raise UserError(
+                f"no space left on the disk: {error}; free some and start the same command again"
+            ) from error
+        raise
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
+            raise UserError(
+                "the device's memory is full: lower config.pool.vectorize, config.distill.batch_size or "
+                "config.storage.M; what was saved is intact"
+            ) from error
+        raise
+    print(f"ssdd_jax: done; everything is in {pathlib.Path(options.workdir)}", file=sys.stderr)
+    return 0
+
+
+def _stop(*_: Any) -> None:
+    from ssdd_jax.loop import Stopped
+
+    raise Stopped("stopped between two saved results")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def cli() -> None:
+    """Run and exit with the status."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,106 @@
+"""Batch normalisation with PyTorch's conventions, shared by every network of the package.
+
+Flax's own module keeps the biased batch variance in its running average; networks trained or compared
+elsewhere expect the unbiased one. The update here is `running = 0.9 * running + 0.1 * batch`.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+EPSILON = 1e-5
+MOMENTUM = 0.1
+"""PyTorch's `momentum`: the weight of the new batch (Flax and optax would call this 0.9)."""
+
+
+def moments(x: Array) -> tuple[Array, Array]:
+    """Mean and biased variance of each channel.
+
+    Args:
+      x: activations `(..., C)`.
+
+    Returns:
+      Mean `(C,)` and variance `(C,)`, in `x`'s precision and never below float32.
+    """
+    x = x.astype(_statistics_dtype(x))
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axis=axes, keepdims=True)
+    # Two passes: the difference of E[x^2] and E[x]^2 cancels badly in float32 where the mean is large.
+    variance = jnp.mean(jnp.square(x - mean), axis=axes)
+    return mean.reshape(-1), variance
+
+
+def standardize(x: Array, mean: Array, variance: Array) -> Array:
+    """`(x - mean) / sqrt(variance + 1e-5)` over the last axis.
+
+    Args:
+      x: activations `(..., C)`.
+      mean: `(C,)`.
+      variance: `(C,)`, biased.
+
+    Returns:
+      An array like `x`, in the precision of the statistics.
+    """
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    inverse = jax.lax.rsqrt(variance + EPSILON)
+    return (x.astype(mean.dtype) - mean.reshape(shape)) * inverse.reshape(shape)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, as `torch.nn.BatchNorm1d` and `BatchNorm2d` do it.
+
+    Variables: `params` `scale (C,)` and `bias (C,)` where `affine`; `batch_stats` `mean (C,)` and `var (C,)`,
+    the running mean and the running *unbiased* variance.
+
+    Attributes:
+      affine: whether there are a learned scale and bias.
+    """
+
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, *, use_running_average: bool) -> Array:
+        """Normalises `x`, and in training moves the running statistics.
+
+        Args:
+          x: activations `(B, H, W, C)` or `(B, C)`.
+          use_running_average: normalise by the running statistics (evaluation), not the batch's (training).
+
+        Returns:
+          An array of `x`'s shape and dtype.
+        """
+        channels = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        dtype = _statistics_dtype(x)
+        if use_running_average:
+            mean, variance = running_mean.value.astype(dtype), running_var.value.astype(dtype)
+        else:
+            mean, variance = moments(x)
+            if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+                count = x.size // channels
+                unbiased = variance * (count / max(count - 1, 1))
+                running_mean.value = _moved(running_mean.value, mean)
+                running_var.value = _moved(running_var.value, unbiased)
+        y = standardize(x, mean, variance)
+        if self.affine:
+            shape = (1,) * (x.ndim - 1) + (-1,)
+            scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+            y = y * scale.astype(dtype).reshape(shape) + bias.astype(dtype).reshape(shape)
+        return y.astype(x.dtype)
+
+
+def _statistics_dtype(x: Array) -> jnp.dtype:
+    """At least float32."""
+    return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def _moved(running: Array, batch: Array) -> Array:
+    """The running statistic after one more batch, in its own precision and without a gradient."""
+    batch = jax.lax.stop_gradient(batch).astype(running.dtype)
+    return (1.0 - MOMENTUM) * running + MOMENTUM * batch

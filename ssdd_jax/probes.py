@@ -1,0 +1,176 @@
+"""What frozen features are worth: a linear classifier on all labels, one on few, and how much of the teacher they hold.
+
+Nothing here is chosen by the test split.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.scipy.linalg import cho_solve
+
+from ssdd_jax import epochs
+
+Array = jax.Array
+
+SHOTS, DRAWS = 10, 3
+# Ridges that a probe chooses from, over the kernel's mean diagonal entry.
+RIDGES = tuple(10.0**power for power in range(-6, 3))
+
+
+class Settings(NamedTuple):
+    """The linear classifier's training: SGD, momentum 0.9, cosine decay, no weight decay (KRR-ST)."""
+
+    steps: int = 5000
+    batch_size: int = 512
+    learning_rate: float = 0.2
+
+
+def linear(
+    key: Array,
+    train: tuple[Array, Array],
+    test: tuple[Array, Array],
+    *,
+    classes: int,
+    settings: Settings = Settings(),
+) -> Array:
+    """Accuracy of a linear classifier trained on all labels by SGD.
+
+    Args:
+        key: PRNG key.
+        train: Features `(n,F)` and labels int32 `(n,)`.
+        test: Features `(m,F)` and labels int32 `(m,)`.
+        classes: Number of classes.
+        settings: How it is trained; the steps are rounded up to whole epochs.
+
+    Returns:
+        Percent of test labels predicted, a scalar.
+    """
+    features, labels = train
+    chex.assert_rank([features, labels], [2, 1])
+    chex.assert_equal_shape_prefix([features, labels], 1)
+    key_init, key_order = jax.random.split(key)
+    bound = features.shape[1] ** -0.5
+    weights = jax.random.uniform(key_init, (features.shape[1] + 1, classes), minval=-bound, maxval=bound)
+    _, per_epoch = epochs.batch_of(len(features), settings.batch_size)
+    count = -(-settings.steps // per_epoch)
+    schedule = optax.cosine_decay_schedule(settings.learning_rate, count * per_epoch)
+    optimizer = optax.sgd(schedule, momentum=0.9)
+
+    def loss(weights: Array, rows: Array) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(_logits(weights, features[rows]), labels[rows]).mean()
+
+    def step(carry: tuple[Array, optax.OptState], rows: Array) -> tuple[Array, optax.OptState]:
+        weights, opt_state = carry
+        updates, opt_state = optimizer.update(jax.grad(loss)(weights, rows), opt_state)
+        return optax.apply_updates(weights, updates), opt_state
+
+    carry = (weights, optimizer.init(weights))
+    weights, _ = epochs.run(key_order, carry, step, count=len(features), batch_size=settings.batch_size, epochs=count)
+    return _accuracy(_logits(weights, test[0]), test[1])
+
+
+def draw_shots(seed: int, labels: np.ndarray, classes: int) -> np.ndarray | None:
+    """Which training images keep their label: int32 `(DRAWS, classes * SHOTS)`, or None if a class has too few."""
+    generator = np.random.default_rng(seed)
+    rows = [np.flatnonzero(labels == label) for label in range(classes)]
+    if min(len(of_class) for of_class in rows) < SHOTS:
+        return None
+    draws = [
+        np.concatenate([generator.choice(of_class, SHOTS, replace=False) for of_class in rows]) for _ in range(DRAWS)
+    ]
+    return np.stack(draws).astype(np.int32)
+
+
+def few_shot(train: tuple[Array, Array], test: tuple[Array, Array], shots: Array, *, classes: int) -> Array:
+    """Accuracy of ridge regression on few labels, mean over the draws.
+
+    Features are standardised by the training images' (unlabelled) mean and deviation; the ridge is the one with the
+    smallest leave-one-out error on the few labels themselves.
+
+    Args:
+        train: Features `(n,F)` and labels int32 `(n,)`.
+        test: Features `(m,F)` and labels int32 `(m,)`.
+        shots: Rows that keep their label, int32 `(draws,k)`.
+        classes: Number of classes.
+
+    Returns:
+        Percent of test labels predicted, a scalar.
+    """
+    mean, deviation = train[0].mean(0), train[0].std(0)
+    scale = jnp.where(deviation > 1e-6 * deviation.max(), deviation, 1.0)
+
+    def standard(features: Array) -> Array:
+        return (features - mean[None]) / scale[None]
+
+    def one(rows: Array) -> Array:
+        known, labels = standard(train[0][rows]), jax.nn.one_hot(train[1][rows], classes) - 1 / classes
+        with jax.default_matmul_precision("highest"):
+            weights = known.T @ _leave_one_out(known @ known.T, labels)
+            return _accuracy(standard(test[0]) @ weights, test[1])
+
+    return lax.map(one, shots).mean()
+
+
+def _leave_one_out(kernel: Array, targets: Array) -> Array:
+    """Dual weights `(k,classes)` of the ridge that predicts each left-out row best, in closed form."""
+    eye = jnp.eye(len(kernel), dtype=kernel.dtype)
+
+    def fit(ridge: Array) -> tuple[Array, Array]:
+        factor = jnp.linalg.cholesky(kernel + ridge * jnp.trace(kernel) / len(kernel) * eye)
+        inverse = cho_solve((factor, True), eye)
+        weights = inverse @ targets
+        residual = weights / jnp.diag(inverse)[:, None]
+        return weights, jnp.mean(jnp.square(residual))
+
+    weights, errors = lax.map(fit, jnp.array(RIDGES, kernel.dtype))
+    return weights[jnp.nanargmin(errors)]
+
+
+def feature_r2(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array:
+    """Share of the variance of the teacher's test features that ridge regression explains.
+
+    The ridge is chosen on the last tenth of the training images; the regression is then fitted on all of them.
+
+    Args:
+        train: Features `(n,F)` and the teacher's features `(n,D)`.
+        test: The same of the test images.
+
+    Returns:
+        R2 over all D numbers together, 1 at best, a scalar.
+    """
+    chex.assert_equal_shape_prefix(train, 1)
+    chex.assert_equal_shape_prefix(test, 1)
+    held = len(train[0]) // 10
+    part = (train[0][:-held], train[1][:-held])
+    errors = lax.map(
+        lambda ridge: jnp.mean(jnp.square(_predict(part, train[0][-held:], ridge) - train[1][-held:])),
+        jnp.array(RIDGES),
+    )
+    best = jnp.array(RIDGES)[jnp.nanargmin(errors)]
+    residual = test[1] - _predict(train, test[0], best)
+    return 1 - jnp.sum(jnp.square(residual)) / jnp.sum(jnp.square(test[1] - test[1].mean(0)[None]))
+
+
+def _predict(train: tuple[Array, Array], features: Array, ridge: Array) -> Array:
+    mean_x, mean_y = train[0].mean(0)[None], train[1].mean(0)[None]
+    x, y = train[0] - mean_x, train[1] - mean_y
+    with jax.default_matmul_precision("highest"):
+        covariance = x.T @ x
+        scaled = ridge * jnp.trace(covariance) / len(covariance)
+        factor = jnp.linalg.cholesky(covariance + scaled * jnp.eye(len(covariance), dtype=x.dtype))
+        return (features - mean_x) @ cho_solve((factor, True), x.T @ y) + mean_y
+
+
+def _logits(weights: Array, features: Array) -> Array:
+    return features @ weights[:-1] + weights[-1][None]
+
+
+def _accuracy(logits: Array, labels: Array) -> Array:
+    return 100.0 * jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))

@@ -1,0 +1,222 @@
+"""Barlow Twins: the self-supervised training of the teacher.
+
+Zbontar, Jing, Misra, LeCun, Deny, "Barlow Twins: self-supervised learning via redundancy reduction", ICML
+2021 (https://arxiv.org/abs/2103.03230), with solo-learn's settings for CIFAR, whose published linear
+accuracies are 92.10 on CIFAR-10 and 70.90 on CIFAR-100 after 1,000 epochs.
+
+`make` gives pure functions and jits nothing. One compiled loop over `Trainer.step` is the whole training:
+batches are drawn, augmented and normalised on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssdd_jax.models import norm
+from ssdd_jax.teacher.augmentations import Augmentation, random_views
+from ssdd_jax.teacher.lars import lars
+from ssdd_jax.teacher.network import Network, Variables, initialize, normalize
+from ssdd_jax.teacher.schedule import warmup_cosine
+
+Array = jax.Array
+
+
+class Settings(NamedTuple):
+    """Settings of the training; the defaults are solo-learn's for CIFAR.
+
+    Attributes:
+      width: channels of the backbone's first stage; features have `8 * width` numbers.
+      projector_hidden: width of the projector's two hidden layers.
+      projector_output: number of projected dimensions P.
+      off_diagonal: weight of the off-diagonal entries in the loss.
+      scale: factor of the loss.
+      epochs: passes over the images.
+      batch_size: images per step; an incomplete last batch of an epoch is dropped.
+      learning_rate: highest rate for a batch of 256; scaled by `batch_size / 256`.
+      weight_decay: coupled decay of the kernels.
+      warmup_epochs: epochs of linear warm-up.
+      warmup_start: rate of the first step, not scaled.
+      min_learning_rate: rate at the end of the cosine, not scaled.
+      augmentation: how the two views are drawn.
+    """
+
+    width: int = 64
+    projector_hidden: int = 2048
+    projector_output: int = 2048
+    off_diagonal: float = 0.0051
+    scale: float = 0.1
+    epochs: int = 1000
+    batch_size: int = 256
+    learning_rate: float = 0.3
+    weight_decay: float = 1e-4
+    warmup_epochs: int = 10
+    warmup_start: float = 3e-5
+    min_learning_rate: float = 0.0
+    augmentation: Augmentation = Augmentation()
+
+
+@flax.struct.dataclass
+class State:
+    """What training carries from step to step.
+
+    Attributes:
+      step: int32 scalar, steps made so far.
+      variables: `params` and `batch_stats`, each with the parts `backbone` (a `ResNet18`) and `projector`.
+      opt_state: the optimiser's state, shaped like the parameters.
+      key: PRNG key, never changed: what a step draws depends on it and on `step` alone, so that resuming
+        is exact.
+    """
+
+    step: Array
+    variables: Variables
+    opt_state: optax.OptState
+    key: Array
+
+
+class Info(NamedTuple):
+    """What a step reports: float32 scalars.
+
+    Attributes:
+      loss: Barlow Twins loss of the step's batch, before the update.
+      learning_rate: global rate of the step.
+    """
+
+    loss: Array
+    learning_rate: Array
+
+
+class Trainer(NamedTuple):
+    """Training as pure functions.
+
+    Attributes:
+      init: `init(key) -> State`.
+      step: `step(state, images) -> (State, Info)`, images uint8 `(n, H, W, C)`, the whole set.
+      steps: number of steps of the whole training.
+    """
+
+    init: Callable[[Array], State]
+    step: Callable[[State, Array], tuple[State, Info]]
+    steps: int
+
+
+def loss(z1: Array, z2: Array, *, off_diagonal: float = 0.0051, scale: float = 0.1) -> Array:
+    """Distance of the cross-correlation of two views' projections from the identity (Eq. 1 and 2).
+
+    Args:
+      z1: projections of the first view `(B, P)`.
+      z2: projections of the second view `(B, P)`.
+      off_diagonal: weight of the off-diagonal entries ("lambda").
+      scale: factor of the whole.
+
+    Returns:
+      A scalar.
+    """
+    chex.assert_rank(z1, 2)
+    chex.assert_equal_shape([z1, z2])
+    z1, z2 = (norm.standardize(z, *norm.moments(z)) for z in (z1, z2))
+    correlation = jnp.matmul(z1.T, z2, precision=jax.lax.Precision.HIGHEST) / z1.shape[0]
+    identity = jnp.eye(z1.shape[1], dtype=correlation.dtype)
+    weights = identity + (1.0 - identity) * off_diagonal
+    return scale * jnp.sum(weights * jnp.square(correlation - identity))
+
+
+def make(
+    settings: Settings,
+    *,
+    image_shape: tuple[int, int, int],
+    images_count: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Trainer:
+    """The training of one teacher.
+
+    Args:
+      settings: how to train.
+      image_shape: `(H, W, C)`.
+      images_count: number of images n that `step` will be given.
+      mean: mean of each channel, of images in [0, 1].
+      std: standard deviation of each channel, likewise.
+
+    Returns:
+      Pure functions and the number of steps.
+
+    Raises:
+      ValueError: a batch is larger than the set, or the warm-up does not fit into the training.
+    """
+    steps_per_epoch = images_count // settings.batch_size
+    if steps_per_epoch < 1:
+        raise ValueError(f"batch_size is {settings.batch_size}, but there are only {images_count} images")
+    steps = settings.epochs * steps_per_epoch
+    network = Network(settings.width, settings.projector_hidden, settings.projector_output)
+    schedule = warmup_cosine(
+        peak=settings.learning_rate * settings.batch_size / 256,
+        steps=steps,
+        warmup_steps=settings.warmup_epochs * steps_per_epoch,
+        start=settings.warmup_start,
+        end=settings.min_learning_rate,
+    )
+    optimizer = lars(schedule, weight_decay=settings.weight_decay)
+
+    def init(key: Array) -> State:
+        key_network, key_run = jax.random.split(key)
+        variables = initialize(key_network, network, image_shape)
+        opt_state = optimizer.init(variables["params"])
+        return State(step=jnp.zeros((), jnp.int32), variables=variables, opt_state=opt_state, key=key_run)
+
+    def step(state: State, images: Array) -> tuple[State, Info]:
+        chex.assert_shape(images, (images_count, *image_shape))
+        key_order, key_views = jax.random.split(state.key)
+        rows = _batch_rows(key_order, state.step, images_count, settings.batch_size)
+        batch = images[rows].astype(jnp.float32) / 255.0
+        key_views = jax.random.fold_in(key_views, state.step)
+        views = normalize(random_views(key_views, batch, settings=settings.augmentation), mean, std)
+        params, batch_stats = state.variables["params"], state.variables["batch_stats"]
+
+        def objective(params: Variables) -> tuple[Array, Variables]:
+            z, moved = _forward_views(network, params, batch_stats, views)
+            return loss(z[0], z[1], off_diagonal=settings.off_diagonal, scale=settings.scale), moved
+
+        (value, moved), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        variables = {"params": optax.apply_updates(params, updates), "batch_stats": moved}
+        info = Info(loss=value, learning_rate=schedule(state.step))
+        return State(step=state.step + 1, variables=variables, opt_state=opt_state, key=state.key), info
+
+    return Trainer(init=init, step=step, steps=steps)
+
+
+def _batch_rows(key: Array, step: Array, count: int, batch_size: int) -> Array:
+    """Rows `(batch_size,)` of a step's batch: each epoch has its own order and drops what is left over.
+
+    The order is drawn again in every step, so that the state need not hold it: 20 ms for 50,000 images on two
+    CPU cores, where a step takes seconds.
+    """
+    epoch, position = jnp.divmod(step, count // batch_size)
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), count)
+    return jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
+
+
+def _forward_views(
+    network: Network, params: Variables, batch_stats: Variables, views: Array
+) -> tuple[Array, Variables]:
+    """Projections `(2, B, P)` of two views `(2, B, H, W, C)`, and the running statistics after both.
+
+    Each view is normalised by its own statistics, as in one forward pass after the other. `vmap` does it in
+    one: half the compilation. The running averages r, moved once each to s_1 and s_2, are then composed:
+    moving r first by the one, then by the other batch, is `(1 - m) s_1 + m b_2 = (1 - m) (s_1 - r) + s_2`.
+    """
+
+    def forward(view: Array) -> tuple[Array, Variables]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        z, updated = network.apply(variables, view, train=True, mutable=["batch_stats"])
+        return z, updated["batch_stats"]
+
+    z, moved = jax.vmap(forward)(views)
+    return z, jax.tree.map(lambda r, s: (1.0 - norm.MOMENTUM) * (s[0] - r) + s[1], batch_stats, moved)

@@ -1,0 +1,162 @@
+"""The network that the teacher's training optimises, and the features that remain of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssdd_jax.models.norm import BatchNorm
+from ssdd_jax.models.resnet import ResNet18
+
+Array = jax.Array
+Variables = dict[str, Any]
+
+# The variance of PyTorch's linear layers.
+_linear_init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "normal")
+
+
+class Projector(nn.Module):
+    """Three linear layers with batch norm and ReLU between them.
+
+    No biases: batch norm, and at the end the loss, would subtract what a bias adds.
+
+    Attributes:
+      hidden: width of both hidden layers.
+      output: number of projected dimensions P.
+    """
+
+    hidden: int
+    output: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps features `(B, D)` to projections `(B, P)`."""
+        for layer in ("1", "2"):
+            x = nn.Dense(self.hidden, use_bias=False, kernel_init=_linear_init, name="linear" + layer)(x)
+            x = nn.relu(BatchNorm(name="norm" + layer)(x, use_running_average=not train))
+        return nn.Dense(self.output, use_bias=False, kernel_init=_linear_init, name="linear3")(x)
+
+
+class Network(nn.Module):
+    """Backbone and projector, as they are trained.
+
+    Attributes:
+      width: the backbone's width.
+      hidden: the projector's hidden width.
+      output: number of projected dimensions P.
+    """
+
+    width: int
+    hidden: int
+    output: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps normalised images `(B, H, W, C)` to projections `(B, P)`."""
+        x = ResNet18(self.width, name="backbone")(x, train=train)
+        return Projector(self.hidden, self.output, name="projector")(x, train=train)
+
+
+def initialize(key: Array, network: Network, image_shape: tuple[int, int, int]) -> Variables:
+    """Variables distributed as `network.init` draws them, from one draw of normal numbers.
+
+    Each random kernel of `network.init` compiles a generator of its own, which takes five seconds or more on
+    two CPU cores; this takes less than one.
+
+    Args:
+      key: PRNG key.
+      network: the network.
+      image_shape: `(H, W, C)`.
+
+    Returns:
+      `params` and `batch_stats`, float32.
+    """
+    zeros = jnp.zeros((1, *image_shape))
+    shapes = jax.eval_shape(partial(network.init, train=False), key, zeros)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    kernels = [leaf for _, leaf in leaves if leaf.ndim > 1]
+    normal = iter(_split(jax.random.normal(key, (sum(leaf.size for leaf in kernels),)), kernels))
+    constants = {"scale": jnp.ones, "var": jnp.ones, "bias": jnp.zeros, "mean": jnp.zeros}
+    values = []
+    for path, leaf in leaves:
+        if leaf.ndim > 1:
+            values.append(next(normal) * _kernel_std(leaf.shape))
+        else:
+            values.append(constants[path[-1].key](leaf.shape, leaf.dtype))
+    return jax.tree.unflatten(structure, values)
+
+
+def normalize(images: Array, mean: Sequence[float] | Array, std: Sequence[float] | Array) -> Array:
+    """Subtracts each channel's mean and divides by its standard deviation.
+
+    Args:
+      images: `(..., C)` in [0, 1].
+      mean: C numbers.
+      std: C numbers.
+
+    Returns:
+      An array like `images`.
+    """
+    shape = (1,) * (images.ndim - 1) + (images.shape[-1],)
+    mean, std = (jnp.asarray(numbers, images.dtype).reshape(shape) for numbers in (mean, std))
+    return (images - mean) / std
+
+
+@partial(jax.jit, static_argnames=("batch_size",))
+def features(
+    variables: Variables,
+    images: Array,
+    *,
+    mean: Sequence[float] | Array,
+    std: Sequence[float] | Array,
+    batch_size: int = 256,
+) -> Array:
+    """Features of a trained teacher, in evaluation mode, without the projector.
+
+    One compiled program goes over the images in batches; the last one is padded.
+
+    Args:
+      variables: `params` and `batch_stats` of a `Network`.
+      images: uint8 `(n, H, W, C)`.
+      mean: mean of each channel, as in training.
+      std: standard deviation of each channel, as in training.
+      batch_size: images at a time.
+
+    Returns:
+      Features `(n, D)`, float32, `D = 8 * width`.
+    """
+    chex.assert_rank(images, 4)
+    backbone = {name: collection["backbone"] for name, collection in variables.items()}
+    network = ResNet18(width=backbone["params"]["stem"]["kernel"].shape[-1])
+    count = images.shape[0]
+    batches = -(-count // batch_size)
+    padding = ((0, batches * batch_size - count), (0, 0), (0, 0), (0, 0))
+    batched = jnp.pad(images, padding).reshape(batches, batch_size, *images.shape[1:])
+
+    def of_batch(batch: Array) -> Array:
+        x = normalize(batch.astype(jnp.float32) / 255.0, mean, std)
+        return jnp.asarray(network.apply(backbone, x, train=False))
+
+    return jax.lax.map(of_batch, batched).reshape(batches * batch_size, -1)[:count]
+
+
+def _kernel_std(shape: tuple[int, ...]) -> float:
+    """Standard deviation of a new kernel: `(h, w, I, O)` of a convolution, `(I, O)` of a linear layer."""
+    if len(shape) == 4:
+        height, width, _, outputs = shape
+        return math.sqrt(2.0 / (height * width * outputs))
+    return math.sqrt(1.0 / (3.0 * shape[0]))
+
+
+def _split(numbers: Array, leaves: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
+    """Cuts `(n,)` into arrays of the leaves' shapes."""
+    ends = [sum(leaf.size for leaf in leaves[: i + 1]) for i in range(len(leaves) - 1)]
+    parts = jnp.split(numbers, ends)
+    return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]

@@ -1,0 +1,109 @@
+"""A run's folder: one config for life, one process at a time, and a record of the seconds spent."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssdd_jax import config as configuration
+from ssdd_jax import files
+from ssdd_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs in one folder are the user's care
+    fcntl = None  # type: ignore[assignment]
+
+
+class Workdir:
+    """Paths of a run's outputs."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        """Nothing is made yet; see `claim`."""
+        self.folder = pathlib.Path(folder).expanduser()
+        self.config = self.folder / "config.json"
+        self.teacher = self.folder / "teacher"
+        self.features = self.folder / "features"
+        self.checkpoints = self.folder / "checkpoints"
+        self.distilled = self.folder / "distilled"
+        self.evaluation = self.folder / "evaluation"
+        self.figures = self.folder / "figures"
+        self.metrics = self.folder / "metrics.jsonl"
+        self.results = self.folder / "results.json"
+        self.seconds = self.folder / "seconds.json"
+
+    @contextlib.contextmanager
+    def claim(self, config: ConfigDict) -> Iterator[None]:
+        """Make the folder, or check that it was made with the same config, and hold it.
+
+        Raises:
+            UserError: If it was made with another config (what differs is named), or another run is using it.
+        """
+        with files.saving(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = open(self.folder / ".lock", "w")
+        with lock:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    raise UserError(
+                        f"another run is using {self.folder}: wait for it, or choose another --workdir"
+                    ) from None
+            self._check(config)
+            yield
+
+    def _check(self, config: ConfigDict) -> None:
+        wanted = configuration.flatten(config)
+        if not self.config.exists():
+            files.write_json(self.config, wanted)
+            return
+        found = files.read_json(self.config)
+        keys = sorted(set(wanted) | set(found))
+        different = [
+            f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)"
+            for key in keys
+            if found.get(key) != wanted.get(key)
+        ]
+        if different:
+            raise UserError(
+                f"{self.folder} was made with another config: {', '.join(different)}; "
+                "choose another --workdir, or go back to that config"
+            )
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds spent within to the stage's, over all the runs that it took."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.read_seconds()
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - began, 2)
+            with contextlib.suppress(UserError):  # the error on its way, if any, matters more
+                files.write_json(self.seconds, seconds)
+
+    def read_seconds(self) -> dict[str, float]:
+        """Seconds per stage so far."""
+        return files.read_json(self.seconds) if self.seconds.exists() else {}
+
+
+def fingerprint(images: np.ndarray) -> str:
+    """A hash that tells data sets apart: of the shape and of up to 2,000 images, evenly spread."""
+    digest = hashlib.sha256(str(images.shape).encode())
+    for row in np.unique(np.linspace(0, len(images) - 1, 2000).astype(int)):
+        digest.update(np.ascontiguousarray(images[row]).tobytes())
+    return digest.hexdigest()
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as it is written to `config.json` and into the artefact."""
+    return configuration.flatten(config)
