@@ -1,4 +1,4 @@
-"""scikit-learn's digits at 16x16: the whole job in about a minute and a half on two cores."""
+"""scikit-learn's digits at 16x16: the whole job in two minutes on two cores."""
 
 from ml_collections import ConfigDict
 
@@ -11,11 +11,15 @@ def get_config() -> ConfigDict:
     config.data.name = "digits"
     config.data.image_size = 16
 
+    config.teacher.blocks = (1, 1, 1, 1)
     config.teacher.width = 8
     config.teacher.projector_hidden = 256
     config.teacher.projector_out = 256
     config.teacher.epochs = 60
-    config.teacher.crop_scale = (0.4, 1.0)
+    config.teacher.warmup_epochs = 3
+    config.teacher.batch_size = 128
+    config.teacher.learning_rate = 0.1
+    config.teacher.crop_scale = (0.6, 1.0)
     config.teacher.flip_probability = 0.0
 
     config.storage.N = 10
@@ -28,7 +32,7 @@ def get_config() -> ConfigDict:
     config.distill.batch_size = 256
     config.distill.learning_rate = 3e-2
 
-    config.evaluate.epochs = 300
-    config.evaluate.full_epochs = 60
+    config.evaluate.epochs = 500
+    config.evaluate.full_epochs = 40
     config.evaluate.probe_steps = 1000
     return config

@@ -77,33 +77,47 @@ def apply(networks: Networks, coefficients_0: Array) -> Array:
     return jnp.concatenate([coefficients_0[None], coefficients_0[None] + shift])
 
 
-def error(networks: Networks, coefficients: Array) -> Array:
-    """Mean squared error over all entries of the views but the first; `coefficients (views,M,V)`."""
-    return jnp.mean(jnp.square(apply(networks, coefficients[0])[1:] - coefficients[1:]))
+def error(networks: Networks, coefficients: Array, bases: Array | None = None) -> Array:
+    """Mean squared error of the views but the first.
+
+    Args:
+        networks: One network per view but the first.
+        coefficients: Coefficients of every view `(views,M,V)`.
+        bases: Feature bases `(V,D)`: the error is then that of the targets, not of the coefficients.
+
+    Returns:
+        A scalar.
+    """
+    wrong = apply(networks, coefficients[0])[1:] - coefficients[1:]
+    with jax.default_matmul_precision("highest"):
+        return jnp.mean(jnp.square(wrong if bases is None else wrong @ bases))
 
 
-def fit(key: Array, coefficients: Array, *, settings: Settings = Settings()) -> Networks:
+def fit(key: Array, coefficients: Array, *, bases: Array | None = None, settings: Settings = Settings()) -> Networks:
     """Fit the networks by full-batch Adam.
 
     Args:
         key: PRNG key.
         coefficients: Coefficients of every view `(views,M,V)`.
+        bases: Feature bases `(V,D)`. With them the error of the targets is what is made small: the few hidden units
+            then go to the directions in which the targets vary, rather than to all alike.
         settings: Hidden units, steps and rate.
 
     Returns:
         One network per view but the first; no network (leading axis 0) where there is a single view.
     """
     chex.assert_rank(coefficients, 3)
-    views, _, bases = coefficients.shape
-    networks = init(key, views, bases, settings.hidden)
+    views, _, count = coefficients.shape
+    networks = init(key, views, count, settings.hidden)
     if views == 1:
         return networks
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.steps))
 
     def step(carry: tuple[Networks, optax.OptState], _: None) -> tuple[tuple[Networks, optax.OptState], None]:
         networks, opt_state = carry
-        gradient = jax.grad(error)(networks, coefficients)
-        updates, opt_state = optimizer.update(gradient, opt_state)
+        gradient = jax.grad(error)(networks, coefficients, bases)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer
+            updates, opt_state = optimizer.update(gradient, opt_state)
         return (optax.apply_updates(networks, updates), opt_state), None
 
     (networks, _), _ = lax.scan(step, (networks, optimizer.init(networks)), length=settings.steps)

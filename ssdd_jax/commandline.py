@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import pathlib
 import re
@@ -33,8 +32,9 @@ def parse(arguments: list[str]) -> Options:
         UserError: If one is unknown, has no value, or has a value of the wrong type.
     """
     arguments = _located(_joined(arguments))
+    _check_keys(arguments)
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["ssdd_jax", *arguments])
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_string("stage", "report", "", flag_values=values)
     try:
@@ -92,18 +92,23 @@ def _workdir(arguments: list[str]) -> pathlib.Path:
     return pathlib.Path("runs") / (f"{name}-{safe}" if safe else name)
 
 
+def _check_keys(arguments: list[str]) -> None:
+    """Every key that is changed must exist."""
+    known = list(configuration.flatten(configuration.default()))
+    for argument in arguments:
+        key = argument[2:].partition("=")[0].removeprefix("config.")
+        if argument.startswith("--config.") and key not in known:
+            raise UserError(f"unknown config key config.{key}{_nearest(key, known)}")
+
+
 def _explained(arguments: list[str], error: Exception) -> str:
-    """One line for what went wrong: by the key that is unknown or wrong, if there is one."""
-    changes = [a[2:].partition("=") for a in arguments if a.startswith("--config.")]
-    with contextlib.suppress(Exception):
-        base = configuration.default()
-        known = configuration.flatten(base)
-        for key, _, text in ((key.removeprefix("config."), sep, text) for key, sep, text in changes):
-            if key not in known:
-                return f"unknown config key config.{key}{_nearest(key, list(known))}"
-            if key in str(error):
-                kind = type(configuration.get(base, key)).__name__
-                return f"config.{key}={text!r} is not a {kind}"
+    """One line for what went wrong: by the key whose value is of the wrong type, if that is it."""
+    base = configuration.default()
+    for argument in arguments:
+        name, _, text = argument[2:].partition("=")
+        if argument.startswith("--config.") and f"{name}={text}" in str(error):
+            kind = type(configuration.get(base, name.removeprefix("config."))).__name__
+            return f"{name}={text!r} is not {'an' if kind == 'int' else 'a'} {kind}"
     return f"{_named(arguments)}: {error}"
 
 
@@ -115,12 +120,12 @@ def _nearest(key: str, known: list[str]) -> str:
 
 
 def shipped_configs() -> str:
-    """The configs that come with the package, a line each: name, and the first line of its docstring."""
+    """The configs that come with the package, a line each: name, and what its docstring begins with."""
     lines = []
     for folder in configuration._folders()[:1]:
         for file in sorted(folder.glob("*.py")):
             first = file.read_text().split('"""')[1].strip().splitlines()[0]
-            lines.append(f"                             configs/{file.name:<17} {first}")
+            lines.append(f"    configs/{file.name:<16} {first}")
     return "\n".join(lines)
 
 

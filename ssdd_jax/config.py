@@ -29,7 +29,8 @@ def default() -> ConfigDict:
 
     config.teacher = teacher = ConfigDict()
     teacher.features = ""  # a .npy or .npz file that replaces training a teacher
-    teacher.width = 64  # of ResNet-18's first block; features have 8 times as many numbers
+    teacher.blocks = (2, 2, 2, 2)  # in each of four stages: ResNet-18; (1, 1, 1, 1) is ResNet-10
+    teacher.width = 64  # of the first stage; features have 8 times as many numbers
     teacher.projector_hidden = 2048
     teacher.projector_out = 2048
     teacher.off_diagonal = 0.0051
@@ -138,6 +139,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{key: _at_least(0) for key in _NOT_NEGATIVE},
     "data.test_fraction": _between(0.01, 0.9),
     "teacher.batch_size": _at_least(2),
+    "teacher.blocks": ((lambda v: len(v) == 4 and _widths(v)), "four whole numbers above 0, such as (2, 2, 2, 2)"),
     "teacher.crop_scale": (
         (lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1),
         "two numbers, 0 < low <= high <= 1",

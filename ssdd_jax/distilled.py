@@ -1,7 +1,8 @@
 """The artefact: what every method exports, what is stored, loaded and evaluated.
 
 A set is a *kind* (how it is decoded), the arrays that are stored and counted, the data set's constants, and a
-description. On disk it is a folder with `set.safetensors` and `set.json`; the second is written last and holds the checksum of the first.
+description. On disk it is a folder with `set.safetensors` and `set.json`; the second is written last and holds the
+checksum of the first.
 """
 
 from __future__ import annotations

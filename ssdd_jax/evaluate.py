@@ -138,15 +138,12 @@ def train_seeds(
 @jax.jit
 def extract(variables: inner.Variables, images: Array, preprocessing: Preprocessing) -> Array:
     """Features `(n,F)` of uint8 images `(n,H,W,C)`, a batch at a time."""
-    size = min(EXTRACT, len(images))
-    count = len(images) // size * size
-
-    def batch(images: Array) -> Array:
-        return inner.features(variables, preprocessing.images(images))
-
-    whole = lax.map(batch, images[:count].reshape(-1, size, *images.shape[1:]))
-    whole = whole.reshape(count, -1)
-    return whole if count == len(images) else jnp.concatenate([whole, batch(images[count:])])
+    count = len(images)
+    size = min(EXTRACT, count)
+    padded = jnp.pad(images, ((0, -count % size), *((0, 0),) * 3))
+    batches = padded.reshape(-1, size, *images.shape[1:])
+    found = lax.map(lambda batch: inner.features(variables, preprocessing.images(batch)), batches)
+    return found.reshape(len(padded), -1)[:count]
 
 
 def measure(
@@ -154,6 +151,7 @@ def measure(
     train_x: Array,
     test_x: Array,
     benchmark: Benchmark,
+    *,
     shots: Array | None,
     probe: probes.Settings,
 ) -> dict[str, float]:
@@ -210,11 +208,14 @@ def entries(distilled: DistilledSet, benchmark: Benchmark, count: int, settings:
     data = benchmark.preprocessing
     targets = data.targets(benchmark.train_features)
     options: dict[str, Any] = {"preprocessing": data, "settings": settings}
+    # Together, so that one compiled program serves both.
+    images, known = jnp.concatenate([benchmark.train_images, benchmark.test_images]), len(targets)
 
     def students(variables: inner.Variables) -> Iterator[tuple[Array, Array]]:
         for seed in range(settings.seeds):
             one = jax.tree.map(lambda leaf: leaf[seed], variables)  # noqa: B023, used at once
-            yield extract(one, benchmark.train_images, data), extract(one, benchmark.test_images, data)
+            features = extract(one, images, data)
+            yield features[:known], features[known:]
 
     def of_distilled(keys: Array) -> Iterator[tuple[Array, Array]]:
         return students(train_seeds(keys, *distilled.pairs(), passes=settings.epochs, **options))
@@ -266,7 +267,7 @@ def evaluate(entry: Entry, benchmark: Benchmark, *, seed: int, settings: Setting
         drawn = probes.draw_shots(seed, np.asarray(benchmark.train_labels), benchmark.classes)
         shots = None if drawn is None else jnp.asarray(drawn)
     found = [
-        measure(jax.random.fold_in(key, 2), *features, benchmark, shots, settings.probe)
+        measure(jax.random.fold_in(key, 2), *features, benchmark, shots=shots, probe=settings.probe)
         for key, features in zip(keys, entry.features(keys), strict=True)
     ]
     return {name: summary([row[name] for row in found]) for name in found[0]}

@@ -90,7 +90,8 @@ def read_json(path: Path) -> Any:
 def write_tensors(path: Path, tree: Mapping[str, Any]) -> str:
     """Write a nested dictionary of arrays as safetensors, atomically; returns the SHA-256 of the file."""
     flat = traverse_util.flatten_dict(dict(tree), sep="/")
-    content = safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in flat.items()})
+    # Not np.ascontiguousarray: it turns a scalar into an array of one axis.
+    content = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in flat.items()})
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 

@@ -1,6 +1,7 @@
 """The inner model: a network trained on the pairs by plain regression, full batch, without randomness.
 
-SGD with rate 0.1, momentum 0.9 and weight decay 1e-3 on every parameter (the published code of KRR-ST). Decay is added to the gradient and the rate comes after the momentum, as in `torch.optim.SGD`.
+SGD with rate 0.1, momentum 0.9 and weight decay 1e-3 on every parameter (the published code of KRR-ST). Decay is added
+to the gradient and the rate comes after the momentum, as in `torch.optim.SGD`.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ def predict(f_syn: Array, y_syn: Array, f_real: Array, ridge_scale: float = 1e-6
     chex.assert_rank([f_syn, y_syn, f_real], 2)
     chex.assert_equal_shape_prefix([f_syn, y_syn], 1)
     chex.assert_equal_shape_suffix([f_syn, f_real], 1)
-    dtype = jnp.promote_types(jnp.result_type(f_syn, y_syn, f_real), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(f_syn, y_syn, f_real, jnp.float32)
     f_syn, y_syn, f_real = (value.astype(dtype) for value in (f_syn, y_syn, f_real))
     with jax.default_matmul_precision("highest"):
         return f_real @ (f_syn.T @ _dual_weights(f_syn, y_syn, ridge_scale))
@@ -50,7 +51,7 @@ def _dual_weights(f_syn: Array, y_syn: Array, ridge_scale: float) -> Array:
     def matvec(weights: Array) -> Array:
         return f_syn @ (f_syn.T @ weights) + ridge * weights
 
-    def solve(_, right: Array) -> Array:
+    def solve(_: object, right: Array) -> Array:
         first = cho_solve((factor, True), right)
         residual = right - (fixed @ (fixed.T @ first) + ridge * first)
         return first + cho_solve((factor, True), residual)

@@ -146,9 +146,11 @@ def step(
 
     values, gradients = lax.map(value_and_grad, batch.models, batch_size=settings.vectorize)
     gradient = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
-    updates, opt_state = optimizer(settings, mask).update(gradient, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer
+        updates, opt_state = optimizer(settings, mask).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return State(params, opt_state), Info(values.mean(), optax.global_norm(gradient))
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+    return State(params, opt_state), Info(values.mean(), norm)
 
 
 def _with_one(features: Array) -> Array:

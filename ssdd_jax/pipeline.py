@@ -94,6 +94,7 @@ def run(
     with work.claim(config):
         with work.timed("data"):
             job = _prepare(config, work, say)
+            work.record(config)
         steps: tuple[tuple[str, Callable[[Run], Any]], ...] = (
             ("teacher", train_teacher),
             ("features", compute_features),
@@ -147,6 +148,7 @@ def _trainer(config: ConfigDict, dataset: data.Dataset) -> teacher.Trainer:
     options = config.teacher
     settings = teacher.Settings(
         width=options.width,
+        blocks=tuple(options.blocks),
         projector_hidden=options.projector_hidden,
         projector_output=options.projector_out,
         epochs=options.epochs,
@@ -195,7 +197,7 @@ def train_teacher(job: Run) -> None:
         )
     checksum = files.write_tensors(job.work.teacher / "teacher.safetensors", jax.device_get(state.variables))
     mean, std = preprocess.channel_moments(job.dataset.train_images)
-    about = {"network": "resnet18", "width": options.width, "mean": mean.tolist(), "std": std.tolist()}
+    about = {"blocks": list(options.blocks), "width": options.width, "mean": mean.tolist(), "std": std.tolist()}
     files.write_json(job.work.teacher / "teacher.json", about | {"sha256": checksum})
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -232,15 +234,16 @@ def _teacher_features(job: Run, samples: np.ndarray) -> features.Features:
     about = files.read_json(job.work.teacher / "teacher.json")
     variables = files.read_tensors(job.work.teacher / "teacher.safetensors", about["sha256"])
 
-    def of(images: Any) -> np.ndarray:
-        mean, std = jnp.asarray(about["mean"], jnp.float32), jnp.asarray(about["std"], jnp.float32)
-        return np.asarray(teacher.features(variables, jnp.asarray(images), mean=mean, std=std))
-
-    images = job.dataset.train_images
+    train, test = job.dataset.train_images, job.dataset.test_images
+    assert test is not None
     table = augment.table(job.method.views, *job.dataset.image_shape[:2])
-    turned = augment.apply(table, jnp.asarray(images[samples]))
-    views = of(turned.reshape(-1, *job.dataset.image_shape)).reshape(len(table), len(samples), -1)
-    return features.Features(of(images), of(job.dataset.test_images), samples, views)
+    turned = np.asarray(augment.apply(table, jnp.asarray(train[samples])))
+    # Together, so that one compiled program serves all three.
+    images = np.concatenate([train, test, turned.reshape(-1, *job.dataset.image_shape)])
+    mean, std = (jnp.asarray(about[name], jnp.float32) for name in ("mean", "std"))
+    found = np.asarray(teacher.features(variables, jnp.asarray(images), mean=mean, std=std))
+    of_train, of_test, of_views = np.split(found, (len(train), len(train) + len(test)))
+    return features.Features(of_train, of_test, samples, of_views.reshape(len(table), len(samples), -1))
 
 
 def _source(job: Run, found: features.Features) -> methods.Source:
@@ -307,7 +310,8 @@ def export(job: Run) -> None:
 def _teacher_words(config: ConfigDict) -> str:
     if config.teacher.features:
         return f"features of {pathlib.Path(config.teacher.features).name}"
-    return f"resnet18 of width {config.teacher.width}, Barlow Twins, {config.teacher.epochs} epochs"
+    layers = 2 + 2 * sum(config.teacher.blocks)
+    return f"ResNet-{layers} of width {config.teacher.width}, Barlow Twins, {config.teacher.epochs} epochs"
 
 
 def evaluate_set(job: Run) -> None:

@@ -68,7 +68,9 @@ def linear(
 
     def step(carry: tuple[Array, optax.OptState], rows: Array) -> tuple[Array, optax.OptState]:
         weights, opt_state = carry
-        updates, opt_state = optimizer.update(jax.grad(loss)(weights, rows), opt_state)
+        gradient = jax.grad(loss)(weights, rows)
+        with jax.numpy_dtype_promotion("standard"):  # optax divides an integer by a float
+            updates, opt_state = optimizer.update(gradient, opt_state)
         return optax.apply_updates(weights, updates), opt_state
 
     carry = (weights, optimizer.init(weights))
@@ -136,7 +138,7 @@ def _leave_one_out(kernel: Array, targets: Array) -> Array:
 def feature_r2(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array:
     """Share of the variance of the teacher's test features that ridge regression explains.
 
-    The ridge is chosen on the last tenth of the training images; the regression is then fitted on all of them.
+    The ridge is chosen on every tenth training image; the regression is then fitted on all of them.
 
     Args:
         train: Features `(n,F)` and the teacher's features `(n,D)`.
@@ -147,11 +149,10 @@ def feature_r2(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array:
     """
     chex.assert_equal_shape_prefix(train, 1)
     chex.assert_equal_shape_prefix(test, 1)
-    held = len(train[0]) // 10
-    part = (train[0][:-held], train[1][:-held])
+    held = np.arange(len(train[0])) % 10 == 0
+    part, rest = (train[0][~held], train[1][~held]), (train[0][held], train[1][held])
     errors = lax.map(
-        lambda ridge: jnp.mean(jnp.square(_predict(part, train[0][-held:], ridge) - train[1][-held:])),
-        jnp.array(RIDGES),
+        lambda ridge: jnp.mean(jnp.square(_predict(part, rest[0], ridge) - rest[1])), jnp.array(RIDGES)
     )
     best = jnp.array(RIDGES)[jnp.nanargmin(errors)]
     residual = test[1] - _predict(train, test[0], best)

@@ -8,12 +8,13 @@ mean and scale of the teacher's features.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ssdd_jax import approximate
 from ssdd_jax.errors import UserError
 
 # Left to itself, a plan decodes into this many images per image of the budget.
-IMAGES_PER_N = 2
+IMAGES_PER_N = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def plan(
 ) -> Plan:
     """Choose what is left open (0) among M, U and V so that the budget is used.
 
-    M becomes 2 N. U and V become the same share of the most that their spaces and the data allow; what then remains
+    M becomes 4 N. U and V become the same share of the most that their spaces and the data allow; what then remains
     goes to V, U and M in turn.
 
     Args:
@@ -119,7 +120,7 @@ def plan(
     for name, value in given.items():
         if value > most[name]:
             raise UserError(f"storage.{name}={value} is too many for the {spaces[name]}: at most {most[name]}")
-    fixed = Plan(N, M, U, V, hidden, views, tuple(image_shape), tuple(base_size), dim)
+    fixed = Plan(N, M, U, V, hidden, views, image_shape, base_size, dim)
     open_ = [name for name, value in given.items() if not value]
     chosen = _fill(fixed, open_, most)
     if chosen.numbers > chosen.budget:
@@ -139,7 +140,8 @@ def _fill(fixed: Plan, open_: list[str], most: dict[str, int]) -> Plan:
     bases = [name for name in open_ if name != "M"]
 
     def shared(share: float) -> Plan:
-        return dataclasses.replace(fixed, **{name: max(1, int(share * ceiling[name])) for name in bases})
+        sizes: dict[str, Any] = {name: max(1, int(share * ceiling[name])) for name in bases}
+        return dataclasses.replace(fixed, **sizes)
 
     low, high = 0.0, 1.0
     if shared(high).numbers <= fixed.budget:

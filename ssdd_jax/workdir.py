@@ -42,7 +42,7 @@ class Workdir:
 
     @contextlib.contextmanager
     def claim(self, config: ConfigDict) -> Iterator[None]:
-        """Make the folder, or check that it was made with the same config, and hold it.
+        """Make the folder, or check that it is bound to the same config, and hold it.
 
         Raises:
             UserError: If it was made with another config (what differs is named), or another run is using it.
@@ -62,11 +62,9 @@ class Workdir:
             yield
 
     def _check(self, config: ConfigDict) -> None:
-        wanted = configuration.flatten(config)
         if not self.config.exists():
-            files.write_json(self.config, wanted)
             return
-        found = files.read_json(self.config)
+        wanted, found = configuration.flatten(config), files.read_json(self.config)
         keys = sorted(set(wanted) | set(found))
         different = [
             f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)"
@@ -78,6 +76,11 @@ class Workdir:
                 f"{self.folder} was made with another config: {', '.join(different)}; "
                 "choose another --workdir, or go back to that config"
             )
+
+    def record(self, config: ConfigDict) -> None:
+        """Bind the folder to its config: once the config is known to be workable, so that a mistake can be mended."""
+        if not self.config.exists():
+            files.write_json(self.config, configuration.flatten(config))
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -145,9 +145,7 @@ def test_hold_out_and_limit_never_change():
 
 
 @hypothesis.given(
-    images=hnp.arrays(
-        np.uint8, hnp.array_shapes(min_dims=4, max_dims=4, max_side=5).map(lambda shape: (*shape[:3], 3))
-    )
+    images=hnp.arrays(np.uint8, hnp.array_shapes(min_dims=4, max_dims=4, max_side=5).map(lambda shape: (*shape[:3], 3)))
 )
 def test_npz_keeps_pixels(tmp_path_factory, images):
     name = save(tmp_path_factory.mktemp("npz") / "a.npz", x=images, x_test=images)

@@ -79,9 +79,7 @@ def test_split_settings_name_subfolders(tmp_path):
     dataset = read(tmp_path, train_split="small", test_split="mine")
     assert dataset.train_images.max() == 5 and dataset.test_images.max() == 4
     refused("no folder 'large': check --config.data.train_split", tmp_path, train_split="large")
-    refused(
-        "no folder 'large': check --config.data.test_split", tmp_path, train_split="small", test_split="large"
-    )
+    refused("no folder 'large': check --config.data.test_split", tmp_path, train_split="small", test_split="large")
 
 
 def test_labels_need_every_image_in_one_of_two_subfolders(tmp_path):

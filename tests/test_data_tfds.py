@@ -225,9 +225,7 @@ def test_tiny_imagenet_folder_and_archive(tiny, tmp_path):
     zipped(tiny, elsewhere / "tiny-imagenet-200.zip")
     check_tiny(read("tiny_imagenet", elsewhere))
     check_tiny(read("tiny_imagenet", elsewhere / "tiny-imagenet-200.zip"))
-    assert [path.name for path in elsewhere.iterdir()] == ["tiny-imagenet-200.zip"], (
-        "the archive was unpacked"
-    )
+    assert [path.name for path in elsewhere.iterdir()] == ["tiny-imagenet-200.zip"], "the archive was unpacked"
     (tiny / "words.txt").unlink()
     assert read("tiny_imagenet", tmp_path, image_size=8).class_names == WNIDS
 
@@ -267,9 +265,7 @@ def test_tiny_imagenet_builder(tiny, tmp_path):
 
 @pytest.mark.skipif(not (DATASETS / "cifar10").is_dir(), reason=f"no prepared CIFAR-10 in {DATASETS}")
 def test_cifar10():
-    dataset = read(
-        "tfds:cifar10", DATASETS, train_split="train[:1000]", test_split="test[:500]", train_limit=100
-    )
+    dataset = read("tfds:cifar10", DATASETS, train_split="train[:1000]", test_split="test[:500]", train_limit=100)
     assert dataset.train_images.shape == (100, 32, 32, 3) and dataset.test_images.shape == (500, 32, 32, 3)
     assert dataset.class_names[0] == "airplane" and dataset.classes == 10
     assert min(np.bincount(dataset.test_labels, minlength=10)) > 30

@@ -70,8 +70,7 @@ class Dataset:
             raise UserError(f"{self.name}: the {part} images must be a uint8 NumPy array, not {found}")
         if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
             raise UserError(
-                f"{self.name}: the {part} images must have the shape (n, height, width, 1 or 3), "
-                f"not {images.shape}"
+                f"{self.name}: the {part} images must have the shape (n, height, width, 1 or 3), not {images.shape}"
             )
 
     def _check_labels(self, part: str, labels: np.ndarray | None, count: int) -> None:
@@ -83,22 +82,15 @@ class Dataset:
         if labels is None:
             return
         if not isinstance(labels, np.ndarray) or labels.dtype != np.int32 or labels.ndim != 1:
-            found = (
-                f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
-            )
+            found = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
             raise UserError(f"{self.name}: the {part} labels must be an int32 NumPy array (n,), not {found}")
         if len(labels) != count:
             raise UserError(f"{self.name}: there are {count} {part} images but {len(labels)} labels")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.classes:
-            hint = (
-                "; -1 marks a split without labels: choose another --config.data.test_split"
-                if low == -1
-                else ""
-            )
+            hint = "; -1 marks a split without labels: choose another --config.data.test_split" if low == -1 else ""
             raise UserError(
-                f"{self.name}: the {part} labels run from {low} to {high} and must lie in "
-                f"0..{self.classes - 1}{hint}"
+                f"{self.name}: the {part} labels run from {low} to {high} and must lie in 0..{self.classes - 1}{hint}"
             )
 
 

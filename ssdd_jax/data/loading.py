@@ -86,11 +86,7 @@ def _open(settings: ConfigDict) -> Source:
         return open_folder(pathlib.Path(rest).expanduser(), **splits, image_size=settings.image_size)
     if kind == "npz" and rest:
         return open_npz(pathlib.Path(rest).expanduser(), settings.image_size)
-    hint = (
-        f"; did you mean tfds:{settings.name}?"
-        if re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?", settings.name)
-        else ""
-    )
+    hint = f"; did you mean tfds:{settings.name}?" if re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?", settings.name) else ""
     raise UserError(f"--config.data.name must be {FORMS}, not {settings.name!r}{hint}")
 
 

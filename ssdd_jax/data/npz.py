@@ -65,10 +65,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array: save it with numpy.savez as train_images")
-            found = {
-                name: next((key for key in keys if key in archive.files), None)
-                for name, keys in _KEYS.items()
-            }
+            found = {name: next((key for key in keys if key in archive.files), None) for name, keys in _KEYS.items()}
             return {name: archive[key] for name, key in found.items() if key is not None}
     except (
         OSError,
@@ -102,8 +99,7 @@ def _images(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
         )
     if images.ndim != 4 or images.shape[3] not in (1, 3) or images.size == 0:
         raise UserError(
-            f"{path} holds images of shape {images.shape}; (n, height, width) or (n, height, width, 1 or 3) "
-            "is needed"
+            f"{path} holds images of shape {images.shape}; (n, height, width) or (n, height, width, 1 or 3) is needed"
         )
     if images.dtype == np.uint8:
         return images

@@ -62,8 +62,7 @@ def hold_out(count: int, labels: np.ndarray | None, fraction: float) -> tuple[np
     held = max(1, round(count * fraction)) if fraction > 0 else 0
     if held >= count:
         raise UserError(
-            f"cannot hold out {held} of {count} image(s) for the test: add images, or lower "
-            "--config.data.test_fraction"
+            f"cannot hold out {held} of {count} image(s) for the test: add images, or lower --config.data.test_fraction"
         )
     order = np.random.RandomState(_HOLD_OUT_SEED).permutation(count)
     if labels is not None:

@@ -92,9 +92,7 @@ def _why_not_found(name: str, dataset: str, config: str | None, data_dir: str) -
     if dataset not in known:
         close = difflib.get_close_matches(dataset, known, n=3)
         hint = f"; did you mean {' or '.join(f'tfds:{name}' for name in close)}?" if close else ""
-        return UserError(
-            f"TFDS knows no data set {dataset!r}, and {data_dir or 'its folder'} holds none{hint}"
-        )
+        return UserError(f"TFDS knows no data set {dataset!r}, and {data_dir or 'its folder'} holds none{hint}")
     configs = list(tfds.builder_cls(dataset).builder_configs)
     if config and configs and config not in configs:
         return UserError(f"tfds:{dataset} has no configuration {config!r}, only {', '.join(configs)}")
@@ -167,8 +165,7 @@ def _part(name: str, builder: Any, split: str, features: tuple[str, str | None],
         ) from error
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"tfds:{name} has no split {split!r} ({one_line(error)}); it has "
-            f"{', '.join(sorted(builder.info.splits))}"
+            f"tfds:{name} has no split {split!r} ({one_line(error)}); it has {', '.join(sorted(builder.info.splits))}"
         ) from error
     if not len(records):
         raise UserError(f"the split {split!r} of tfds:{name} is empty")

@@ -76,9 +76,7 @@ def list_images(path: pathlib.Path) -> Listing:
     for line in _text(read, "val/val_annotations.txt", path).splitlines():
         file, wnid = line.split("\t")[:2] if "\t" in line else (line, "")
         if f"val/images/{file}" not in present or wnid not in label_of:
-            raise UserError(
-                f"{path}: val/val_annotations.txt names {file!r}, whose image or class is not there"
-            )
+            raise UserError(f"{path}: val/val_annotations.txt names {file!r}, whose image or class is not there")
         validation.append((f"val/images/{file}", label_of[wnid]))
     if not train or not validation:
         raise UserError(f"{path} has no images in train/<id>/images or val/images: unpack the archive anew")
@@ -116,11 +114,7 @@ def _part(listing: Listing, images: Sequence[tuple[str, int]], image_size: int) 
 
 def _open_folder(path: pathlib.Path) -> tuple[list[str], Callable[[str], bytes]]:
     """The names of the files, relative and with "/", and their reader."""
-    names = [
-        file.relative_to(path).as_posix()
-        for part in ("train", "val")
-        for file in path.glob(f"{part}/**/*.JPEG")
-    ]
+    names = [file.relative_to(path).as_posix() for part in ("train", "val") for file in path.glob(f"{part}/**/*.JPEG")]
     names += [name for name in ("words.txt",) if (path / name).is_file()]
     return names, lambda name: (path / name).read_bytes()
 
@@ -149,6 +143,4 @@ def _class_names(wnids: Sequence[str], words: str) -> tuple[str, ...]:
     word_of = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     names = [word_of.get(wnid, wnid).strip() for wnid in wnids]
     shared = Counter(names)
-    return tuple(
-        f"{name} ({wnid})" if shared[name] > 1 else name for name, wnid in zip(names, wnids, strict=True)
-    )
+    return tuple(f"{name} ({wnid})" if shared[name] > 1 else name for name, wnid in zip(names, wnids, strict=True))

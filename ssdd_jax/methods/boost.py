@@ -139,6 +139,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         networks = approximate.fit(
             key,
             params.feature_coefficients,
+            bases=params.feature_bases,
             settings=approximate.Settings(
                 config.storage.hidden, config.approximate.steps, config.approximate.learning_rate
             ),

@@ -19,6 +19,8 @@ Array = jax.Array
 
 # Patches made at a time on a CPU: about the second-level cache of two cores; 1 to 32 MiB are within 10 % of it.
 CHUNK_BYTES = 4 * 2**20
+# With fewer chunks than this, they gain nothing and only take longer to compile.
+CHUNKS_AT_LEAST = 16
 
 
 def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array:
@@ -38,12 +40,18 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array
     """
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
         raise ValueError(f"conv needs x (B,H,W,I) and kernel (h,w,I,O), got {x.shape} and {kernel.shape}")
-    if jax.default_backend() == "cpu" and stride == 1 and kernel.shape[0] == kernel.shape[1]:
+    size = kernel.shape[0]
+    suited = stride == 1 and size == kernel.shape[1] and padding < size
+    if (
+        suited
+        and jax.default_backend() == "cpu"
+        and x.shape[0] * _patch_bytes(x, kernel) >= CHUNKS_AT_LEAST * CHUNK_BYTES
+    ):
         return _chunked(x, kernel, padding)
     return _matmul(_patches(x, kernel.shape[:2], stride, padding), kernel)
 
 
-def _patches(x: Array, window: tuple[int, int], stride: int, padding: int) -> Array:
+def _patches(x: Array, window: tuple[int, ...], stride: int, padding: int) -> Array:
     """The `(B,H',W',h*w*I)` neighbourhoods that the kernel meets."""
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height = (x.shape[1] - window[0]) // stride + 1
@@ -59,10 +67,13 @@ def _matmul(patches: Array, kernel: Array) -> Array:
     return lax.dot_general(patches, kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())))
 
 
+def _patch_bytes(x: Array, kernel: Array) -> int:
+    """Size of one image's patches."""
+    return x.shape[1] * x.shape[2] * kernel.shape[0] * kernel.shape[1] * x.shape[3] * x.dtype.itemsize
+
+
 def _images_per_chunk(x: Array, kernel: Array) -> int:
-    window = kernel.shape[0] * kernel.shape[1]
-    per_image = x.shape[1] * x.shape[2] * window * x.shape[3] * x.dtype.itemsize
-    return max(1, min(x.shape[0], CHUNK_BYTES // per_image))
+    return max(1, min(x.shape[0], CHUNK_BYTES // _patch_bytes(x, kernel)))
 
 
 def _split(x: Array, size: int) -> tuple[Array, Array]:

@@ -1,10 +1,13 @@
-"""ResNet-18 for small images, the backbone of the self-supervised teacher.
+"""ResNets of basic blocks for small images, ResNet-18 above all: the backbone of the self-supervised teacher.
 
 He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016 (Table 1, 18 layers), with the
 stem of solo-learn's networks for 32x32: a 3x3 convolution of stride 1 and padding 2, and no max-pool.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -18,8 +21,6 @@ Array = jax.Array
 
 STEM_PADDING = 2
 """Padding of the 3x3 stem: 32x32 images become 34x34, 17x17, 9x9 and 5x5 maps in the four stages."""
-BLOCKS_PER_STAGE = 2
-STAGES = 4
 
 # Kaiming normal over the outputs, as torchvision starts its ResNets.
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -73,15 +74,17 @@ class BasicBlock(nn.Module):
         return nn.relu(x + shortcut)
 
 
-class ResNet18(nn.Module):
-    """ResNet-18 up to and including the global average pool.
+class ResNet(nn.Module):
+    """A ResNet of basic blocks up to and including the global average pool.
 
     Attributes:
       width: channels of the first stage; the features have `8 * width` numbers. 64 is the published network
         (11,168,832 parameters); 8 or 16 suit a small machine.
+      blocks: blocks in each of the four stages: (2, 2, 2, 2) is ResNet-18, (1, 1, 1, 1) ResNet-10.
     """
 
     width: int = 64
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -92,14 +95,22 @@ class ResNet18(nn.Module):
           train: normalise by the batch and move the running statistics (`batch_stats` must be mutable).
 
         Returns:
-          Features `(B, 8 * width)`.
+          Features `(B, D)`, `D = width * 2 ** (stages - 1)`.
         """
         chex.assert_rank(x, 4)
         x = Conv(self.width, padding=STEM_PADDING, name="stem")(x)
         x = nn.relu(BatchNorm(name="stem_norm")(x, use_running_average=not train))
-        for stage in range(STAGES):
-            for block in range(BLOCKS_PER_STAGE):
+        for stage, blocks in enumerate(self.blocks):
+            for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"stage{stage + 1}_block{block + 1}"
                 x = BasicBlock(self.width * 2**stage, stride=stride, name=name)(x, train=train)
         return jnp.mean(x, axis=(1, 2))
+
+
+def from_params(params: Mapping[str, Any]) -> ResNet:
+    """The network that `params` belong to, read off their names and shapes."""
+    names = [name for name in params if name.startswith("stage")]
+    stages = [name.split("_")[0] for name in names]
+    blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))
+    return ResNet(params["stem"]["kernel"].shape[-1], blocks)

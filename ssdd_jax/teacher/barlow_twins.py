@@ -33,6 +33,7 @@ class Settings(NamedTuple):
 
     Attributes:
       width: channels of the backbone's first stage; features have `8 * width` numbers.
+      blocks: blocks in each of its stages: (2, 2, 2, 2) is ResNet-18.
       projector_hidden: width of the projector's two hidden layers.
       projector_output: number of projected dimensions P.
       off_diagonal: weight of the off-diagonal entries in the loss.
@@ -48,6 +49,7 @@ class Settings(NamedTuple):
     """
 
     width: int = 64
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
     projector_hidden: int = 2048
     projector_output: int = 2048
     off_diagonal: float = 0.0051
@@ -68,7 +70,7 @@ class State:
 
     Attributes:
       step: int32 scalar, steps made so far.
-      variables: `params` and `batch_stats`, each with the parts `backbone` (a `ResNet18`) and `projector`.
+      variables: `params` and `batch_stats`, each with the parts `backbone` (a `ResNet`) and `projector`.
       opt_state: the optimiser's state, shaped like the parameters.
       key: PRNG key, never changed: what a step draws depends on it and on `step` alone, so that resuming
         is exact.
@@ -154,7 +156,7 @@ def make(
     if steps_per_epoch < 1:
         raise ValueError(f"batch_size is {settings.batch_size}, but there are only {images_count} images")
     steps = settings.epochs * steps_per_epoch
-    network = Network(settings.width, settings.projector_hidden, settings.projector_output)
+    network = Network(settings.width, settings.blocks, settings.projector_hidden, settings.projector_output)
     schedule = warmup_cosine(
         peak=settings.learning_rate * settings.batch_size / 256,
         steps=steps,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ssdd_jax.models.norm import BatchNorm
-from ssdd_jax.models.resnet import ResNet18
+from ssdd_jax.models.resnet import ResNet, from_params
 
 Array = jax.Array
 Variables = dict[str, Any]
@@ -49,18 +49,20 @@ class Network(nn.Module):
 
     Attributes:
       width: the backbone's width.
+      blocks: the backbone's blocks per stage.
       hidden: the projector's hidden width.
       output: number of projected dimensions P.
     """
 
     width: int
+    blocks: tuple[int, ...]
     hidden: int
     output: int
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps normalised images `(B, H, W, C)` to projections `(B, P)`."""
-        x = ResNet18(self.width, name="backbone")(x, train=train)
+        x = ResNet(self.width, self.blocks, name="backbone")(x, train=train)
         return Projector(self.hidden, self.output, name="projector")(x, train=train)
 
 
@@ -134,7 +136,7 @@ def features(
     """
     chex.assert_rank(images, 4)
     backbone = {name: collection["backbone"] for name, collection in variables.items()}
-    network = ResNet18(width=backbone["params"]["stem"]["kernel"].shape[-1])
+    network = from_params(backbone["params"])
     count = images.shape[0]
     batches = -(-count // batch_size)
     padding = ((0, batches * batch_size - count), (0, 0), (0, 0), (0, 0))

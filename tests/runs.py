@@ -1,0 +1,76 @@
+"""A whole run small enough for a test: 8x8 images, features that are brought, a few steps."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from ssdd_jax import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+TINY = {
+    "storage.N": 4,
+    "storage.base_size": 4,
+    "storage.hidden": 2,
+    "student.widths": "(4,8)",
+    "pool.size": 2,
+    "pool.steps": 5,
+    "distill.steps": 40,
+    "distill.steps_per_call": 5,
+    "distill.save_every": 10,
+    "distill.batch_size": 32,
+    "distill.learning_rate": 1e-2,
+    "approximate.steps": 50,
+    "evaluate.seeds": 2,
+    "evaluate.epochs": 5,
+    "evaluate.full_epochs": 1,
+    "evaluate.probe_steps": 20,
+}
+
+
+def write_data(folder: pathlib.Path, *, labels: bool = True, side: int = 8) -> None:
+    """`images.npz` (120 + 40 images) and `features.npz` in the folder."""
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 3, 160)
+    pattern = generator.integers(40, 216, (3, side, side, 1))
+    images = np.clip(pattern[label] + generator.normal(0, 25, (160, side, side, 1)), 0, 255).astype(np.uint8)
+    arrays = {"train_images": images[:120], "test_images": images[120:]}
+    if labels:
+        arrays |= {"train_labels": label[:120], "test_labels": label[120:]}
+    np.savez(folder / "images.npz", **arrays)
+    features = images.reshape(160, -1)[:, :12].astype(np.float32) + np.eye(3, 12, dtype=np.float32)[label] * 50
+    np.savez(folder / "features.npz", train=features[:120], test=features[120:])
+
+
+def arguments(folder: pathlib.Path, workdir: str = "run", **changes: object) -> list[str]:
+    """The command line of a tiny run; `a__b=value` changes `config.a.b`."""
+    values = {
+        "data.name": f"npz:{folder / 'images.npz'}",
+        "data.image_size": 0,
+        "teacher.features": folder / "features.npz",
+        **TINY,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return [
+        "--config=configs/digits.py",
+        f"--workdir={folder / workdir}",
+        *(f"--config.{key}={value}" for key, value in values.items()),
+    ]
+
+
+def start(line: list[str], folder: pathlib.Path) -> subprocess.Popen:
+    """The command line in a process of its own, in another directory than the checkout."""
+    environment = dict(os.environ)
+    if not any("site-packages" in path for path in main.__spec__.origin.split(os.sep)):
+        environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.Popen(
+        [sys.executable, "-m", "ssdd_jax.main", *line],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,152 @@
+"""What is true of every public function: annotations, shapes in docstrings, key first, few positional parameters."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+# What the modules of the core offer at least.
+NAMES = {
+    "": "DistilledSet UserError load",
+    "decoder": "Params init decode_images decode_targets decode_pairs",
+    "augment": "table apply",
+    "krr": "predict",
+    "inner": "init features step train",
+    "pool": "init step",
+    "outer": "loss step",
+    "approximate": "fit apply",
+    "storage": "plan",
+    "distilled": "DistilledSet load",
+    "methods": "METHODS Method make",
+    "methods.base": "Method Problem Source",
+    "teacher": "make features loss",
+    "models": "ConvNet conv",
+    "models.convnet": "ConvNet initialize",
+    "models.convolution": "conv",
+    "evaluate": "entries evaluate extract train",
+    "probes": "linear few_shot feature_r2",
+    "preprocess": "Preprocessing fit",
+    "epochs": "run",
+    "loop": "run Training",
+    "checkpoints": "Checkpoints",
+    "files": "write_tensors read_tensors",
+    "config": "default validate find",
+    "data": "",
+    "report": "",
+    "pipeline": "run STAGES",
+    "main": "main",
+}
+MODULES = {name: importlib.import_module(f"ssdd_jax.{name}".rstrip(".")) for name in NAMES}
+
+
+def functions():
+    """Public functions of these modules, and the public methods of their classes, by name."""
+    found = {}
+    for name, module in MODULES.items():
+        for attribute, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if attribute.startswith("_") or not own:
+                continue
+            if inspect.isclass(value):
+                methods = {k: v for k, v in vars(value).items() if not k.startswith("_") and inspect.isfunction(v)}
+                found |= {f"{name}.{attribute}.{k}": v for k, v in methods.items() if _written_here(v, module)}
+            elif callable(value):
+                found[f"{name}.{attribute}"] = value
+    return found
+
+
+def _written_here(function, module):
+    return inspect.getsourcefile(inspect.unwrap(function)) == module.__file__
+
+
+FUNCTIONS = functions()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_promised_names_exist(name):
+    missing = [attribute for attribute in NAMES[name].split() if not hasattr(MODULES[name], attribute)]
+    assert not missing
+    assert MODULES[name].__doc__
+
+
+def parameters(function):
+    return [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
+
+
+def check(problem):
+    """Fails with the names of all functions that have the problem."""
+    assert [name for name, function in FUNCTIONS.items() if problem(function)] == []
+
+
+def test_there_is_something_to_check():
+    assert len(FUNCTIONS) > 80
+
+
+def test_everything_is_annotated():
+    def problem(function):
+        annotations = [p.annotation for p in parameters(function)]
+        return inspect.Parameter.empty in [*annotations, inspect.signature(function).return_annotation]
+
+    check(problem)
+
+
+def test_a_key_comes_first():
+    """A PRNG key, that is, not that of a config."""
+
+    def problem(function):
+        later = parameters(function)[1:]
+        return any(p.name in ("key", "keys") and "Array" in str(p.annotation) for p in later)
+
+    check(problem)
+
+
+def test_at_most_five_positional_parameters():
+    check(lambda function: sum(p.kind is not p.KEYWORD_ONLY for p in parameters(function)) > 5)
+
+
+def test_at_most_eleven_parameters():
+    """`storage.plan` has the most: the sizes of everything."""
+    check(lambda function: len(parameters(function)) > 11)
+
+
+def test_everything_has_a_docstring():
+    check(lambda function: not (inspect.getdoc(function) or "").strip())
+
+
+# Arrays of whatever shape, and a PRNG key.
+ANY_SHAPE = {"write_array", "read_array", "Run.key"}
+
+
+def test_docstrings_say_shapes():
+    """Of whatever takes or returns arrays: `(M,H,W,C)` and the like in backquotes, or the word scalar."""
+
+    def problem(function):
+        if function.__qualname__ in ANY_SHAPE:
+            return False
+        arrays = [p.annotation for p in parameters(function) if p.name != "key"]
+        arrays.append(inspect.signature(function).return_annotation)
+        if not any("Array" in str(annotation) or "ndarray" in str(annotation) for annotation in arrays):
+            return False
+        text = inspect.getdoc(function) or ""
+        return "(" not in "".join(text.split("`")[1::2]) and "scalar" not in text
+
+    check(problem)
+
+
+IMPORTS = f"""
+import sys
+import ssdd_jax
+assert not {{"tensorflow", "torch", "tensorflow_datasets", "matplotlib"}} & set(sys.modules)
+import {", ".join(f"ssdd_jax.{name}".rstrip(".") for name in NAMES)}
+assert not {{"tensorflow", "torch"}} & set(sys.modules)
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+
+
+def test_imports_are_light():
+    """Neither TensorFlow nor PyTorch, and no device is touched before something is computed."""
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,208 @@
+"""The artefact on disk: what comes back, what is refused, what survives a failure."""
+
+import hashlib
+import json
+import os
+import pickle
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import DIM, normal, pairs, params
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssdd_jax import approximate, distilled, files, preprocess
+from ssdd_jax.errors import UserError
+
+CONSTANTS = preprocess.Preprocessing(
+    jnp.array([0.5, 0.4, 0.3]), jnp.array([0.2, 0.25, 0.3]), normal(9, DIM), jnp.float32(1.7)
+)
+
+
+def constants(channels, dim):
+    return preprocess.Preprocessing(normal(1, channels), 1 + normal(2, channels) ** 2, normal(3, dim), jnp.float32(2))
+
+
+def bases(seed=0, views=("rot0", "rot90"), hidden=2, V=3, **sizes):
+    shapes = ((V, hidden), (hidden,), (hidden, V), (V,))
+    networks = approximate.Networks(*(normal(k, len(views) - 1, *shape) for k, shape in enumerate(shapes)))
+    made = params(seed=seed, views=views, V=V, **sizes)
+    preprocessing = constants(made.image_bases.shape[-1], made.feature_bases.shape[-1])
+    return distilled.from_params(made, networks, preprocessing, method="boost", seed=seed)
+
+
+def plain(seed=0, count=4):
+    return distilled.from_pairs(*pairs(seed, count), CONSTANTS, method="random", classes=["a", "b"])
+
+
+def same(one, other):
+    assert (one.kind, dict(one.statics), dict(one.about)) == (other.kind, dict(other.statics), dict(other.about))
+    trees = (({**s.arrays, **s.preprocessing._asdict()}) for s in (one, other))
+    first, second = trees
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        assert np.shape(array) == np.shape(second[name]) and array.dtype == second[name].dtype
+        assert np.asarray(array).tobytes() == np.asarray(second[name]).tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A new empty folder at each call."""
+    return lambda: tmp_path_factory.mktemp("distilled")
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    M=st.integers(1, 4), U=st.integers(1, 3), V=st.integers(1, 3), base=st.sampled_from((1, 2, 4)),
+    channels=st.sampled_from((1, 3)), dim=st.integers(1, 5), views=st.integers(1, 3),
+)  # fmt: skip
+def test_bases_come_back_bit_by_bit(folders, M, U, V, base, channels, dim, views):
+    names = ("rot0", "rot90", "flip")[:views]
+    made = bases(views=names, M=M, U=U, V=V, base=base, channels=channels, dim=dim)
+    folder = folders()
+    size = made.save(folder)
+    same(made, distilled.load(folder))
+    assert size == sum(file.stat().st_size for file in folder.iterdir()) and len(list(folder.iterdir())) == 2
+
+
+@settings(deadline=None, max_examples=8)
+@given(count=st.integers(1, 4), side=st.integers(1, 4), channels=st.sampled_from((1, 3)), dim=st.integers(1, 5))
+def test_pairs_come_back_bit_by_bit(folders, count, side, channels, dim):
+    arrays = normal(0, count, side, side, channels), normal(1, count, dim)
+    made, folder = distilled.from_pairs(*arrays, constants(channels, dim)), folders()
+    made.save(folder)
+    loaded = distilled.load(folder)
+    same(made, loaded)
+    assert loaded.numbers_stored() == count * (side * side * channels + dim)
+    for found, expected in zip(loaded.pairs(), arrays, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_decoded_pairs_come_back_bit_by_bit(tmp_path):
+    made = bases()
+    made.save(tmp_path)
+    loaded = distilled.load(tmp_path)
+    for found, expected in zip(loaded.pairs(), made.pairs(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert loaded.pairs()[0].shape == (10, 8, 8, 3) and loaded.pairs()[1].shape == (10, DIM)
+    recomputed = distilled.params_of(loaded).feature_coefficients
+    np.testing.assert_array_equal(recomputed[0], made.arrays["feature_coefficients"])
+    assert loaded.images().shape == (5, 8, 8, 3)
+    assert 0 <= loaded.images().min() and loaded.images().max() <= 1
+
+
+def test_constants_work_after_loading(tmp_path):
+    """The scale is a scalar again, so that nothing broadcasts that should not."""
+    plain().save(tmp_path)
+    found = distilled.load(tmp_path).preprocessing
+    features = normal(4, 2, 3, DIM)
+    np.testing.assert_allclose(found.features(found.targets(features)), features, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_decoded_before_it_is_asked_for(tmp_path, monkeypatch):
+    bases().save(tmp_path)
+    calls, decode = [], distilled.KINDS["bases"]
+    monkeypatch.setitem(distilled.KINDS, "bases", lambda *a: calls.append(1) or decode(*a))
+    loaded = distilled.load(tmp_path)
+    loaded.numbers_stored()
+    assert not calls
+    loaded.pairs(), loaded.pairs(), loaded.images()
+    assert len(calls) == 1
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("something was unpickled",)
+
+
+def overwrite(folder, content):
+    """Other bytes with a checksum that matches them."""
+    (folder / distilled.TENSORS).write_bytes(content)
+    describe(folder, sha256=hashlib.sha256(content).hexdigest())
+
+
+def describe(folder, **changes):
+    path = folder / distilled.DESCRIPTION
+    description = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
+
+
+def npz(folder):
+    np.savez(folder / "file.npz", arrays=np.array([Bomb()], dtype=object))
+    overwrite(folder, (folder / "file.npz").read_bytes())
+
+
+def cut(name):
+    def damage(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return damage
+
+
+def flip_a_bit(folder):
+    content = bytearray((folder / distilled.TENSORS).read_bytes())
+    content[-3] ^= 1
+    (folder / distilled.TENSORS).write_bytes(content)
+
+
+DAMAGES = {
+    "cut tensors": (cut(distilled.TENSORS), "damaged: its checksum"),
+    "cut description": (cut(distilled.DESCRIPTION), "cannot be read as JSON"),
+    "a bit": (flip_a_bit, "damaged: its checksum"),
+    "no tensors": (lambda folder: (folder / distilled.TENSORS).unlink(), "set.safetensors cannot be read"),
+    "no description": (lambda folder: (folder / distilled.DESCRIPTION).unlink(), "holds no distilled set"),
+    "newer schema": (lambda folder: describe(folder, schema=2), "schema 2, this version reads up to 1: update"),
+    "unknown kind": (lambda folder: describe(folder, kind="zip"), "unknown kind 'zip': known are bases, pairs"),
+    "no checksum": (lambda folder: describe(folder, sha256=None), "not the description of a distilled set"),
+    "a list": (lambda folder: (folder / distilled.DESCRIPTION).write_text("[1]"), "not the description"),
+    "pickle": (lambda folder: overwrite(folder, pickle.dumps(Bomb())), "not a safetensors file"),
+    "npz": (npz, "not a safetensors file"),
+    "empty": (lambda folder: overwrite(folder, b""), "not a safetensors file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_refused(tmp_path, damage):
+    plain().save(tmp_path)
+    apply, message = DAMAGES[damage]
+    apply(tmp_path)
+    with pytest.raises(UserError, match=message):
+        distilled.load(tmp_path)
+
+
+def test_nothing_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nowhere holds no distilled set"):
+        distilled.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "denied")])
+def test_a_failed_save_leaves_the_old_set(tmp_path, monkeypatch, error):
+    old = plain(0)
+    old.save(tmp_path)
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(UserError, match="no space left|cannot write"):
+            plain(5).save(tmp_path)
+    same(old, distilled.load(tmp_path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [distilled.DESCRIPTION, distilled.TENSORS]
+    plain(5).save(tmp_path)
+    same(plain(5), distilled.load(tmp_path))
+
+
+def test_a_save_cut_between_its_files_is_never_garbage(tmp_path, monkeypatch):
+    """Either the old set or a clear refusal."""
+    old = plain(0)
+    old.save(tmp_path)
+    monkeypatch.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        plain(5).save(tmp_path)
+    try:
+        same(old, distilled.load(tmp_path))
+    except UserError as error:
+        assert "damaged: its checksum" in str(error)

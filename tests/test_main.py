@@ -1,0 +1,169 @@
+"""The command line: what it refuses, and in which words."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+from ssdd_jax import files, main
+
+REFUSED = {
+    "unknown key": ({"storage__M_": 3}, "unknown config key config.storage.M_: did you mean config.storage.M"),
+    "wrong type": ({"distill__steps": "many"}, "config.distill.steps='many' is not an int"),
+    "out of range": ({"distill__learning_rate": -1}, "config.distill.learning_rate=-1.0 is out of range"),
+    "unknown method": ({"method": "magic"}, "config.method='magic' is out of range: it must be one of"),
+    "unknown view": ({"views": "('rot0','rot45')"}, "config.views"),
+    "more models than there are": ({"pool__models_per_step": 3}, "pool.models_per_step=3"),
+    "no such data": ({"data__name": "npz:nowhere.npz"}, "nowhere.npz"),
+    "no such kind of data": ({"data__name": "mnist"}, "tfds:mnist"),
+    "too many images asked for": ({"storage__N": 500}, "storage.N=500 asks for more images than the 120"),
+    "too many bases": ({"storage__U": 17}, "storage.U=17 is too many"),
+    "over the budget": ({"storage__M": 60, "storage__V": 9}, "storage exceeds the budget"),
+    "size not divisible": ({"student__widths": "(4,4,4,4)"}, "images of 8x8 cannot be halved 4 times"),
+    "batch larger than the data": ({"distill__batch_size": 121}, "config.distill.batch_size=121"),
+    "no such features": ({"teacher__features": "nowhere.npy"}, "there is no file nowhere.npy"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("main")
+    runs.write_data(path)
+    return path
+
+
+def refusal(capsys, line):
+    """Run a command line that must be refused; the one line that it says."""
+    assert main.main(line) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("ssdd_jax: "), said
+    return said[0]
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses_before_any_work(case, folder, capsys):
+    changes, words = REFUSED[case]
+    assert words in refusal(capsys, runs.arguments(folder, "refused", **changes))
+    assert not (folder / "refused" / "checkpoints").exists()
+
+
+def test_the_sum_is_written_out(folder, capsys):
+    said = refusal(capsys, runs.arguments(folder, "refused", storage__M=60, storage__V=9, storage__U=9))
+    for words in ("540 (image coefficients)", "540 (feature coefficients)", "> 304 = N (HWC + D)"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["--config=configs/nothing.py"], "configs/digits.py"),
+        (["--config=configs/cifar10.py:gpu"], "there is 'cpu'"),
+        (["--confg=1"], "unknown option --confg"),
+        (["digits"], "unexpected argument 'digits'"),
+        (["--workdir"], "needs a value"),
+        (["--stage=later"], "the stages are data, teacher"),
+    ],
+)
+def test_refuses_other_mistakes(line, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert words in refusal(capsys, line)
+
+
+@pytest.mark.parametrize("rows", [119, 121])
+def test_features_of_the_wrong_length(rows, folder, tmp_path, capsys):
+    np.save(tmp_path / "f.npy", np.zeros((rows, 5), np.float32))
+    line = runs.arguments(folder, "refused", teacher__features=tmp_path / "f.npy")
+    assert f"features of {rows} images, the data set has 120 training images" in refusal(capsys, line)
+
+
+def test_features_that_would_be_unpickled(folder, tmp_path, capsys):
+    np.save(tmp_path / "f.npy", np.array([{}], object), allow_pickle=True)
+    line = runs.arguments(folder, "refused", teacher__features=tmp_path / "f.npy")
+    assert "not a readable .npy file of numbers" in refusal(capsys, line)
+
+
+def test_a_corrupt_image_is_named(folder, tmp_path, capsys):
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
+    line = runs.arguments(folder, "refused", data__name=f"folder:{tmp_path}", data__image_size=8)
+    assert str(tmp_path / "1.png") in refusal(capsys, line)
+
+
+def test_another_config_is_refused_naming_what_differs(folder, capsys):
+    assert main.main([*runs.arguments(folder, "other"), "--stage=data"]) == 0
+    capsys.readouterr()
+    said = refusal(capsys, runs.arguments(folder, "other", seed=7, storage__N=5))
+    assert "seed (0 there, 7 now)" in said and "storage.N (4 there, 5 now)" in said
+
+
+def test_other_images_are_refused(folder, tmp_path, capsys):
+    runs.write_data(tmp_path)
+    line = [*runs.arguments(tmp_path), "--stage=features"]
+    assert main.main(line) == 0
+    with np.load(tmp_path / "images.npz") as archive:
+        arrays = dict(archive)
+    np.savez(tmp_path / "images.npz", **{**arrays, "train_images": 255 - arrays["train_images"]})
+    capsys.readouterr()
+    assert "features of other images" in refusal(capsys, line)
+
+
+def test_nan_stops_and_keeps_the_last_good_state(folder, capsys):
+    line = runs.arguments(folder, "nan", distill__learning_rate=1e18)
+    said = refusal_at_end(capsys, line)
+    assert "the loss is not a number at step" in said and "config.distill.learning_rate" in said
+    assert not (folder / "nan" / "distilled").exists()
+
+
+def refusal_at_end(capsys, line):
+    """As `refusal`, for an error that comes after the progress bar."""
+    assert main.main(line) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("when", ["features", "checkpoint", "distilled", "figures"])
+def test_a_full_disk_loses_nothing(when, tmp_path, capsys, monkeypatch):
+    """The disk is full at one kind of file; with room again the same command ends the run."""
+    runs.write_data(tmp_path)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse(*_, **__):
+        raise full
+
+    with monkeypatch.context() as patch:
+        if when == "checkpoint":
+            patch.setattr("orbax.checkpoint.CheckpointManager.save", refuse)
+        elif when == "figures":
+            patch.setattr("matplotlib.figure.Figure.savefig", refuse)
+        else:
+            write = files.write_array if when == "features" else files.write_tensors
+            patch.setattr(files, write.__name__, lambda path, *_: _raise_saving(path, full))
+        said = refusal_at_end(capsys, runs.arguments(tmp_path))
+    assert "no space left on the disk" in said
+    assert main.main(runs.arguments(tmp_path)) == 0
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def _raise_saving(path, error):
+    with files.saving(path):
+        raise error
+
+
+def test_help_is_a_page(capsys):
+    assert main.main(["--help"]) == 0
+    page = capsys.readouterr().out
+    assert max(len(line) for line in page.splitlines()) <= 120
+    for words in ("configs/tinyimagenet.py", "--config.KEY=VALUE", "--workdir", "results.json"):
+        assert words in page
+
+
+def test_every_key_is_listed(capsys):
+    from ssdd_jax import config
+
+    assert main.main(["--help_config"]) == 0
+    page = capsys.readouterr().out
+    for key in config.flatten(config.default()):
+        assert f"--config.{key} = " in page, key

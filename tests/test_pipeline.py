@@ -1,0 +1,159 @@
+"""Whole runs: what they leave behind, and that they continue bit for bit."""
+
+import json
+import os
+import signal
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+
+import ssdd_jax
+from ssdd_jax import main
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run left alone, in a process of its own as the interrupted ones are."""
+    folder = tmp_path_factory.mktemp("alone")
+    runs.write_data(folder)
+    process = runs.start(runs.arguments(folder), folder)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return folder / "run", out
+
+
+def artefact(run):
+    return {file.name: file.read_bytes() for file in sorted((run / "distilled").iterdir())}
+
+
+def about_without_paths(run):
+    """The description without the paths of the folder that a run happened to be in."""
+    description = json.loads((run / "distilled" / "set.json").read_text())
+    for key in ("data.name", "teacher.features"):
+        description["about"]["config"].pop(key)
+    description["about"].pop("dataset")
+    return description
+
+
+def test_results_are_complete(finished):
+    run, out = finished
+    results = json.loads((run / "results.json").read_text())
+    for measure in ("linear", "few_shot", "feature_r2"):
+        assert list(results[measure]) == ["distilled", "random_real", "random_init", "full_data", "teacher"]
+        for row in results[measure].values():
+            assert {"mean", "std", "seeds"} <= set(row) and row["seeds"] == 2
+            assert np.isclose(np.mean(row["values"]), row["mean"], atol=1e-3)
+    assert results["feature_r2"]["teacher"]["mean"] > 0.999
+    storage = results["storage"]
+    assert storage["numbers"] <= storage["budget"] == 4 * (8 * 8 * 1 + 12)
+    assert storage["numbers"] == sum(storage["parts"].values())
+    assert storage["bytes"] == sum(len(content) for content in artefact(run).values())
+    assert set(results["seconds"]) == {
+        "data",
+        "teacher",
+        "features",
+        "distill",
+        "approximate",
+        "evaluate",
+        "report",
+    } - {"report"}
+    assert results["method"] == "boost" and results["dataset"].startswith("npz:")
+    assert "| distilled |" in out
+
+
+def test_figures_show_something(finished):
+    from PIL import Image
+
+    run, _ = finished
+    assert {file.name for file in (run / "figures").iterdir()} == {
+        "distilled.png",
+        "bases.png",
+        "loss.png",
+        "results.png",
+    }
+    for file in (run / "figures").iterdir():
+        with Image.open(file) as image:
+            assert np.asarray(image.convert("L")).std() > 5, file
+
+
+def test_metrics_have_every_call_once(finished):
+    run, _ = finished
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5, 41, 5))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_artefact_loads_in_one_line(finished):
+    run, _ = finished
+    distilled = ssdd_jax.load(run / "distilled")
+    images, targets = distilled.pairs()
+    assert images.shape[1:] == (8, 8, 1) and targets.shape[1:] == (12,) and len(images) == len(targets)
+    assert distilled.about["seed"] == 0 and distilled.about["config"]["storage.N"] == 4
+    assert bool(jnp.isfinite(images).all() & jnp.isfinite(targets).all())
+
+
+def test_the_same_command_again_does_nothing(finished, capsys):
+    run, _ = finished
+    before = {file: file.stat().st_mtime_ns for file in (run / "distilled").iterdir()}
+    assert main.main(runs.arguments(run.parent)) == 0
+    assert before == {file: file.stat().st_mtime_ns for file in (run / "distilled").iterdir()}
+
+
+def wait_for_step(run, step, process):
+    """Until the metrics have the step."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = run / "metrics.jsonl"
+        if metrics.exists() and f'"step": {step}' in metrics.read_text():
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
+    runs.write_data(tmp_path)
+    line = runs.arguments(tmp_path)
+    process = runs.start(line, tmp_path)
+    wait_for_step(tmp_path / "run", 20, process)
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert not (tmp_path / "run" / "results.json").exists(), "the run was over before it was interrupted"
+    if number == signal.SIGTERM:
+        assert process.returncode == 0, err
+        assert "the same command continues" in err
+    again = runs.start(line, tmp_path)
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    expected, found = artefact(finished[0]), artefact(tmp_path / "run")
+    assert found["set.safetensors"] == expected["set.safetensors"]
+    assert about_without_paths(tmp_path / "run") == about_without_paths(finished[0])
+    lines = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(set(lines)) and lines[-1] == 40
+
+
+def test_without_labels_and_test_features(tmp_path, capsys):
+    runs.write_data(tmp_path, labels=False)
+    with np.load(tmp_path / "features.npz") as archive:
+        np.save(tmp_path / "train.npy", archive["train"])
+    assert main.main(runs.arguments(tmp_path, teacher__features=tmp_path / "train.npy")) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert not {"linear", "few_shot", "feature_r2"} & set(results)
+    assert "without feature_r2" in capsys.readouterr().out
+
+
+def test_with_a_teacher_of_its_own(tmp_path):
+    """The teacher is trained, kept, and its checkpoints are gone."""
+    runs.write_data(tmp_path)
+    changes = {"width": 2, "projector_hidden": 8, "projector_out": 8, "epochs": 2, "warmup_epochs": 1, "batch_size": 40}
+    options = {f"teacher__{key}": value for key, value in changes.items()}
+    line = runs.arguments(tmp_path, teacher__features="", evaluate__seeds=1, **options)
+    assert main.main([*line, "--stage=evaluate"]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["storage"]["budget"] == 4 * (64 + 16)
+    assert sorted(file.name for file in (tmp_path / "run" / "teacher").iterdir()) == [
+        "teacher.json",
+        "teacher.safetensors",
+    ]
