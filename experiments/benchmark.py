@@ -11,9 +11,13 @@ drifts slows both; ratios are of medians. Measure on an idle machine.
 
 from __future__ import annotations
 
+import os
+
+# As in a run: LAPACK's own threads stand in the way of XLA's. PyTorch's products are not done by OpenBLAS.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import argparse
 import json
-import os
 import pathlib
 import platform
 import statistics

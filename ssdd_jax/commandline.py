@@ -122,7 +122,7 @@ def _nearest(key: str, known: list[str]) -> str:
 def shipped_configs() -> str:
     """The configs that come with the package, a line each: name, and what its docstring begins with."""
     lines = []
-    for folder in configuration._folders()[:1]:
+    for folder in configuration.shipped_folders()[:1]:
         for file in sorted(folder.glob("*.py")):
             first = file.read_text().split('"""')[1].strip().splitlines()[0]
             lines.append(f"    configs/{file.name:<16} {first}")

@@ -214,15 +214,16 @@ def find(name: str) -> str:
     """
     path_text, colon, argument = name.partition(":")
     path = pathlib.Path(path_text).expanduser()
-    candidates = [path, *(folder / path.name for folder in _folders() if path.parent.name in ("", "configs"))]
+    candidates = [path, *(folder / path.name for folder in shipped_folders() if path.parent.name in ("", "configs"))]
     for candidate in candidates:
         if candidate.is_file():
             return f"{candidate}{colon}{argument}"
-    known = sorted({file.name for folder in _folders() for file in folder.glob("*.py")})
+    known = sorted({file.name for folder in shipped_folders() for file in folder.glob("*.py")})
     raise UserError(f"no config file {path_text}: with the package come configs/{', configs/'.join(known)}")
 
 
-def _folders() -> list[pathlib.Path]:
+def shipped_folders() -> list[pathlib.Path]:
+    """Where the configs are that come with the package."""
     package = pathlib.Path(__file__).parent
     # Beside the package in a checkout, inside it in a wheel.
     return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]

@@ -165,8 +165,7 @@ def from_params(
 
 def params_of(distilled: DistilledSet) -> decoder.Params:
     """The decoder's parameters of a parameterized set, the further views' coefficients recomputed."""
-    arrays, statics = distilled.arrays, distilled.statics
-    return _params(arrays, statics)
+    return _params(distilled.arrays, distilled.statics)
 
 
 def _params(arrays: Mapping[str, Array], statics: Mapping[str, Any]) -> decoder.Params:

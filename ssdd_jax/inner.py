@@ -19,6 +19,9 @@ from ssdd_jax.models import convnet
 Array = jax.Array
 Variables = Any
 
+# Images that go through the network together in eval mode on a CPU; 4 and 8 measured alike, 16 and 32 slower.
+EVAL_CHUNK = 8
+
 
 class Settings(NamedTuple):
     """How an inner model is trained: the rate, the momentum and the weight decay of SGD."""
@@ -75,7 +78,14 @@ def init(
 
 def features(variables: Variables, x: Array) -> Array:
     """Flattened last block in eval mode (running statistics): images `(S,H,W,C)` to `(S,F)`."""
-    return _forward(variables, x)[0]
+    size = EVAL_CHUNK
+    if jax.default_backend() != "cpu" or len(x) < 2 * size:
+        return _forward(variables, x)[0]
+    # Without batch statistics a few images can go through all layers while they are in the cache.
+    count = len(x) // size * size
+    whole = lax.map(lambda chunk: _forward(variables, chunk)[0], x[:count].reshape(-1, size, *x.shape[1:]))
+    whole = whole.reshape(count, -1)
+    return jnp.concatenate([whole, _forward(variables, x[count:])[0]]) if count < len(x) else whole
 
 
 def predict(variables: Variables, x: Array) -> Array:

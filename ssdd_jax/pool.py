@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from ssdd_jax import inner
-from ssdd_jax.models import convnet
 
 Array = jax.Array
 
@@ -120,8 +119,3 @@ def _fresh(key: Array, x: Array, y: Array, settings: Settings) -> inner.State:
 
 def _like(flags: Array, leaf: Array) -> Array:
     return flags.reshape(-1, *(1,) * (leaf.ndim - 1))
-
-
-def widths(pool: Pool) -> tuple[int, ...]:
-    """Channels of each block of the pool's models."""
-    return convnet.from_variables(pool.models.variables).widths

@@ -150,23 +150,34 @@ def feature_r2(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array:
     chex.assert_equal_shape_prefix(train, 1)
     chex.assert_equal_shape_prefix(test, 1)
     held = np.arange(len(train[0])) % 10 == 0
-    part, rest = (train[0][~held], train[1][~held]), (train[0][held], train[1][held])
-    errors = lax.map(
-        lambda ridge: jnp.mean(jnp.square(_predict(part, rest[0], ridge) - rest[1])), jnp.array(RIDGES)
-    )
+    part, rest = _Moments.of(train[0][~held], train[1][~held]), (train[0][held], train[1][held])
+    errors = lax.map(lambda ridge: jnp.mean(jnp.square(part.predict(rest[0], ridge) - rest[1])), jnp.array(RIDGES))
     best = jnp.array(RIDGES)[jnp.nanargmin(errors)]
-    residual = test[1] - _predict(train, test[0], best)
+    residual = test[1] - _Moments.of(*train).predict(test[0], best)
     return 1 - jnp.sum(jnp.square(residual)) / jnp.sum(jnp.square(test[1] - test[1].mean(0)[None]))
 
 
-def _predict(train: tuple[Array, Array], features: Array, ridge: Array) -> Array:
-    mean_x, mean_y = train[0].mean(0)[None], train[1].mean(0)[None]
-    x, y = train[0] - mean_x, train[1] - mean_y
-    with jax.default_matmul_precision("highest"):
-        covariance = x.T @ x
-        scaled = ridge * jnp.trace(covariance) / len(covariance)
-        factor = jnp.linalg.cholesky(covariance + scaled * jnp.eye(len(covariance), dtype=x.dtype))
-        return (features - mean_x) @ cho_solve((factor, True), x.T @ y) + mean_y
+class _Moments(NamedTuple):
+    """What ridge regression needs of its data: means `(1,F)` and `(1,D)`, covariances `(F,F)` and `(F,D)`."""
+
+    mean_x: Array
+    mean_y: Array
+    within: Array
+    across: Array
+
+    @classmethod
+    def of(cls, x: Array, y: Array) -> _Moments:
+        mean_x, mean_y = x.mean(0)[None], y.mean(0)[None]
+        x, y = x - mean_x, y - mean_y
+        with jax.default_matmul_precision("highest"):
+            return cls(mean_x, mean_y, x.T @ x, x.T @ y)
+
+    def predict(self, x: Array, ridge: Array) -> Array:
+        with jax.default_matmul_precision("highest"):
+            scaled = ridge * jnp.trace(self.within) / len(self.within)
+            eye = jnp.eye(len(self.within), dtype=self.within.dtype)
+            factor = jnp.linalg.cholesky(self.within + scaled * eye)
+            return (x - self.mean_x) @ cho_solve((factor, True), self.across) + self.mean_y
 
 
 def _logits(weights: Array, features: Array) -> Array:

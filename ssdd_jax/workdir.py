@@ -8,7 +8,6 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -105,8 +104,3 @@ def fingerprint(images: np.ndarray) -> str:
     for row in np.unique(np.linspace(0, len(images) - 1, 2000).astype(int)):
         digest.update(np.ascontiguousarray(images[row]).tobytes())
     return digest.hexdigest()
-
-
-def as_json(config: ConfigDict) -> dict[str, Any]:
-    """A config as it is written to `config.json` and into the artefact."""
-    return configuration.flatten(config)

@@ -60,7 +60,6 @@ def test_models_differ_and_the_key_decides(start):
     ]
     assert equal(*raw)
     assert not equal(start.models, init(jax.random.key(5), *pairs(), settings=SETTINGS).models)
-    assert pool.widths(start) == WIDTHS
 
 
 def test_only_drawn_models_are_trained_by_one_inner_step(start):

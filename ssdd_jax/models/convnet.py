@@ -135,5 +135,6 @@ def _drawn(params: Mapping[str, Any]) -> int:
 
 
 def _average_pool(x: Array) -> Array:
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+    # Four strided slices run faster than a window or a reshape and mean, forwards and backwards.
+    top, bottom = x[:, ::2], x[:, 1::2]
+    return 0.25 * (top[:, :, ::2] + top[:, :, 1::2] + bottom[:, :, ::2] + bottom[:, :, 1::2])
