@@ -20,7 +20,7 @@ Array = jax.Array
 # Patches made at a time on a CPU: about the second-level cache of two cores; 1 to 32 MiB are within 10 % of it.
 CHUNK_BYTES = 4 * 2**20
 # With fewer chunks than this, they gain nothing and only take longer to compile.
-CHUNKS_AT_LEAST = 16
+CHUNKS_AT_LEAST = 8
 
 
 def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array:
@@ -73,7 +73,10 @@ def _patch_bytes(x: Array, kernel: Array) -> int:
 
 
 def _images_per_chunk(x: Array, kernel: Array) -> int:
-    return max(1, min(x.shape[0], CHUNK_BYTES // _patch_bytes(x, kernel)))
+    most = max(1, min(x.shape[0], CHUNK_BYTES // _patch_bytes(x, kernel)))
+    # A chunk left over would be joined to the others by copying them all.
+    even = [size for size in range(most, most // 2, -1) if x.shape[0] % size == 0]
+    return even[0] if even else most
 
 
 def _split(x: Array, size: int) -> tuple[Array, Array]:
