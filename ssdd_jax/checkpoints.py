@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -16,6 +18,8 @@ import orbax.checkpoint as ocp
 from ssdd_jax import files
 
 KEEP = 2
+# What a checkpoint takes beside its arrays, generously.
+SPARE_BYTES = 2**20
 
 
 class Checkpoints:
@@ -23,7 +27,8 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, *, say: Callable[[str], None]):
         """Open or make the folder; `say` is told what a user should know."""
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs its errors with tracebacks and raises them as well, which is enough.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
         self._say = say
         with files.saving(self.folder):
@@ -45,7 +50,14 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         with files.saving(self.folder / str(step)):
+            self._check_room(state)
             self._manager.save(step, args=ocp.args.StandardSave(_raw(state)))
+
+    def _check_room(self, state: Any) -> None:
+        """Find the disk full before a write begins: one that fails midway also prints its threads' tracebacks."""
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(_raw(state)))
+        if shutil.disk_usage(self.folder).free < 1.1 * size + SPARE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def wait(self) -> None:
         """Return when all is written.
