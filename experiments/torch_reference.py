@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from ssdd_jax import decoder
 
-Optimizer = torch.optim.Optimizer
-
 
 class ConvNet(nn.Module):
     """Blocks of 3x3 convolution, batch norm, ReLU and 2x2 average pooling, then a linear layer.
@@ -128,7 +126,7 @@ class Reference:
         self.embed = [wrap(model.features) for model in self.models]
         self.predict = [wrap(model) for model in self.models]
         self.outer_optimizer = torch.optim.AdamW(self.pairs.parameters(), settings.outer_rate, weight_decay=0.0)
-        self.inner_optimizers: list[Optimizer] = [
+        self.inner_optimizers: list[torch.optim.Optimizer] = [
             torch.optim.SGD(
                 model.parameters(),
                 settings.inner_rate,
