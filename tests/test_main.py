@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 from PIL import Image
 
 from ssdd_jax import files, main
@@ -31,7 +31,7 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("main")
-    runs.write_data(path)
+    tiny_runs.write_data(path)
     return path
 
 
@@ -46,12 +46,12 @@ def refusal(capsys, line):
 @pytest.mark.parametrize("case", REFUSED)
 def test_refuses_before_any_work(case, folder, capsys):
     changes, words = REFUSED[case]
-    assert words in refusal(capsys, runs.arguments(folder, "refused", **changes))
+    assert words in refusal(capsys, tiny_runs.arguments(folder, "refused", **changes))
     assert not (folder / "refused" / "checkpoints").exists()
 
 
 def test_the_sum_is_written_out(folder, capsys):
-    said = refusal(capsys, runs.arguments(folder, "refused", storage__M=60, storage__V=9, storage__U=9))
+    said = refusal(capsys, tiny_runs.arguments(folder, "refused", storage__M=60, storage__V=9, storage__U=9))
     for words in ("540 (image coefficients)", "540 (feature coefficients)", "> 304 = N (HWC + D)"):
         assert words in said
 
@@ -75,13 +75,13 @@ def test_refuses_other_mistakes(line, words, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("rows", [119, 121])
 def test_features_of_the_wrong_length(rows, folder, tmp_path, capsys):
     np.save(tmp_path / "f.npy", np.zeros((rows, 5), np.float32))
-    line = runs.arguments(folder, "refused", teacher__features=tmp_path / "f.npy")
+    line = tiny_runs.arguments(folder, "refused", teacher__features=tmp_path / "f.npy")
     assert f"features of {rows} images, the data set has 120 training images" in refusal(capsys, line)
 
 
 def test_features_that_would_be_unpickled(folder, tmp_path, capsys):
     np.save(tmp_path / "f.npy", np.array([{}], object), allow_pickle=True)
-    line = runs.arguments(folder, "refused", teacher__features=tmp_path / "f.npy")
+    line = tiny_runs.arguments(folder, "refused", teacher__features=tmp_path / "f.npy")
     assert "not a readable .npy file of numbers" in refusal(capsys, line)
 
 
@@ -89,20 +89,20 @@ def test_a_corrupt_image_is_named(folder, tmp_path, capsys):
     for i in range(3):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
-    line = runs.arguments(folder, "refused", data__name=f"folder:{tmp_path}", data__image_size=8)
+    line = tiny_runs.arguments(folder, "refused", data__name=f"folder:{tmp_path}", data__image_size=8)
     assert str(tmp_path / "1.png") in refusal(capsys, line)
 
 
 def test_another_config_is_refused_naming_what_differs(folder, capsys):
-    assert main.main([*runs.arguments(folder, "other"), "--stage=data"]) == 0
+    assert main.main([*tiny_runs.arguments(folder, "other"), "--stage=data"]) == 0
     capsys.readouterr()
-    said = refusal(capsys, runs.arguments(folder, "other", seed=7, storage__N=5))
+    said = refusal(capsys, tiny_runs.arguments(folder, "other", seed=7, storage__N=5))
     assert "seed (0 there, 7 now)" in said and "storage.N (4 there, 5 now)" in said
 
 
 def test_other_images_are_refused(folder, tmp_path, capsys):
-    runs.write_data(tmp_path)
-    line = [*runs.arguments(tmp_path), "--stage=features"]
+    tiny_runs.write_data(tmp_path)
+    line = [*tiny_runs.arguments(tmp_path), "--stage=features"]
     assert main.main(line) == 0
     with np.load(tmp_path / "images.npz") as archive:
         arrays = dict(archive)
@@ -112,7 +112,7 @@ def test_other_images_are_refused(folder, tmp_path, capsys):
 
 
 def test_nan_stops_and_keeps_the_last_good_state(folder, capsys):
-    line = runs.arguments(folder, "nan", distill__learning_rate=1e18)
+    line = tiny_runs.arguments(folder, "nan", distill__learning_rate=1e18)
     said = refusal_at_end(capsys, line)
     assert "the loss is not a number at step" in said and "config.distill.learning_rate" in said
     assert not (folder / "nan" / "distilled").exists()
@@ -127,7 +127,7 @@ def refusal_at_end(capsys, line):
 @pytest.mark.parametrize("when", ["features", "checkpoint", "distilled", "figures"])
 def test_a_full_disk_loses_nothing(when, tmp_path, capsys, monkeypatch):
     """The disk is full at one kind of file; with room again the same command ends the run."""
-    runs.write_data(tmp_path)
+    tiny_runs.write_data(tmp_path)
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def refuse(*_, **__):
@@ -141,9 +141,9 @@ def test_a_full_disk_loses_nothing(when, tmp_path, capsys, monkeypatch):
         else:
             write = files.write_array if when == "features" else files.write_tensors
             patch.setattr(files, write.__name__, lambda path, *_: _raise_saving(path, full))
-        said = refusal_at_end(capsys, runs.arguments(tmp_path))
+        said = refusal_at_end(capsys, tiny_runs.arguments(tmp_path))
     assert "no space left on the disk" in said
-    assert main.main(runs.arguments(tmp_path)) == 0
+    assert main.main(tiny_runs.arguments(tmp_path)) == 0
     assert (tmp_path / "run" / "results.json").exists()
 
 

@@ -8,7 +8,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
+import tiny_runs
 
 import ssdd_jax
 from ssdd_jax import main
@@ -18,8 +18,8 @@ from ssdd_jax import main
 def finished(tmp_path_factory):
     """A run left alone, in a process of its own as the interrupted ones are."""
     folder = tmp_path_factory.mktemp("alone")
-    runs.write_data(folder)
-    process = runs.start(runs.arguments(folder), folder)
+    tiny_runs.write_data(folder)
+    process = tiny_runs.start(tiny_runs.arguments(folder), folder)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return folder / "run", out
@@ -90,7 +90,7 @@ def test_artefact_loads_in_one_line(finished):
 def test_the_same_command_again_does_nothing(finished, capsys):
     run, _ = finished
     before = {file: file.stat().st_mtime_ns for file in (run / "distilled").iterdir()}
-    assert main.main(runs.arguments(run.parent)) == 0
+    assert main.main(tiny_runs.arguments(run.parent)) == 0
     assert before == {file: file.stat().st_mtime_ns for file in (run / "distilled").iterdir()}
 
 
@@ -106,9 +106,9 @@ def wait_for_step(run, step, process):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
-    runs.write_data(tmp_path)
-    line = runs.arguments(tmp_path)
-    process = runs.start(line, tmp_path)
+    tiny_runs.write_data(tmp_path)
+    line = tiny_runs.arguments(tmp_path)
+    process = tiny_runs.start(line, tmp_path)
     wait_for_step(tmp_path / "run", 20, process)
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
@@ -116,7 +116,7 @@ def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
     if number == signal.SIGTERM:
         assert process.returncode == 0, err
         assert "the same command continues" in err
-    again = runs.start(line, tmp_path)
+    again = tiny_runs.start(line, tmp_path)
     _, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     expected, found = artefact(finished[0]), artefact(tmp_path / "run")
@@ -127,10 +127,10 @@ def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
 
 
 def test_without_labels_and_test_features(tmp_path, capsys):
-    runs.write_data(tmp_path, labels=False)
+    tiny_runs.write_data(tmp_path, labels=False)
     with np.load(tmp_path / "features.npz") as archive:
         np.save(tmp_path / "train.npy", archive["train"])
-    assert main.main(runs.arguments(tmp_path, teacher__features=tmp_path / "train.npy")) == 0
+    assert main.main(tiny_runs.arguments(tmp_path, teacher__features=tmp_path / "train.npy")) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert not {"linear", "few_shot", "feature_r2"} & set(results)
     assert "without feature_r2" in capsys.readouterr().out
@@ -138,10 +138,10 @@ def test_without_labels_and_test_features(tmp_path, capsys):
 
 def test_with_a_teacher_of_its_own(tmp_path):
     """The teacher is trained, kept, and its checkpoints are gone."""
-    runs.write_data(tmp_path)
+    tiny_runs.write_data(tmp_path)
     changes = {"width": 2, "projector_hidden": 8, "projector_out": 8, "epochs": 2, "warmup_epochs": 1, "batch_size": 40}
     options = {f"teacher__{key}": value for key, value in changes.items()}
-    line = runs.arguments(tmp_path, teacher__features="", evaluate__seeds=1, **options)
+    line = tiny_runs.arguments(tmp_path, teacher__features="", evaluate__seeds=1, **options)
     assert main.main([*line, "--stage=evaluate"]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["storage"]["budget"] == 4 * (64 + 16)
