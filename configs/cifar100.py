@@ -1,19 +1,25 @@
-"""CIFAR-100 (TFDS), Boost-SSDD's hyperparameters.
+"""CIFAR-100 (TFDS), Boost-SSDD's hyperparameters; :METHOD for another method's, such as :mkdt.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025. Teacher: solo-learn's Barlow Twins for CIFAR, published linear accuracy 70.90.
 Command: python -m ssdd_jax.main --config=configs/cifar100.py [--config.data.data_dir=DIR]
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from ssdd_jax.config import default
+from ssdd_jax.config import default, edit
+
+# Ten images per class, as published, in the storage of a thousand images and features.
+OWN: dict[str, dict[str, Any]] = {"scdd": {"storage.N": 1000, "scdd.images_per_class": 10}}
 
 
-def get_config() -> ConfigDict:
-    """The config."""
+def get_config(edition: str = "") -> ConfigDict:
+    """The config; `edition` is empty or names a method."""
     config = default()
     config.data.name = "tfds:cifar100"
     config.storage.N = 100
     config.pool.vectorize = 10
-    return config
+    config.experts.vectorize = 10
+    return edit(config, edition, OWN)

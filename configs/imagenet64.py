@@ -1,17 +1,28 @@
-"""ImageNet at 64x64 (TFDS imagenet_resized/64x64), Boost-SSDD's hyperparameters.
+"""ImageNet at 64x64 (TFDS imagenet_resized/64x64), Boost-SSDD's hyperparameters; :METHOD for
+another method's.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025. The images, 15.7 GB, and the features stay on the device: 1.28 million of both.
 Command: python -m ssdd_jax.main --config=configs/imagenet64.py [--config.data.data_dir=DIR]
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from ssdd_jax.config import default
+from ssdd_jax.config import default, edit
+
+EXPERTS: dict[str, Any] = {"experts.widths": (128, 128, 128, 128)}
+OWN: dict[str, dict[str, Any]] = {
+    "krr_st": {"distill.learning_rate": 1e-5},
+    "mkdt": EXPERTS,
+    "high_loss": EXPERTS,
+    "scdd": {"storage.N": 10_000, "scdd.images_per_class": 10},
+}
 
 
-def get_config() -> ConfigDict:
-    """The config."""
+def get_config(edition: str = "") -> ConfigDict:
+    """The config; `edition` is empty or names a method."""
     config = default()
     config.data.name = "tfds:imagenet_resized/64x64"
     config.data.test_split = "validation"
@@ -22,4 +33,5 @@ def get_config() -> ConfigDict:
     config.distill.steps = 20_000
     config.pool.vectorize = 10
     config.evaluate.full_epochs = 10
-    return config
+    config.experts.vectorize = 10
+    return edit(config, edition, OWN)

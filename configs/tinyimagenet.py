@@ -1,17 +1,28 @@
-"""Tiny ImageNet at 64x64, from its original folder or zip, Boost-SSDD's hyperparameters.
+"""Tiny ImageNet at 64x64, from its original folder or zip, Boost-SSDD's hyperparameters; :METHOD for
+another method's.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025.
 Command: python -m ssdd_jax.main --config=configs/tinyimagenet.py --config.data.data_dir=tiny-imagenet-200.zip
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from ssdd_jax.config import default
+from ssdd_jax.config import default, edit
+
+EXPERTS: dict[str, Any] = {"experts.widths": (128, 128, 128, 128)}
+OWN: dict[str, dict[str, Any]] = {
+    "krr_st": {"distill.learning_rate": 1e-5},
+    "mkdt": EXPERTS | {"distill.steps": 10_000, "mkdt.unroll": 10, "mkdt.image_learning_rate": 1e5},
+    "high_loss": EXPERTS,
+    "scdd": {"storage.N": 2000, "scdd.images_per_class": 10, "distill.learning_rate": 0.6},
+}
 
 
-def get_config() -> ConfigDict:
-    """The config."""
+def get_config(edition: str = "") -> ConfigDict:
+    """The config; `edition` is empty or names a method."""
     config = default()
     config.data.name = "tiny_imagenet"
     config.data.image_size = 64
@@ -20,4 +31,5 @@ def get_config() -> ConfigDict:
     config.student.widths = (64, 128, 256, 512)
     config.distill.steps = 20_000
     config.pool.vectorize = 10
-    return config
+    config.experts.vectorize = 10
+    return edit(config, edition, OWN)

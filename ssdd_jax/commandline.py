@@ -14,14 +14,15 @@ from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
 
 DEFAULT = "configs/digits.py"
-NAMES = ("config", "workdir", "stage")
+NAMES = ("config", "workdir", "shared", "stage")
 
 
 class Options(NamedTuple):
-    """What the command line says: the config with its changes, the work dir, and the last stage to run."""
+    """What the command line says: the config with its changes, the folders, and the last stage to run."""
 
     config: ConfigDict
     workdir: pathlib.Path
+    shared: pathlib.Path | None
     stage: str
 
 
@@ -36,6 +37,7 @@ def parse(arguments: list[str]) -> Options:
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["ssdd_jax", *arguments])
     flags.DEFINE_string("workdir", "", "", flag_values=values)
+    flags.DEFINE_string("shared", "", "", flag_values=values)
     flags.DEFINE_string("stage", "report", "", flag_values=values)
     try:
         rest = values(["ssdd_jax", *arguments])[1:]
@@ -50,7 +52,8 @@ def parse(arguments: list[str]) -> Options:
         raise UserError(f"{_named(arguments)}: get_config must return an ml_collections.ConfigDict")
     chosen.lock()
     configuration.validate(chosen)
-    return Options(chosen, pathlib.Path(values.workdir or _workdir(arguments)).expanduser(), values.stage)
+    workdir = pathlib.Path(values.workdir or _workdir(arguments)).expanduser()
+    return Options(chosen, workdir, pathlib.Path(values.shared).expanduser() if values.shared else None, values.stage)
 
 
 def _joined(arguments: list[str]) -> list[str]:

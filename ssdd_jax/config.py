@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ssdd_jax import augment, decoder
 from ssdd_jax.errors import UserError
+from ssdd_jax.models import convnet
 
 
 def default() -> ConfigDict:
     """Every key, with Boost-SSDD's values for 32x32 images where the paper gives one."""
     config = ConfigDict()
     config.seed = 0
-    config.method = "boost"
+    config.method = "boost"  # boost | krr_st | mkdt | scdd | subset | noise
 
     config.data = data = ConfigDict()
     data.name = "digits"  # digits | tfds:NAME | tiny_imagenet | folder:PATH | npz:PATH
@@ -28,6 +29,7 @@ def default() -> ConfigDict:
     data.test_fraction = 0.2  # held out where the data have no test split
 
     config.teacher = teacher = ConfigDict()
+    teacher.seed = 0  # of the teacher and of what else runs may share
     teacher.features = ""  # a .npy or .npz file that replaces training a teacher
     teacher.blocks = (2, 2, 2, 2)  # in each of four stages: ResNet-18; (1, 1, 1, 1) is ResNet-10
     teacher.width = 64  # of the first stage; features have 8 times as many numbers
@@ -58,6 +60,7 @@ def default() -> ConfigDict:
 
     config.student = student = ConfigDict()
     student.widths = (128, 256, 512)
+    student.norm = "batch"  # batch | instance
 
     config.inner = inner = ConfigDict()
     inner.learning_rate = 0.1
@@ -71,7 +74,8 @@ def default() -> ConfigDict:
     pool.vectorize = 1  # models computed side by side
 
     config.distill = distill = ConfigDict()
-    distill.start = "pca"  # pca | random | samples
+    distill.samples = "random"  # the images a method starts from, or a subset is: random | kmeans | high_loss
+    distill.start = "pca"  # of Boost-SSDD's parameters: pca | random | samples
     distill.steps = 30_000
     distill.batch_size = 1024
     distill.learning_rate = 1e-3
@@ -84,7 +88,44 @@ def default() -> ConfigDict:
     approximate.steps = 3000
     approximate.learning_rate = 1e-2
 
+    config.experts = experts = ConfigDict()  # the students whose training MKDT imitates, and high_loss looks at
+    experts.count = 100
+    experts.widths = (128, 128, 128)
+    experts.norm = "instance"  # instance | batch
+    experts.start_epochs = 2  # a piece of a trajectory begins at the start or after one of so many epochs less one
+    experts.epochs = 2  # and is so many epochs long
+    experts.batch_size = 256
+    experts.learning_rate = 0.1
+    experts.momentum = 0.9
+    experts.weight_decay = 1e-4
+    experts.vectorize = 1  # experts trained side by side
+
+    config.mkdt = mkdt = ConfigDict()
+    mkdt.unroll = 40  # steps on the distilled set
+    mkdt.batch_size = 256  # distilled images per step
+    mkdt.image_learning_rate = 1000.0
+    mkdt.target_learning_rate = 1.0
+    mkdt.rate_learning_rate = 1e-4
+    mkdt.momentum = 0.5
+    mkdt.rate = 0.1  # the student's rate at the start
+
+    config.scdd = scdd = ConfigDict()
+    scdd.images_per_class = 0  # 0: as many as the budget holds
+    scdd.group_size = 100  # images recovered together, which share batch norm's statistics
+    scdd.bn_weight = 0.005
+    scdd.first_bn_weight = 10.0
+    scdd.jitter = 4  # largest cyclic shift in pixels
+    scdd.vectorize = 1  # groups recovered side by side
+    scdd.post_epochs = 200  # of its own post-training; 0: without
+    scdd.post_batch_size = 64
+    scdd.post_learning_rate = 1e-3
+    scdd.post_weight_decay = 0.01
+    scdd.temperature = 30.0
+    scdd.mixup = 0.8
+    scdd.padding = 4  # pixels around an image before a random crop
+
     config.evaluate = evaluate = ConfigDict()
+    evaluate.entries = ENTRIES  # rows of the results
     evaluate.seeds = 3
     evaluate.epochs = 1000
     evaluate.full_epochs = 100  # of the same network on all images
@@ -92,9 +133,49 @@ def default() -> ConfigDict:
     evaluate.learning_rate = 0.1
     evaluate.momentum = 0.9
     evaluate.weight_decay = 1e-3
+    evaluate.own_rate = False  # train on the distilled set at the rate that it came with (MKDT)
     evaluate.probe_steps = 5000
     evaluate.probe_batch_size = 512
     evaluate.probe_learning_rate = 0.2
+    return config
+
+
+# What a method changes on every data set. A config file adds what it changes on its own.
+EDITIONS: dict[str, dict[str, Any]] = {
+    "boost": {},
+    "krr_st": {"method": "krr_st", "distill.steps": 160_000, "distill.learning_rate": 1e-4},
+    "mkdt": {"method": "mkdt", "distill.samples": "high_loss", "distill.steps": 5000, "distill.steps_per_call": 10},
+    "scdd": {"method": "scdd", "distill.steps": 1000, "distill.learning_rate": 0.4},
+    "random": {"method": "subset"},
+    "kmeans": {"method": "subset", "distill.samples": "kmeans"},
+    "high_loss": {"method": "subset", "distill.samples": "high_loss"},
+    "noise": {"method": "noise"},
+}
+
+
+def edit(config: ConfigDict, edition: str, own: Mapping[str, Mapping[str, Any]] = {}) -> ConfigDict:  # noqa: B006
+    """Change a config as its editions say, such as `cpu,mkdt`: in turn, and last what they change together.
+
+    Args:
+        config: What to change, in place.
+        edition: Names with commas between them, or nothing.
+        own: What the config file's own editions change, dotted keys to values. An edition of `EDITIONS` that is here
+            too adds to it; a key such as `cpu,mkdt` is for the two together.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: If an edition is unknown; all are listed.
+    """
+    names = [name for name in edition.split(",") if name]
+    known = [name for name in own if "," not in name] + [name for name in EDITIONS if name not in own]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown edition {name!r}: there are {', '.join(known)}")
+    together = [key for key in own if "," in key and set(key.split(",")) <= set(names)]
+    for name in (*names, *together):
+        config.update_from_flattened_dict({**EDITIONS.get(name, {}), **own.get(name, {})})
     return config
 
 
@@ -122,16 +203,24 @@ _COUNTS = (
     "teacher.width teacher.projector_hidden teacher.projector_out teacher.epochs teacher.steps_per_call "
     "teacher.save_every storage.N storage.base_size storage.hidden pool.size pool.models_per_step pool.vectorize "
     "distill.steps distill.batch_size distill.steps_per_call distill.save_every approximate.steps evaluate.seeds "
-    "evaluate.epochs evaluate.full_epochs evaluate.probe_steps evaluate.probe_batch_size"
+    "evaluate.epochs evaluate.full_epochs evaluate.probe_steps evaluate.probe_batch_size "
+    "experts.count experts.start_epochs experts.epochs experts.batch_size experts.vectorize mkdt.unroll "
+    "mkdt.batch_size scdd.group_size scdd.vectorize scdd.post_batch_size"
 ).split()
 _RATES = (
     "teacher.learning_rate teacher.off_diagonal teacher.scale inner.learning_rate distill.learning_rate "
-    "distill.ridge_scale approximate.learning_rate evaluate.learning_rate evaluate.probe_learning_rate"
+    "distill.ridge_scale approximate.learning_rate evaluate.learning_rate evaluate.probe_learning_rate "
+    "experts.learning_rate mkdt.rate scdd.post_learning_rate scdd.temperature scdd.mixup"
 ).split()
 _NOT_NEGATIVE = (
     "seed data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
-    "storage.V inner.weight_decay distill.weight_decay evaluate.weight_decay"
+    "storage.V inner.weight_decay distill.weight_decay evaluate.weight_decay teacher.seed experts.weight_decay "
+    "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
+    "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.padding scdd.post_epochs scdd.post_weight_decay"
 ).split()
+
+ENTRIES = ("distilled", "random_real", "random_init", "full_data", "teacher")
+SAMPLES = ("random", "kmeans", "high_loss")
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{key: _at_least(1) for key in _COUNTS},
@@ -154,6 +243,16 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "inner.momentum": _between(0, 0.9999),
     "evaluate.momentum": _between(0, 0.9999),
     "pool.steps": _at_least(2),
+    "experts.widths": (_widths, "whole numbers above 0, such as (128, 128, 128)"),
+    "experts.norm": _one_of(convnet.NORMS),
+    "student.norm": _one_of(convnet.NORMS),
+    "experts.momentum": _between(0, 0.9999),
+    "mkdt.momentum": _between(0, 0.9999),
+    "evaluate.entries": (
+        (lambda v: len(v) > 0 and v[0] == "distilled" and all(name in ENTRIES for name in v)),
+        f"'distilled' and any of {', '.join(ENTRIES[1:])}",
+    ),
+    "distill.samples": _one_of(SAMPLES),
     "distill.start": _one_of(tuple(decoder.STARTS)),
     "evaluate.batch_size": _at_least(2),
 }

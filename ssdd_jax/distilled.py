@@ -123,16 +123,21 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
         raise UserError(f"{folder / DESCRIPTION} is not the description of a distilled set: {error}") from None
 
 
-def from_pairs(images: Array, targets: Array, preprocessing: Preprocessing, **about: Any) -> DistilledSet:
+def from_pairs(
+    images: Array, targets: Array, preprocessing: Preprocessing, *, learning_rate: float | None = None, **about: Any
+) -> DistilledSet:
     """A set that stores its pairs as they are.
 
     Args:
         images: `(P,H,W,C)`, normalised as network input.
         targets: `(P,D)`, centred and scaled.
         preprocessing: The data set's constants.
+        learning_rate: The rate to train on it with, where that was learned too; like every other setting of the
+            training it is not counted as storage.
         **about: What made it.
     """
-    return DistilledSet("pairs", {"images": images, "targets": targets}, {}, preprocessing, about)
+    statics = {} if learning_rate is None else {"learning_rate": learning_rate}
+    return DistilledSet("pairs", {"images": images, "targets": targets}, statics, preprocessing, about)
 
 
 def from_params(

@@ -18,11 +18,26 @@ def batch_of(count: int, batch_size: int) -> tuple[int, int]:
     return size, -(-count // size)
 
 
-def run(key: Array, carry: Any, step: Callable[[Any, Array], Any], *, count: int, batch_size: int, epochs: int) -> Any:
-    """Run `carry = step(carry, rows)` over shuffled epochs.
+def shuffled(key: Array, *, count: int, batch_size: int) -> Array:
+    """The mini-batches of one epoch.
 
-    Every example comes up once an epoch. Where the batches do not divide the set, the last one is filled up from the
-    beginning of the epoch's order, so that all have one shape.
+    Every example comes up once. Where the batches do not divide the set, the last one is filled up from the beginning
+    of the epoch's order, so that all have one shape.
+
+    Args:
+        key: PRNG key.
+        count: Number of examples.
+        batch_size: Size of a batch; the whole set if that is smaller.
+
+    Returns:
+        Rows, int `(batches,batch)`.
+    """
+    size, per_epoch = batch_of(count, batch_size)
+    return jnp.resize(jax.random.permutation(key, count), (per_epoch, size))
+
+
+def run(key: Array, carry: Any, step: Callable[[Any, Array], Any], *, count: int, batch_size: int, epochs: int) -> Any:
+    """Run `carry = step(carry, rows)` over the mini-batches of shuffled epochs.
 
     Args:
         key: PRNG key; folded by epoch.
@@ -35,11 +50,9 @@ def run(key: Array, carry: Any, step: Callable[[Any, Array], Any], *, count: int
     Returns:
         The carry after the last step.
     """
-    size, per_epoch = batch_of(count, batch_size)
 
     def epoch(carry: Any, number: Array) -> tuple[Any, None]:
-        order = jax.random.permutation(jax.random.fold_in(key, number), count)
-        rows = jnp.resize(order, (per_epoch, size))
+        rows = shuffled(jax.random.fold_in(key, number), count=count, batch_size=batch_size)
         return lax.scan(lambda carry, row: (step(carry, row), None), carry, rows)[0], None
 
     return lax.scan(epoch, carry, jnp.arange(epochs))[0]

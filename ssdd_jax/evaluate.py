@@ -31,19 +31,23 @@ class Settings(NamedTuple):
     Attributes:
         seeds: Networks per entry.
         widths: Channels of each block of a network.
+        norm: Its norm, `batch` or `instance`.
         epochs: Passes over a distilled set.
         full_epochs: Passes over the full data set.
         batch_size: Pairs per step.
         inner: Rate, momentum and weight decay of SGD.
+        own_rate: Train on the distilled set at the rate that it came with, where it came with one.
         probe: How the linear classifier is trained.
     """
 
     seeds: int = 3
     widths: tuple[int, ...] = (128, 256, 512)
+    norm: str = "batch"
     epochs: int = 1000
     full_epochs: int = 100
     batch_size: int = 256
     inner: inner.Settings = inner.Settings()
+    own_rate: bool = False
     probe: probes.Settings = probes.Settings()
 
 
@@ -95,8 +99,8 @@ def train(
     """
     chex.assert_equal_shape_prefix([images, targets], 1)
     key_init, key_order = jax.random.split(key)
-    shape = images.shape[1:]
-    state = inner.init(key_init, shape, targets.shape[-1], widths=settings.widths, settings=settings.inner)
+    shape, dim = images.shape[1:], targets.shape[-1]
+    state = inner.init(key_init, shape, dim, widths=settings.widths, norm=settings.norm, settings=settings.inner)
 
     def step(state: inner.State, rows: Array) -> inner.State:
         x = images[rows]
@@ -218,7 +222,8 @@ def entries(distilled: DistilledSet, benchmark: Benchmark, count: int, settings:
             yield features[:known], features[known:]
 
     def of_distilled(keys: Array) -> Iterator[tuple[Array, Array]]:
-        return students(train_seeds(keys, *distilled.pairs(), passes=settings.epochs, **options))
+        own = _with_own_rate(settings, distilled)
+        return students(train_seeds(keys, *distilled.pairs(), preprocessing=data, passes=settings.epochs, settings=own))
 
     def of_random_real(keys: Array) -> Iterator[tuple[Array, Array]]:
         draw = jax.vmap(lambda key: jax.random.choice(key, len(targets), (count,), replace=False))
@@ -228,7 +233,8 @@ def entries(distilled: DistilledSet, benchmark: Benchmark, count: int, settings:
 
     def of_random_init(keys: Array) -> Iterator[tuple[Array, Array]]:
         shape, dim = benchmark.train_images.shape[1:], targets.shape[-1]
-        fresh = jax.vmap(lambda key: inner.init(key, shape, dim, widths=settings.widths).variables)
+        sizes: dict[str, Any] = {"widths": settings.widths, "norm": settings.norm}
+        fresh = jax.vmap(lambda key: inner.init(key, shape, dim, **sizes).variables)
         return students(fresh(keys))
 
     def of_full_data(keys: Array) -> Iterator[tuple[Array, Array]]:
@@ -247,6 +253,13 @@ def entries(distilled: DistilledSet, benchmark: Benchmark, count: int, settings:
         Entry("full_data", of_full_data),
     ]
     return found if benchmark.test_features is None else [*found, Entry("teacher", of_teacher)]
+
+
+def _with_own_rate(settings: Settings, distilled: DistilledSet) -> Settings:
+    rate = distilled.statics.get("learning_rate")
+    if not settings.own_rate or rate is None:
+        return settings
+    return settings._replace(inner=settings.inner._replace(learning_rate=float(rate)))
 
 
 def evaluate(entry: Entry, benchmark: Benchmark, *, seed: int, settings: Settings) -> dict[str, dict[str, Any]]:

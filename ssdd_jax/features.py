@@ -18,13 +18,21 @@ class Features(NamedTuple):
     Attributes:
         train: Of the training images `(n,D)`.
         test: Of the test images `(m,D)`, or None if the user brought none.
-        samples: The training images that the method starts from, int32 `(M,)`.
-        views: Of the views of the samples `(views,M,D)`.
     """
 
     train: np.ndarray
     test: np.ndarray | None
-    samples: np.ndarray
+
+
+class Samples(NamedTuple):
+    """The images that a method starts from, and the teacher's features of their views.
+
+    Attributes:
+        rows: Which training images, int32 `(M,)`.
+        views: Features float32 `(views,M,D)`.
+    """
+
+    rows: np.ndarray
     views: np.ndarray
 
 
@@ -117,21 +125,34 @@ def save(folder: pathlib.Path, features: Features, images: str) -> None:
     files.write_json(folder / "features.json", {"images": images, "test": features.test is not None})
 
 
-def load(folder: pathlib.Path, images: str) -> Features | None:
-    """Read what `save` wrote; None if it is not complete.
+def complete(folder: pathlib.Path) -> bool:
+    """Whether `save` has written the folder to its end."""
+    return (folder / "features.json").exists()
+
+
+def load(folder: pathlib.Path, images: str) -> Features:
+    """Read what `save` wrote.
 
     Raises:
-        UserError: If the features are those of other images.
+        UserError: If they are not there, or are the features of other images.
     """
-    if not (folder / "features.json").exists():
-        return None
     about = files.read_json(folder / "features.json")
     if about["images"] != images:
         raise UserError(
             f"{folder} holds features of other images than the data set has now: "
-            "bring the data back to what they were, or choose another --workdir"
+            "bring the data back to what they were, or choose another folder"
         )
-    parts = {
-        name: files.read_array(folder / f"{name}.npy") for name in Features._fields if name != "test" or about["test"]
-    }
-    return Features(parts["train"], parts.get("test"), parts["samples"], parts["views"])
+    return Features(
+        files.read_array(folder / "train.npy"), files.read_array(folder / "test.npy") if about["test"] else None
+    )
+
+
+def save_samples(folder: pathlib.Path, samples: Samples) -> None:
+    """Write the folder; the rows come last, and stand for the whole."""
+    files.write_array(folder / "views.npy", samples.views)
+    files.write_array(folder / "rows.npy", samples.rows)
+
+
+def load_samples(folder: pathlib.Path) -> Samples:
+    """Read what `save_samples` wrote."""
+    return Samples(files.read_array(folder / "rows.npy"), files.read_array(folder / "views.npy"))

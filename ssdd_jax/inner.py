@@ -35,7 +35,7 @@ class State(NamedTuple):
     """An inner model in training.
 
     Attributes:
-        variables: `params` and `batch_stats` of a `ConvNet`.
+        variables: `params` and `batch_stats` of a `ConvNet`; with instance norm `batch_stats` is empty.
         opt_state: The optimiser's state: one momentum per parameter.
     """
 
@@ -57,6 +57,7 @@ def init(
     dim: int,
     *,
     widths: tuple[int, ...] = (128, 256, 512),
+    norm: str = "batch",
     settings: Settings = Settings(),
 ) -> State:
     """A fresh inner model.
@@ -66,12 +67,16 @@ def init(
         image_shape: `(H,W,C)`.
         dim: Length D of a target.
         widths: Channels of each block.
+        norm: `batch` or `instance`.
         settings: How it is going to be trained.
 
     Returns:
         The state before the first step.
+
+    Raises:
+        ValueError: If the norm is unknown, or the images cannot be halved once for each block.
     """
-    network = convnet.ConvNet(tuple(widths), dim)
+    network = convnet.ConvNet(tuple(widths), dim, norm)
     variables = convnet.initialize(key, network, image_shape)
     return State(variables, optimizer(settings).init(variables["params"]))
 
@@ -116,7 +121,7 @@ def loss(params: Any, batch_stats: Any, x: Array, y: Array) -> tuple[Array, Any]
     network = convnet.from_variables(variables)
     (_, prediction), updated = network.apply(variables, x, train=True, mutable=["batch_stats"])
     chex.assert_equal_shape([prediction, y])
-    return jnp.mean(jnp.square(prediction - y)), updated["batch_stats"]
+    return jnp.mean(jnp.square(prediction - y)), updated.get("batch_stats", {})
 
 
 def step(state: State, x: Array, y: Array, *, settings: Settings = Settings()) -> tuple[State, Array]:

@@ -37,15 +37,18 @@ class Training(NamedTuple):
         per_call: How many of them in one compiled call.
         save_every: Steps between checkpoints; rounded up to whole calls.
         advice: What to try when the loss is no longer a number.
+        feed: `(done, count) -> items`, leaves with a leading axis `count`: what the steps after the first `done` need
+            from the host, read while the device computes. `step` is given the step's item as its third argument.
     """
 
     name: str
     init: Callable[[], Any]
-    step: Callable[[Any, Any], tuple[Any, Any]]
+    step: Callable[..., tuple[Any, Any]]
     steps: int
     per_call: int
     save_every: int
     advice: str
+    feed: Callable[[int, int], Any] | None = None
 
 
 class Progress(NamedTuple):
@@ -85,14 +88,18 @@ def run(
     """
     restored = checkpoints.restore(jax.eval_shape(training.init))
     state, done = restored if restored else (training.init(), 0)
-    call = _compile(training, state, data)
+    # Always whole calls, the last one too, so that one program serves all.
+    items = jax.device_put(training.feed(done, training.per_call)) if training.feed else None
+    call = _compile(training, state, data, items)
     _drop_lines(metrics, training.name, done)
     saved = done
     with stop_requests() as requested, _bar(training, done) as bar:
         while done < training.steps:
             count = min(training.per_call, training.steps - done)
             began = time.perf_counter()
-            state, info = call(state, data, jnp.int32(count))
+            state, info = call(state, data, items, jnp.int32(count))
+            if training.feed and done + count < training.steps:
+                items = jax.device_put(training.feed(done + count, training.per_call))
             info = jax.tree.map(lambda values: np.asarray(values)[:count], info)  # noqa: B023, used at once
             _check_finite(training, info.loss, done, saved)
             done += count
@@ -112,13 +119,18 @@ def run(
     return state
 
 
-def _compile(training: Training, state: Any, data: Any) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-    _, like = jax.eval_shape(training.step, state, data)
+def _compile(training: Training, state: Any, data: Any, items: Any) -> Callable[..., tuple[Any, Any]]:
+    def step(state: Any, data: Any, items: Any, i: Any) -> tuple[Any, Any]:
+        if training.feed is None:
+            return training.step(state, data)
+        return training.step(state, data, jax.tree.map(lambda leaf: leaf[i], items))
 
-    def call(state: Any, data: Any, count: Any) -> tuple[Any, Any]:
+    _, like = jax.eval_shape(step, state, data, items, 0)
+
+    def call(state: Any, data: Any, items: Any, count: Any) -> tuple[Any, Any]:
         def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             state, infos = carry
-            state, info = training.step(state, data)
+            state, info = step(state, data, items, i)
             return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), infos, info)
 
         infos = jax.tree.map(lambda one: jnp.zeros((training.per_call, *one.shape), one.dtype), like)

@@ -8,26 +8,33 @@ import sys
 from typing import Any
 
 HELP = """\
-usage: python -m ssdd_jax.main [--config=FILE[:EDITION]] [--config.KEY=VALUE ...] [--workdir=DIR] [--stage=STAGE]
+usage: python -m ssdd_jax.main [--config=FILE[:EDITION]] [--config.KEY=VALUE ...] [--workdir=DIR] [--shared=DIR]
+                               [--stage=STAGE]
 
 Distil a set of images into a tiny set of images and target features, and measure what it teaches.
 
   --config=FILE[:EDITION]  what to run; default configs/digits.py. With the package come, usable from any directory:
 {configs}
+                           An edition names a method: {editions}.
+                           cifar10.py has the edition cpu too, alone or as cpu,METHOD
   --config.KEY=VALUE       change one value, such as --config.storage.N=20 or --config.distill.start=random.
                            Every key, with its default and what it means: --help_config
   --workdir=DIR            where everything is written; default runs/NAME of the config. The same command in the same
                            folder continues where it was stopped or killed
-  --stage=STAGE            the last stage to run: {stages}
+  --shared=DIR             where the teacher, its features and a method's own preparations are kept, so that several
+                           runs use the same; default the run's own folder
+  --stage=STAGE            the last stage to run: {stages},
+                           or one that the method brings: experts (mkdt), probe and post_training (scdd)
   --version                print the version
   --help                   print this page
 
-A run's folder holds config.json, teacher/, features/, checkpoints/, distilled/ (the set: ssdd_jax.load(path)),
-metrics.jsonl, results.json and figures/.
+A run's folder holds config.json, teacher/, features/, samples/, checkpoints/, distilled/ (the set:
+ssdd_jax.load(path)), metrics.jsonl, results.json and figures/.
 
 Images come from config.data.name: digits, tfds:NAME, tiny_imagenet, folder:PATH or npz:PATH.
 Examples:
   python -m ssdd_jax.main
+  python -m ssdd_jax.main --config=configs/digits.py:krr_st
   python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.data.data_dir=~/tensorflow_datasets
   python -m ssdd_jax.main --config=configs/digits.py --config.data.name=folder:photos --config.data.image_size=32
 """
@@ -59,11 +66,13 @@ def main(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> int:
     import ssdd_jax
     from ssdd_jax import commandline, pipeline
+    from ssdd_jax import config as configuration
     from ssdd_jax.errors import UserError
     from ssdd_jax.files import is_full_disk
 
     if "--help" in arguments or "-h" in arguments:
-        print(HELP.format(configs=commandline.shipped_configs(), stages=", ".join(pipeline.STAGES)))
+        words = {"stages": ", ".join(pipeline.STAGES), "editions": ", ".join(configuration.EDITIONS)}
+        print(HELP.format(configs=commandline.shipped_configs(), **words))
         return 0
     if "--help_config" in arguments:
         print(commandline.config_page())
@@ -74,7 +83,7 @@ def _run(arguments: list[str]) -> int:
     options = commandline.parse(arguments)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        pipeline.run(options.config, options.workdir, until=options.stage, say=_say)
+        pipeline.run(options.config, options.workdir, shared=options.shared, until=options.stage, say=_say)
     except OSError as error:
         if is_full_disk(error):
             raise UserError(

@@ -26,6 +26,7 @@ class Settings(NamedTuple):
         steps: Age Z at which a model is renewed.
         vectorize: How many models are trained side by side.
         widths: Channels of each block of a model.
+        norm: Its norm, `batch` or `instance`.
         inner: How a model is trained.
     """
 
@@ -33,6 +34,7 @@ class Settings(NamedTuple):
     steps: int = 1000
     vectorize: int = 1
     widths: tuple[int, ...] = (128, 256, 512)
+    norm: str = "batch"
     inner: inner.Settings = inner.Settings()
 
 
@@ -114,7 +116,8 @@ def step(pool: Pool, indices: Array, x: Array, y: Array, *, settings: Settings =
 
 
 def _fresh(key: Array, x: Array, y: Array, settings: Settings) -> inner.State:
-    return inner.init(key, x.shape[1:], y.shape[-1], widths=settings.widths, settings=settings.inner)
+    shape, dim = x.shape[1:], y.shape[-1]
+    return inner.init(key, shape, dim, widths=settings.widths, norm=settings.norm, settings=settings.inner)
 
 
 def _like(flags: Array, leaf: Array) -> Array:

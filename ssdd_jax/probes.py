@@ -52,6 +52,22 @@ def linear(
     Returns:
         Percent of test labels predicted, a scalar.
     """
+    weights = fit_linear(key, train, classes=classes, settings=settings)
+    return _accuracy(logits(weights, test[0]), test[1])
+
+
+def fit_linear(key: Array, train: tuple[Array, Array], *, classes: int, settings: Settings = Settings()) -> Array:
+    """A linear classifier trained on all labels by SGD.
+
+    Args:
+        key: PRNG key.
+        train: Features `(n,F)` and labels int32 `(n,)`.
+        classes: Number of classes.
+        settings: How it is trained; the steps are rounded up to whole epochs.
+
+    Returns:
+        Weights `(F+1,classes)`; the last row is the bias.
+    """
     features, labels = train
     chex.assert_rank([features, labels], [2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
@@ -64,7 +80,7 @@ def linear(
     optimizer = optax.sgd(schedule, momentum=0.9)
 
     def loss(weights: Array, rows: Array) -> Array:
-        return optax.softmax_cross_entropy_with_integer_labels(_logits(weights, features[rows]), labels[rows]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(logits(weights, features[rows]), labels[rows]).mean()
 
     def step(carry: tuple[Array, optax.OptState], rows: Array) -> tuple[Array, optax.OptState]:
         weights, opt_state = carry
@@ -75,7 +91,12 @@ def linear(
 
     carry = (weights, optimizer.init(weights))
     weights, _ = epochs.run(key_order, carry, step, count=len(features), batch_size=settings.batch_size, epochs=count)
-    return _accuracy(_logits(weights, test[0]), test[1])
+    return weights
+
+
+def logits(weights: Array, features: Array) -> Array:
+    """What a linear classifier says: weights `(F+1,classes)` and features `(n,F)` to logits `(n,classes)`."""
+    return features @ weights[:-1] + weights[-1][None]
 
 
 def draw_shots(seed: int, labels: np.ndarray, classes: int) -> np.ndarray | None:
@@ -178,10 +199,6 @@ class _Moments(NamedTuple):
             eye = jnp.eye(len(self.within), dtype=self.within.dtype)
             factor = jnp.linalg.cholesky(self.within + scaled * eye)
             return (x - self.mean_x) @ cho_solve((factor, True), self.across) + self.mean_y
-
-
-def _logits(weights: Array, features: Array) -> Array:
-    return features @ weights[:-1] + weights[-1][None]
 
 
 def _accuracy(logits: Array, labels: Array) -> Array:

@@ -110,8 +110,7 @@ def plan(
     Raises:
         UserError: If there are too few images, or the choice exceeds the budget; the sum is written out.
     """
-    if N > images:
-        raise UserError(f"storage.N={N} asks for more images than the {images} there are: choose N below {images}")
+    check_pairs(N, images)
     low = base_size[0] * base_size[1] * image_shape[-1]
     most = {"M": images, "U": min(low, images - 1), "V": min(dim, images - 1)}
     given = {"M": M, "U": U, "V": V}
@@ -130,6 +129,17 @@ def plan(
             f"N (HWC + D) with N={N}; lower M, U, V or hidden, or raise N"
         )
     return chosen
+
+
+def check_pairs(N: int, images: int) -> int:
+    """N, if there are so many images to start from.
+
+    Raises:
+        UserError: If there are not.
+    """
+    if N > images:
+        raise UserError(f"storage.N={N} asks for more images than the {images} there are: choose N below {images}")
+    return N
 
 
 def _fill(fixed: Plan, open_: list[str], most: dict[str, int]) -> Plan:

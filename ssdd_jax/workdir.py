@@ -8,6 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,12 +26,20 @@ except ImportError:  # not on Windows, where two runs in one folder are the user
 class Workdir:
     """Paths of a run's outputs."""
 
-    def __init__(self, folder: str | os.PathLike[str]):
-        """Nothing is made yet; see `claim`."""
+    def __init__(self, folder: str | os.PathLike[str], shared: str | os.PathLike[str] | None = None):
+        """Nothing is made yet; see `claim`.
+
+        Args:
+            folder: The run's folder.
+            shared: Where the teacher, its features and other outputs are kept that several runs use; the run's folder
+                if left out.
+        """
         self.folder = pathlib.Path(folder).expanduser()
+        self.shared = self.folder if shared is None else pathlib.Path(shared).expanduser()
         self.config = self.folder / "config.json"
-        self.teacher = self.folder / "teacher"
-        self.features = self.folder / "features"
+        self.teacher = self.shared / "teacher"
+        self.features = self.shared / "features"
+        self.samples = self.folder / "samples"
         self.checkpoints = self.folder / "checkpoints"
         self.distilled = self.folder / "distilled"
         self.evaluation = self.folder / "evaluation"
@@ -63,23 +72,45 @@ class Workdir:
     def _check(self, config: ConfigDict) -> None:
         if not self.config.exists():
             return
-        wanted, found = configuration.flatten(config), files.read_json(self.config)
-        keys = sorted(set(wanted) | set(found))
-        different = [
-            f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)"
-            for key in keys
-            if found.get(key) != wanted.get(key)
-        ]
-        if different:
-            raise UserError(
-                f"{self.folder} was made with another config: {', '.join(different)}; "
-                "choose another --workdir, or go back to that config"
-            )
+        _compare(self.folder, configuration.flatten(config), files.read_json(self.config), "choose another --workdir")
 
     def record(self, config: ConfigDict) -> None:
         """Bind the folder to its config: once the config is known to be workable, so that a mistake can be mended."""
         if not self.config.exists():
             files.write_json(self.config, configuration.flatten(config))
+
+    def own(self, stage: str, *, shared: bool) -> pathlib.Path:
+        """The folder of a stage that a method brings: among what runs may share, or in this run's folder."""
+        return (self.shared if shared else self.folder) / stage
+
+    @contextlib.contextmanager
+    def bound(self, stage: str, config: ConfigDict, parts: tuple[str, ...]) -> Iterator[None]:
+        """Hold a shared folder while one of its stages runs, and bind the stage's output to what it depends on.
+
+        Args:
+            stage: Name of the stage.
+            config: The run's config.
+            parts: The keys, or groups of keys, that the output depends on.
+
+        Raises:
+            UserError: If the output is there and was made with other values; what differs is named.
+        """
+        if self.shared == self.folder or not parts:
+            yield  # the work dir is bound to its config as a whole
+            return
+        flat = configuration.flatten(config)
+        wanted = {key: flat[key] for key in flat if any(key == part or key.startswith(f"{part}.") for part in parts)}
+        path = self.shared / f"{stage}.json"
+        with files.saving(path):
+            self.shared.mkdir(parents=True, exist_ok=True)
+        with open(self.shared / ".lock", "w") as lock:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making what this one needs
+            if path.exists():
+                _compare(self.shared / stage, wanted, files.read_json(path), "choose another --shared")
+            else:
+                files.write_json(path, wanted)
+            yield
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -96,6 +127,18 @@ class Workdir:
     def read_seconds(self) -> dict[str, float]:
         """Seconds per stage so far."""
         return files.read_json(self.seconds) if self.seconds.exists() else {}
+
+
+def _compare(folder: pathlib.Path, wanted: dict[str, Any], found: dict[str, Any], advice: str) -> None:
+    different = [
+        f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)"
+        for key in sorted(set(wanted) | set(found))
+        if found.get(key) != wanted.get(key)
+    ]
+    if different:
+        raise UserError(
+            f"{folder} was made with another config: {', '.join(different)}; {advice}, or go back to that config"
+        )
 
 
 def fingerprint(images: np.ndarray) -> str:

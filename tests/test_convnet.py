@@ -1,4 +1,4 @@
-"""The ConvNet: its size, its start, its running statistics."""
+"""The ConvNet: its size, its start, its norms."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 from helpers import jit, normal
 
 from ssdd_jax.models import ConvNet, conv, convnet
+from ssdd_jax.models.norm import InstanceNorm
 
 initialize = jit(convnet.initialize, static_argnums=(1, 2))
 
@@ -93,3 +94,72 @@ def test_features_are_the_flattened_last_block():
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-6)
     linear = expected @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
     np.testing.assert_allclose(predictions, linear, rtol=1e-4, atol=1e-6)
+
+
+def instance_norm(x, scale, bias):
+    return InstanceNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
+
+
+def norm_arrays():
+    """Activations far from zero, a scale and a bias of both signs."""
+    return 3 * normal(0, 4, 6, 5, 7) + 20, jnp.linspace(-1, 2, 7), jnp.linspace(3, -2, 7)
+
+
+def test_instance_norm_by_hand():
+    """Each image and channel by its own mean and biased variance."""
+    x, scale, bias = map(np.asarray, norm_arrays())
+    found = np.asarray(instance_norm(*norm_arrays()))
+    for image in range(4):
+        for channel in range(7):
+            pixels = x[image, :, :, channel].astype(np.float64)
+            expected = scale[channel] * (pixels - pixels.mean()) / (pixels.var() + 1e-5) ** 0.5 + bias[channel]
+            np.testing.assert_allclose(found[image, :, :, channel], expected, rtol=1e-4, atol=2e-5)
+
+
+def test_instance_norm_is_pytorchs():
+    """`GroupNorm` with one channel per group, values and gradients."""
+    torch = pytest.importorskip("torch")
+    x, scale, bias = norm_arrays()
+    weights = normal(9, *x.shape)
+    gradient = jax.grad(lambda *arrays: jnp.sum(weights * instance_norm(*arrays)), argnums=(0, 1, 2))
+    gradients = jit(gradient)(x, scale, bias)
+    inputs = [torch.tensor(np.asarray(value, np.float64), requires_grad=True) for value in (x, scale, bias)]
+    norm = torch.nn.functional.group_norm(inputs[0].permute(0, 3, 1, 2), 7, inputs[1], inputs[2], 1e-5)
+    expected = norm.permute(0, 2, 3, 1)
+    np.testing.assert_allclose(instance_norm(x, scale, bias), expected.detach().numpy(), rtol=1e-4, atol=2e-5)
+    (expected * torch.tensor(np.asarray(weights, np.float64))).sum().backward()
+    for found, tensor in zip(gradients, inputs, strict=True):
+        np.testing.assert_allclose(found, tensor.grad.numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_instance_norm_keeps_the_precision():
+    x, scale, bias = norm_arrays()
+    half = instance_norm(x.astype(jnp.bfloat16), scale, bias)
+    assert half.dtype == jnp.bfloat16
+    # Means of 30 numbers near 20 in bfloat16 would be wrong by some tenths of the deviation of 3.
+    np.testing.assert_allclose(half.astype(jnp.float32), instance_norm(x, scale, bias), atol=0.06)
+    with pytest.raises(AssertionError):
+        instance_norm(x[0], scale, bias)
+
+
+def test_a_network_with_instance_norm():
+    """The same sizes, no running statistics, the same in training and evaluation, each image on its own."""
+    network, x = ConvNet((4, 8), 5, norm="instance"), normal(3, 4, 8, 8, 3)
+    variables = initialize(jax.random.key(0), network, (8, 8, 3))
+    assert variables["batch_stats"] == {}
+    assert sorted(variables["params"]) == ["conv0", "conv1", "fc", "in0", "in1"]
+    assert convnet.from_variables(variables) == network
+    batch = initialize(jax.random.key(0), ConvNet((4, 8), 5), (8, 8, 3))["params"]
+    for one, other in (("conv0", "conv0"), ("in0", "bn0"), ("fc", "fc")):
+        shapes = [jax.tree.map(jnp.shape, params) for params in (variables["params"][one], batch[other])]
+        assert shapes[0] == shapes[1]
+    apply = jit(network.apply, static_argnames="train")
+    features, predictions = apply(variables, x, train=True)
+    for found, expected in zip(apply(variables, x, train=False), (features, predictions), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(apply(variables, x[1:2], train=True)[1], predictions[1:2], rtol=1e-4, atol=1e-6)
+
+
+def test_an_unknown_norm():
+    with pytest.raises(ValueError, match="norm must be one of batch, instance, got 'layer'"):
+        ConvNet((4,), 2, norm="layer")

@@ -4,12 +4,19 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from ssdd_jax.methods import boost
-from ssdd_jax.methods.base import Method, Problem, Source
+from ssdd_jax.methods import boost, krr_st, mkdt, noise, scdd, subset
+from ssdd_jax.methods.base import Feed, Method, Problem, Source, Stage
 
-METHODS: dict[str, Callable[[ConfigDict, Problem], Method]] = {"boost": boost.make}
+METHODS: dict[str, Callable[[ConfigDict, Problem], Method]] = {
+    "boost": boost.make,
+    "krr_st": krr_st.make,
+    "mkdt": mkdt.make,
+    "scdd": scdd.make,
+    "subset": subset.make,
+    "noise": noise.make,
+}
 
-__all__ = ["METHODS", "Method", "Problem", "Source", "make"]
+__all__ = ["METHODS", "Feed", "Method", "Problem", "Source", "Stage", "make"]
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
@@ -17,7 +24,10 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     Args:
         config: See `ssdd_jax.config.default`.
-        problem: Shapes of the data, `(H,W,C)`, D and n.
+        problem: Shapes of the data, and what is known of the teacher.
+
+    Returns:
+        The method.
 
     Raises:
         UserError: If the method cannot serve the problem.

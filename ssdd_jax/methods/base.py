@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.preprocess import Preprocessing
 
+if TYPE_CHECKING:  # stages are given methods, and methods may bring stages
+    from ssdd_jax.stages.base import Run
+
 Array = jax.Array
+Feed = Callable[[int, int], Any]
 
 
 class Problem(NamedTuple):
@@ -20,11 +24,21 @@ class Problem(NamedTuple):
         image_shape: `(H,W,C)`.
         dim: Length D of the teacher's features.
         images: Number n of training images.
+        classes: Number of classes; 0 without labels.
+        network: Whether the teacher is a network with batch norm that can be run, not features that were brought.
     """
 
     image_shape: tuple[int, int, int]
     dim: int
     images: int
+    classes: int = 0
+    network: bool = False
+
+    @property
+    def image_numbers(self) -> int:
+        """Numbers in an image, HWC."""
+        height, width, channels = self.image_shape
+        return height * width * channels
 
 
 class Source(NamedTuple):
@@ -36,6 +50,8 @@ class Source(NamedTuple):
         samples: The images that the method starts from, int32 `(M,)`.
         view_targets: The same as `targets` for the views of the samples `(views,M,D)`.
         preprocessing: The data set's constants.
+        teacher: Variables of the teacher's backbone, a `models.resnet.ResNet`; None if its features were brought.
+        prepared: What the method's `load` gave.
     """
 
     images: Array
@@ -43,6 +59,22 @@ class Source(NamedTuple):
     samples: Array
     view_targets: Array
     preprocessing: Preprocessing
+    teacher: Any = None
+    prepared: Any = None
+
+
+class Stage(NamedTuple):
+    """A part of a run that leaves its output in a folder, and returns at once where that is complete.
+
+    Attributes:
+        name: For `--stage`, the seconds in `results.json`, and its folder.
+        run: Does the work.
+        shared: The parts of the config that its output depends on, if runs that agree in them may share it.
+    """
+
+    name: str
+    run: Callable[[Run], None]
+    shared: tuple[str, ...] = ()
 
 
 class Method(NamedTuple):
@@ -51,15 +83,27 @@ class Method(NamedTuple):
     Attributes:
         init: `(key, source) -> state`. A state is a pytree with the fields `step`, int32, and `key`.
         step: `(state, source) -> (state, info)`: one outer step. `info` is a NamedTuple of scalars, `loss` among them.
+            With a `feed`, `(state, source, item) -> (state, info)`. None where there is nothing to learn.
         export: `(key, state, source) -> DistilledSet`.
-        steps: Number of outer steps.
-        samples: Number M of images that it starts from.
+        steps: Number of outer steps; 0 where there is nothing to learn.
+        samples: Number M of images that it starts from; 0 if it starts from none.
         views: Names of the views whose targets it starts from, the first being the image as it is.
+        stages: Stages of its own between the teacher's features and the choice of samples.
+        load: What these stages made, as a pytree for `Source.prepared`.
+        feed: From a run to `(done, count) -> item`s, leaves with a leading axis `count`: what the steps after the first
+            `done` need from the disk. A pure function of the step's number, so that a resumed run sees the same.
+        after: Stages of its own between the export and the evaluation; each leaves a `results.json` in its folder.
+        advice: What to try when the loss is no longer a number.
     """
 
     init: Callable[[Array, Source], Any]
-    step: Callable[[Any, Source], tuple[Any, Any]]
+    step: Callable[..., tuple[Any, Any]] | None
     export: Callable[[Array, Any, Source], DistilledSet]
     steps: int
     samples: int
-    views: tuple[str, ...]
+    views: tuple[str, ...] = ("rot0",)
+    stages: tuple[Stage, ...] = ()
+    load: Callable[[Run], Any] | None = None
+    feed: Callable[[Run], Feed] | None = None
+    after: tuple[Stage, ...] = ()
+    advice: str = "try a smaller config.distill.learning_rate in another --workdir"

@@ -3,43 +3,19 @@ Augmentation, and Approximation", ICLR 2025): parameterized pairs under fixed vi
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssdd_jax import approximate, decoder, distilled, inner, outer, pool, storage
+from ssdd_jax import approximate, augment, decoder, distilled, storage
+from ssdd_jax.errors import UserError
+from ssdd_jax.methods import bilevel
 from ssdd_jax.methods.base import Method, Problem, Source
 
 Array = jax.Array
 
 # Principal components are taken of at most this many images: more do not move them, and would fill the memory.
 START_IMAGES = 50_000
-
-
-class State(NamedTuple):
-    """A distillation in progress.
-
-    Attributes:
-        step: Outer steps done, int32.
-        key: PRNG key; folded with `step`, never advanced.
-        outer: Parameters of the set, and AdamW's moments.
-        pool: The inner models.
-    """
-
-    step: Array
-    key: Array
-    outer: outer.State
-    pool: pool.Pool
-
-
-class Info(NamedTuple):
-    """Logged per step: loss, gradient norm, and the mean age of the pool's models."""
-
-    loss: Array
-    gradient_norm: Array
-    mean_age: Array
 
 
 def plan_of(config: ConfigDict, problem: Problem) -> storage.Plan:
@@ -60,28 +36,6 @@ def plan_of(config: ConfigDict, problem: Problem) -> storage.Plan:
     )
 
 
-def pool_settings(config: ConfigDict) -> pool.Settings:
-    """The pool's constants out of a config."""
-    return pool.Settings(
-        size=config.pool.size,
-        steps=config.pool.steps,
-        vectorize=config.pool.vectorize,
-        widths=tuple(config.student.widths),
-        inner=inner.Settings(**config.inner),
-    )
-
-
-def outer_settings(config: ConfigDict) -> outer.Settings:
-    """The outer problem's constants out of a config."""
-    return outer.Settings(
-        learning_rate=config.distill.learning_rate,
-        steps=config.distill.steps,
-        weight_decay=config.distill.weight_decay,
-        ridge_scale=config.distill.ridge_scale,
-        vectorize=config.pool.vectorize,
-    )
-
-
 def make(config: ConfigDict, problem: Problem) -> Method:
     """Boost-SSDD as the config describes it.
 
@@ -93,17 +47,18 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If the sizes asked for do not fit the budget or the data.
+        UserError: If the sizes asked for do not fit the budget or the data, or a view cannot be had of the images.
     """
-    plan = plan_of(config, problem)
-    settings, pool_set = outer_settings(config), pool_settings(config)
-    views = tuple(config.views)
+    plan, views = plan_of(config, problem), tuple(config.views)
+    try:
+        augment.table(views, *problem.image_shape[:2])
+    except ValueError as error:
+        raise UserError(f"{error}; choose other config.views") from None
 
-    def init(key: Array, source: Source) -> State:
-        key_decoder, key_choice, key_pool, key_steps = jax.random.split(key, 4)
-        images, targets, samples = _start_images(key_choice, source)
-        params = decoder.init(
-            key_decoder,
+    def start(keys: Array, source: Source) -> decoder.Params:
+        images, targets, samples = _start_images(keys[1], source)
+        return decoder.init(
+            keys[0],
             source.preprocessing.images(images),
             targets,
             source.view_targets,
@@ -114,27 +69,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             views=views,
             start=config.distill.start,
         )
-        models = pool.init(key_pool, *decoder.decode_pairs(params), settings=pool_set)
-        learned = outer.init(params, settings=settings, mask=decoder.learned(params))
-        return State(jnp.zeros((), jnp.int32), key_steps, learned, models)
 
-    def step(state: State, source: Source) -> tuple[State, Info]:
-        key_models, key_batch = jax.random.split(jax.random.fold_in(state.key, state.step))
-        indices = pool.draw(key_models, pool_set.size, config.pool.models_per_step)
-        rows = jax.random.randint(key_batch, (config.distill.batch_size,), 0, len(source.images))
-        batch = outer.Batch(
-            models=jax.tree.map(lambda leaf: leaf[indices], state.pool.models.variables),
-            x_real=source.preprocessing.images(source.images[rows]),
-            y_real=source.targets[rows],
-        )
-        learned, info = outer.step(state.outer, batch, settings=settings, mask=decoder.learned(state.outer.params))
-        models = pool.step(state.pool, indices, *decoder.decode_pairs(learned.params), settings=pool_set)
-        return (
-            State(state.step + 1, state.key, learned, models),
-            Info(info.loss, info.gradient_norm, models.ages.astype(jnp.float32).mean()),
-        )
-
-    def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
+    def export(key: Array, state: bilevel.State, source: Source) -> distilled.DistilledSet:
         params = state.outer.params
         networks = approximate.fit(
             key,
@@ -146,7 +82,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         )
         return distilled.from_params(params, networks, source.preprocessing)
 
-    return Method(init, step, export, steps=config.distill.steps, samples=plan.M, views=views)
+    init, step = bilevel.make(config, problem, start=start, decode=decoder.decode_pairs, learned=decoder.learned)
+    return Method(init, step, export, steps=config.distill.steps, samples=plan.M, views=views, advice=bilevel.ADVICE)
 
 
 def _start_images(key: Array, source: Source) -> tuple[Array, Array, Array]:

@@ -1,7 +1,8 @@
-"""The ConvNet of the field: blocks of 3x3 convolution, batch norm, ReLU and 2x2 average pooling, then a linear layer.
+"""The ConvNet of the field: blocks of 3x3 convolution, norm, ReLU and 2x2 average pooling, then a linear layer.
 
-Widths 128-256-512 at 32x32 and 64-128-256-512 at 64x64 (KRR-ST, section 4; Boost-SSDD, section 4). Parameters start as
-PyTorch's defaults do: uniform within `1 / sqrt(fan_in)`, biases included.
+Batch norm and widths 128-256-512 at 32x32, 64-128-256-512 at 64x64 (KRR-ST, section 4; Boost-SSDD, section 4); instance
+norm and 128 channels in every block (MKDT). Parameters start as PyTorch's defaults do: uniform within
+`1 / sqrt(fan_in)`, biases included.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from ssdd_jax.models.convolution import conv
-from ssdd_jax.models.norm import BatchNorm
+from ssdd_jax.models.norm import BatchNorm, InstanceNorm
 
 Array = jax.Array
 Variables = Mapping[str, Any]
+
+# What the layers of a norm are called.
+NORMS = {"batch": "bn", "instance": "in"}
 
 
 def _uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -58,17 +62,27 @@ class ConvNet(nn.Module):
     Attributes:
         widths: Channels of each block; H and W must be divisible by `2 ** len(widths)`.
         dim: Length D of a target.
+        norm: `batch` or `instance`.
+
+    Raises:
+        ValueError: If `norm` is neither.
     """
 
     widths: tuple[int, ...]
     dim: int
+    norm: str = "batch"
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
         """Features `(B,F)`, the flattened last block, and predictions `(B,dim)`.
 
         Batch norm uses the batch's own statistics and updates the running ones (collection `batch_stats`) when
-        `train`, and the running ones otherwise.
+        `train`, and the running ones otherwise. Instance norm does the same in both.
 
         Raises:
             ValueError: If H or W is not divisible by `2 ** len(widths)`.
@@ -76,7 +90,11 @@ class ConvNet(nn.Module):
         check_divisible(x.shape[1:3], len(self.widths))
         for i, width in enumerate(self.widths):
             x = Conv(width, name=f"conv{i}")(x)
-            x = BatchNorm(name=f"bn{i}")(x, use_running_average=not train)
+            name = f"{NORMS[self.norm]}{i}"
+            if self.norm == "batch":
+                x = BatchNorm(name=name)(x, use_running_average=not train)
+            else:
+                x = InstanceNorm(name=name)(x)
             x = _average_pool(nn.relu(x))
         features = x.reshape(x.shape[0], -1)
         return features, Linear(self.dim, name="fc")(features)
@@ -92,10 +110,11 @@ def check_divisible(size: tuple[int, ...], blocks: int) -> None:
 
 
 def from_variables(variables: Variables) -> ConvNet:
-    """The network that `variables` belong to, read off the shapes of its parameters."""
+    """The network that `variables` belong to, read off the names and shapes of its parameters."""
     params = variables["params"]
     widths = tuple(params[f"conv{i}"]["bias"].shape[-1] for i in range(sum(k.startswith("conv") for k in params)))
-    return ConvNet(widths, params["fc"]["bias"].shape[-1])
+    norm = next((norm for norm, prefix in NORMS.items() if f"{prefix}0" in params), "batch")
+    return ConvNet(widths, params["fc"]["bias"].shape[-1], norm)
 
 
 def initialize(key: Array, network: ConvNet, image_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -109,7 +128,7 @@ def initialize(key: Array, network: ConvNet, image_shape: tuple[int, ...]) -> di
         image_shape: `(H,W,C)`.
 
     Returns:
-        `params` and `batch_stats`.
+        `params` and `batch_stats`, which is empty with instance norm.
     """
     images = jnp.zeros((1, *image_shape))
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), images, train=False))
@@ -125,7 +144,7 @@ def initialize(key: Array, network: ConvNet, image_shape: tuple[int, ...]) -> di
             params[name] = {"scale": jnp.ones(layer["scale"].shape), "bias": jnp.zeros(layer["bias"].shape)}
     stats = {
         name: {"mean": jnp.zeros(layer["mean"].shape), "var": jnp.ones(layer["var"].shape)}
-        for name, layer in shapes["batch_stats"].items()
+        for name, layer in shapes.get("batch_stats", {}).items()
     }
     return {"params": params, "batch_stats": stats}
 

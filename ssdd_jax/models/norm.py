@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's conventions, shared by every network of the package.
+"""Batch and instance normalisation with PyTorch's conventions, shared by every network of the package.
 
 Flax's own module keeps the biased batch variance in its running average; networks trained or compared
 elsewhere expect the unbiased one. The update here is `running = 0.9 * running + 0.1 * batch`.
@@ -6,6 +6,7 @@ elsewhere expect the unbiased one. The update here is `running = 0.9 * running +
 
 from __future__ import annotations
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, as `torch.nn.BatchNorm1d` and `BatchNorm2d` do it.
 
     Variables: `params` `scale (C,)` and `bias (C,)` where `affine`; `batch_stats` `mean (C,)` and `var (C,)`,
-    the running mean and the running *unbiased* variance.
+    the running mean and the running *unbiased* variance. With running statistics and the collection `moments` mutable,
+    the input's own mean and *biased* variance are left there, under the same names.
 
     Attributes:
       affine: whether there are a learned scale and bias.
@@ -82,6 +84,9 @@ class BatchNorm(nn.Module):
         dtype = _statistics_dtype(x)
         if use_running_average:
             mean, variance = running_mean.value.astype(dtype), running_var.value.astype(dtype)
+            if not self.is_initializing() and self.is_mutable_collection("moments"):
+                for name, value in zip(("mean", "var"), moments(x), strict=True):
+                    self.sow("moments", name, value, init_fn=lambda: None, reduce_fn=lambda _, last: last)
         else:
             mean, variance = moments(x)
             if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
@@ -95,6 +100,30 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         y = standardize(x, mean, variance, scale.astype(dtype))
         return (y + bias.astype(dtype).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+class InstanceNorm(nn.Module):
+    """Each image and channel normalised over its pixels, as `torch.nn.GroupNorm` with one channel per group does it.
+
+    Variables: `params` `scale (C,)` and `bias (C,)`; the same in training and evaluation.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises `x`.
+
+        Args:
+          x: activations `(B, H, W, C)`.
+
+        Returns:
+          An array of `x`'s shape and dtype.
+        """
+        chex.assert_rank(x, 4)
+        dtype = _statistics_dtype(x)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32).astype(dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32).astype(dtype)
+        y = jax.vmap(lambda image: standardize(image, *moments(image), scale))(x)
+        return (y + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
 def _statistics_dtype(x: Array) -> jnp.dtype:

@@ -3,7 +3,7 @@
 from ssdd_jax.teacher.augmentations import Augmentation, random_views
 from ssdd_jax.teacher.barlow_twins import Info, Settings, State, Trainer, loss, make
 from ssdd_jax.teacher.lars import lars
-from ssdd_jax.teacher.network import features
+from ssdd_jax.teacher.network import backbone, features, features_of_inputs
 
 __all__ = [
     "Augmentation",
@@ -11,7 +11,9 @@ __all__ = [
     "Settings",
     "State",
     "Trainer",
+    "backbone",
     "features",
+    "features_of_inputs",
     "lars",
     "loss",
     "make",

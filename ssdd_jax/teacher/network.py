@@ -11,6 +11,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssdd_jax.models.norm import BatchNorm
 from ssdd_jax.models.resnet import ResNet, from_params
@@ -66,7 +67,7 @@ class Network(nn.Module):
         return Projector(self.hidden, self.output, name="projector")(x, train=train)
 
 
-def initialize(key: Array, network: Network, image_shape: tuple[int, int, int]) -> Variables:
+def initialize(key: Array, network: nn.Module, image_shape: tuple[int, int, int]) -> Variables:
     """Variables distributed as `network.init` draws them, from one draw of normal numbers.
 
     Each random kernel of `network.init` compiles a generator of its own, which takes five seconds or more on
@@ -74,7 +75,7 @@ def initialize(key: Array, network: Network, image_shape: tuple[int, int, int]) 
 
     Args:
       key: PRNG key.
-      network: the network.
+      network: the network; it is called with `train`.
       image_shape: `(H, W, C)`.
 
     Returns:
@@ -111,42 +112,59 @@ def normalize(images: Array, mean: Sequence[float] | Array, std: Sequence[float]
     return (images - mean) / std
 
 
-@partial(jax.jit, static_argnames=("batch_size",))
+def backbone(variables: Variables) -> Variables:
+    """Variables of the backbone alone, out of those of a `Network`."""
+    return {name: collection["backbone"] for name, collection in variables.items()}
+
+
+def features_of_inputs(backbone: Variables, x: Array) -> Array:
+    """Features of normalised images, in evaluation mode, without the projector.
+
+    Args:
+        backbone: `params` and `batch_stats` of a `ResNet`.
+        x: images `(n, H, W, C)`, normalised as in training.
+
+    Returns:
+        Features `(n, D)`, float32, `D = 8 * width`.
+    """
+    return jnp.asarray(from_params(backbone["params"]).apply(backbone, x, train=False))
+
+
 def features(
     variables: Variables,
-    images: Array,
+    images: Array | np.ndarray,
     *,
     mean: Sequence[float] | Array,
     std: Sequence[float] | Array,
     batch_size: int = 256,
-) -> Array:
+) -> np.ndarray:
     """Features of a trained teacher, in evaluation mode, without the projector.
 
-    One compiled program goes over the images in batches; the last one is padded.
+    One compiled program goes over the images in batches; the last one is padded, so that it serves any number of them.
 
     Args:
-      variables: `params` and `batch_stats` of a `Network`.
-      images: uint8 `(n, H, W, C)`.
-      mean: mean of each channel, as in training.
-      std: standard deviation of each channel, as in training.
-      batch_size: images at a time.
+        variables: `params` and `batch_stats` of a `Network`.
+        images: uint8 `(n, H, W, C)`.
+        mean: mean of each channel, as in training.
+        std: standard deviation of each channel, as in training.
+        batch_size: images at a time.
 
     Returns:
-      Features `(n, D)`, float32, `D = 8 * width`.
+        Features `(n, D)`, float32, `D = 8 * width`.
     """
     chex.assert_rank(images, 4)
-    backbone = {name: collection["backbone"] for name, collection in variables.items()}
-    network = from_params(backbone["params"])
-    count = images.shape[0]
-    batches = -(-count // batch_size)
-    padding = ((0, batches * batch_size - count), (0, 0), (0, 0), (0, 0))
-    batched = jnp.pad(images, padding).reshape(batches, batch_size, *images.shape[1:])
+    network, constants = backbone(variables), (jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+    found = []
+    for begin in range(0, len(images), batch_size):
+        batch = np.asarray(images[begin : begin + batch_size])
+        padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
+        found.append(_features_of_bytes(network, padded, *constants)[: len(batch)])
+    return np.concatenate([np.asarray(part) for part in found])
 
-    def of_batch(batch: Array) -> Array:
-        x = normalize(batch.astype(jnp.float32) / 255.0, mean, std)
-        return jnp.asarray(network.apply(backbone, x, train=False))
 
-    return jax.lax.map(of_batch, batched).reshape(batches * batch_size, -1)[:count]
+@jax.jit
+def _features_of_bytes(backbone: Variables, images: Array, mean: Array, std: Array) -> Array:
+    return features_of_inputs(backbone, normalize(images.astype(jnp.float32) / 255.0, mean, std))
 
 
 def _kernel_std(shape: tuple[int, ...]) -> float:

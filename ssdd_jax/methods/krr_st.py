@@ -1,0 +1,44 @@
+"""KRR-ST (Lee, Lee and Hwang, "Self-Supervised Dataset Distillation for Transfer Learning", ICLR 2024): free pixels and
+free targets, learned against a model pool by kernel ridge regression.
+
+Published: AdamW without decay, rate 1e-4 on CIFAR-100 and 1e-5 at 64x64, falling linearly to a thousandth over 160,000
+steps, from random images with the teacher's features.
+"""
+
+from __future__ import annotations
+
+import jax
+from ml_collections import ConfigDict
+
+from ssdd_jax import distilled
+from ssdd_jax.methods import bilevel
+from ssdd_jax.methods.base import Method, Problem, Source
+from ssdd_jax.storage import check_pairs
+
+Array = jax.Array
+
+
+def make(config: ConfigDict, problem: Problem) -> Method:
+    """KRR-ST as the config describes it.
+
+    Args:
+        config: See `ssdd_jax.config.default`.
+        problem: Shapes of the data.
+
+    Returns:
+        The method.
+
+    Raises:
+        UserError: If there are fewer images than N.
+    """
+
+    def start(keys: Array, source: Source) -> tuple[Array, Array]:
+        return source.preprocessing.images(source.images[source.samples]), source.view_targets[0]
+
+    def export(key: Array, state: bilevel.State, source: Source) -> distilled.DistilledSet:
+        images, targets = state.outer.params
+        return distilled.from_pairs(images, targets, source.preprocessing)
+
+    count = check_pairs(config.storage.N, problem.images)
+    init, step = bilevel.make(config, problem, start=start, decode=lambda pairs: pairs)
+    return Method(init, step, export, steps=config.distill.steps, samples=count, advice=bilevel.ADVICE)

@@ -1,0 +1,200 @@
+"""SC-DD (Zhou, Yin, Shao and Shen, "Self-supervised Dataset Distillation: A Good Compression Is All You Need", 2024): a
+self-supervised teacher and a linear probe on it are inverted into images, which are stored with soft labels.
+
+Squeeze: the teacher, and the stage `probe`. Recover: the outer steps. Relabel: the teacher's logits of the recovered
+images, centred and scaled, are the targets; regressing them is distillation at a high temperature (the published 30;
+Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.1). Its own post-training,
+with the teacher at hand, is the stage `post_training`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssdd_jax import distilled, evaluate, files, inversion, post_training, probes
+from ssdd_jax.errors import UserError
+from ssdd_jax.methods.base import Method, Problem, Source, Stage
+from ssdd_jax.preprocess import Preprocessing
+
+if TYPE_CHECKING:
+    from ssdd_jax.stages.base import Run
+
+Array = jax.Array
+
+# What the probe depends on.
+PROBE_PARTS = ("data", "teacher", *(f"evaluate.probe_{name}" for name in ("steps", "batch_size", "learning_rate")))
+
+
+class State(NamedTuple):
+    """A recovery in progress.
+
+    Attributes:
+        step: Iterations done, int32.
+        key: PRNG key; folded with `step`, never advanced.
+        recovery: The images and Adam's moments of them.
+    """
+
+    step: Array
+    key: Array
+    recovery: inversion.State
+
+
+def images_per_class(config: ConfigDict, problem: Problem) -> int:
+    """Images of each class: the config's, or as many as the budget of `N (HWC + D)` numbers holds with their labels.
+
+    Raises:
+        UserError: If the budget does not hold them; the sum is written out.
+    """
+    each = problem.image_numbers + problem.classes
+    budget = config.storage.N * (problem.image_numbers + problem.dim)
+    most = budget // (each * problem.classes)
+    wanted = config.scdd.images_per_class or max(most, 1)
+    if wanted > most:
+        needed = wanted * problem.classes * each
+        raise UserError(
+            f"storage exceeds the budget: {wanted} images for each of {problem.classes} classes with their soft labels "
+            f"are {needed:,} numbers > {budget:,} = N (HWC + D) with N={config.storage.N}; raise storage.N to "
+            f"{-(-needed // (problem.image_numbers + problem.dim))} or lower scdd.images_per_class"
+        )
+    return wanted
+
+
+def make(config: ConfigDict, problem: Problem) -> Method:
+    """SC-DD as the config describes it.
+
+    Args:
+        config: See `ssdd_jax.config.default`.
+        problem: Shapes of the data, and what is known of the teacher.
+
+    Returns:
+        The method.
+
+    Raises:
+        UserError: If there are no labels, no teacher with batch norm, or the budget does not hold the images.
+    """
+    if not problem.classes:
+        raise UserError("config.method=scdd needs labels, and the data set has none: choose another method or data set")
+    if not problem.network:
+        raise UserError(
+            "config.method=scdd inverts a teacher with batch norm, and features alone were brought: leave "
+            "config.teacher.features empty to train a teacher, or choose another method"
+        )
+    labels = inversion.group_labels(images_per_class(config, problem), problem.classes, config.scdd.group_size)
+    settings = inversion_settings(config)
+
+    def init(key: Array, source: Source) -> State:
+        key_noise, key_steps = jax.random.split(key)
+        recovery = inversion.init(key_noise, (*labels.shape, *problem.image_shape), settings=settings)
+        return State(jnp.zeros((), jnp.int32), key_steps, recovery)
+
+    def step(state: State, source: Source) -> tuple[State, inversion.Info]:
+        low, high = valid_range(source.preprocessing)
+        key = jax.random.fold_in(state.key, state.step)
+        recovery, info = inversion.step(
+            key, state.recovery, jnp.asarray(labels), _network(source), low=low, high=high, settings=settings
+        )
+        return State(state.step + 1, state.key, recovery), info
+
+    def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
+        images = state.recovery.images.reshape(-1, *problem.image_shape)
+        network = _network(source)
+        # The logits of the training images set the scale that a network regresses, as their features do elsewhere.
+        known = probes.logits(network.probe, source.preprocessing.features(source.targets))
+        constants = source.preprocessing._replace(target_mean=known.mean(0), target_scale=known.std(0).mean())
+        soft = jax.lax.map(lambda group: inversion.logits(network, group), state.recovery.images)
+        return distilled.from_pairs(images, constants.targets(soft.reshape(len(images), -1)), constants)
+
+    after = (Stage("post_training", _post_train),) if config.scdd.post_epochs else ()
+    return Method(
+        init,
+        step,
+        export,
+        steps=config.distill.steps,
+        samples=0,
+        stages=(Stage("probe", _fit_probe, shared=PROBE_PARTS),),
+        load=lambda run: jnp.asarray(files.read_array(run.work.own("probe", shared=True) / "weights.npy")),
+        after=after,
+    )
+
+
+def inversion_settings(config: ConfigDict) -> inversion.Settings:
+    """How images are recovered, out of a config."""
+    options = config.scdd
+    return inversion.Settings(
+        steps=config.distill.steps,
+        learning_rate=config.distill.learning_rate,
+        bn_weight=options.bn_weight,
+        first_bn_weight=options.first_bn_weight,
+        jitter=options.jitter,
+        vectorize=options.vectorize,
+    )
+
+
+def valid_range(constants: Preprocessing) -> tuple[Array, Array]:
+    """Network inputs of black and of white, each `(C,)`."""
+    black = -constants.image_mean / constants.image_std
+    return black, black + 1 / constants.image_std
+
+
+def _network(source: Source) -> inversion.Network:
+    return inversion.Network(source.teacher, source.prepared)
+
+
+def _fit_probe(run: Run) -> None:
+    """Train the linear probe on the teacher's features of the training images."""
+    path = run.work.own("probe", shared=True) / "weights.npy"
+    if path.exists():
+        return
+    options = run.config.evaluate
+    settings = probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
+    train = jnp.asarray(run.features().train), jnp.asarray(run.dataset.train_labels)
+    weights = jax.jit(probes.fit_linear, static_argnames=("classes", "settings"))(
+        run.key("probe", shared=True), train, classes=run.problem.classes, settings=settings
+    )
+    if not np.isfinite(weights).all():
+        raise UserError("probe: the weights are not finite: try a smaller config.evaluate.probe_learning_rate")
+    files.write_array(path, np.asarray(weights))
+
+
+def _post_train(run: Run) -> None:
+    """Train networks of the teacher's kind on the set by distillation from the teacher, and measure their own head."""
+    path = run.work.own("post_training", shared=False) / "results.json"
+    if path.exists():
+        return
+    source, options = run.source(), run.config.scdd
+    found = distilled.load(run.work.distilled)
+    settings = post_training.Settings(
+        epochs=options.post_epochs,
+        batch_size=options.post_batch_size,
+        learning_rate=options.post_learning_rate,
+        weight_decay=options.post_weight_decay,
+        temperature=options.temperature,
+        mixup=options.mixup,
+        padding=options.padding,
+        flip=run.config.teacher.flip_probability,
+    )
+    train = jax.jit(post_training.train, static_argnames=("width", "blocks", "classes", "settings"))
+    values = []
+    for key in jax.random.split(run.key("post_training"), run.config.evaluate.seeds):
+        variables = train(
+            key,
+            found.pairs()[0],
+            _network(source),
+            low=valid_range(source.preprocessing)[0],
+            width=run.config.teacher.width,
+            blocks=tuple(run.config.teacher.blocks),
+            classes=run.problem.classes,
+            settings=settings,
+        )
+        accuracy = post_training.accuracy(
+            variables, run.dataset.test_images, run.dataset.test_labels, source.preprocessing
+        )
+        values.append(float(accuracy))
+    row = evaluate.summary(values)
+    run.say(f"post_training: top-1 {row['mean']:.4g} ± {row['std']:.2g} with the teacher at hand")
+    files.write_json(path, {"top1": row})

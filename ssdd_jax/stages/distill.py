@@ -1,0 +1,70 @@
+"""The distillation, and the set that comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+import ssdd_jax
+from ssdd_jax import config as configuration
+from ssdd_jax import distilled, loop, methods
+from ssdd_jax.checkpoints import Checkpoints
+from ssdd_jax.errors import UserError
+from ssdd_jax.stages import teacher
+from ssdd_jax.stages.base import Run
+from ssdd_jax.workdir import fingerprint
+
+
+def distill(run: Run) -> None:
+    """Run the method's outer steps, unless the set is there."""
+    if not (run.work.distilled / distilled.DESCRIPTION).exists():
+        _state(run, run.source())
+
+
+def _state(run: Run, source: methods.Source) -> Any:
+    method, options = run.method, run.config.distill
+    init = functools.partial(jax.jit(method.init), run.key("distill"), source)
+    if method.step is None:
+        return init()
+    training = loop.Training(
+        name="distill",
+        init=init,
+        step=method.step,
+        steps=method.steps,
+        per_call=options.steps_per_call,
+        save_every=options.save_every,
+        advice=method.advice,
+        feed=method.feed(run) if method.feed else None,
+    )
+    with Checkpoints(run.work.checkpoints, say=run.say) as checkpoints:
+        if not checkpoints.steps():
+            run.say("distill: preparing the start")
+        return loop.run(training, source, checkpoints=checkpoints, metrics=run.work.metrics)
+
+
+def export(run: Run) -> None:
+    """Fit what remains to be fitted and write the set, unless it is there."""
+    if (run.work.distilled / distilled.DESCRIPTION).exists():
+        return
+    source = run.source()
+    found = run.method.export(run.key("approximate"), _state(run, source), source)
+    about = {
+        "method": run.config.method,
+        "dataset": run.config.data.name,
+        "class_names": list(run.dataset.class_names),
+        "teacher": teacher.words(run.config),
+        "seed": run.config.seed,
+        "config": configuration.flatten(run.config),
+        "images": fingerprint(run.dataset.train_images),
+        "version": ssdd_jax.__version__,
+        "jax": jax.__version__,
+    }
+    bad = [name for name, array in found.arrays.items() if not np.isfinite(np.asarray(array)).all()]
+    if bad:
+        raise UserError(f"approximate: {', '.join(bad)} is not finite: try a smaller config.approximate.learning_rate")
+    size = dataclasses.replace(found, about=about).save(run.work.distilled)
+    run.say(f"approximate: {found.numbers_stored():,} numbers, {size:,} bytes in {run.work.distilled}")
