@@ -1,4 +1,4 @@
-"""CIFAR-10 (TFDS), Boost-SSDD's hyperparameters; :cpu for two cores, :METHOD and :cpu,METHOD for another method.
+"""CIFAR-10 (TFDS), Boost-SSDD's hyperparameters; cifar10.py:cpu is an edition for two cores.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025. Teacher: solo-learn's Barlow Twins for CIFAR, published linear accuracy 92.10.

@@ -1,4 +1,4 @@
-"""CIFAR-100 (TFDS), Boost-SSDD's hyperparameters; :METHOD for another method's, such as :mkdt.
+"""CIFAR-100 (TFDS), Boost-SSDD's hyperparameters.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025. Teacher: solo-learn's Barlow Twins for CIFAR, published linear accuracy 70.90.

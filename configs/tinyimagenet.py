@@ -1,5 +1,4 @@
-"""Tiny ImageNet at 64x64, from its original folder or zip, Boost-SSDD's hyperparameters; :METHOD for
-another method's.
+"""Tiny ImageNet at 64x64, from its original folder or zip, Boost-SSDD's hyperparameters.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025.

@@ -5,39 +5,39 @@
 
 Every run is a folder of its own in the work dir; the teacher, its features, MKDT's experts and SC-DD's probe are made
 once for all. The same command continues where it stopped, and adds what a longer list of methods, sizes or seeds asks
-for.
+for. A method that refuses, say because a size is too small for it, is listed under the table.
 In the end it writes comparison.json, comparison.md and comparison.png into the work dir.
+
+Where the config names M, the number of decoded images, it grows with N.
 """
 
 from __future__ import annotations
 
+import os
 import pathlib
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ssdd_jax import commandline, files, loop, pipeline, report
+from experiments.comparison import MEASURES, REFERENCES, Comparison, Row, draw, label, table
+from ssdd_jax import commandline, files, loop, pipeline
 from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
 
 USAGE = "--config=FILE --methods=A,B --N=10,20 --seeds=3 --workdir=DIR and --config.KEY=VALUE are understood"
-REFERENCES = ("random_init", "full_data", "teacher")
-MEASURES = ("linear", "few_shot", "feature_r2")
-LABELS = {
-    "boost": "Boost-SSDD",
-    "krr_st": "KRR-ST",
-    "mkdt": "MKDT",
-    "scdd": "SC-DD",
-    "random": "random subset",
-    "kmeans": "k-means subset",
-    "high_loss": "high-loss subset",
-    "noise": "Gaussian noise",
-    "random_init": "untrained",
-    "full_data": "all images",
-    "teacher": "teacher",
+PREPARATIONS = ("experts", "probe")
+# What tells the runs apart cannot be changed for all of them.
+OWNED = {
+    "method": "--methods",
+    "storage.N": "--N",
+    "seed": "--seeds",
+    "distill.samples": "--methods",
+    "scdd.images_per_class": "--N",
+    "evaluate.entries": "nothing: the comparison",
 }
 
 
@@ -58,17 +58,6 @@ class Options(NamedTuple):
         return pathlib.Path(self.workdir or f"runs/compare-{name}").expanduser()
 
 
-class Row(NamedTuple):
-    """One method at one size: what its sets store, what they teach (all networks of all seeds), how long they took."""
-
-    method: str
-    N: int
-    numbers: int
-    values: dict[str, list[float]]
-    seconds: float
-    preparation: float
-
-
 def parse(arguments: Sequence[str]) -> Options:
     """Read the command line; every mistake is a UserError."""
     found: dict[str, Any] = {}
@@ -80,18 +69,32 @@ def parse(arguments: Sequence[str]) -> Options:
         elif name in ("--config", "--workdir") and value:
             found[name[2:]] = value
         elif name == "--methods" and value:
-            found["methods"] = tuple(value.split(","))
-        elif name == "--N" and all(part.isdigit() and int(part) for part in value.split(",")):
+            found["methods"] = tuple(dict.fromkeys(filter(None, value.split(","))))
+        elif name == "--N" and all(part.isdecimal() and int(part) for part in value.split(",")):
             found["sizes"] = tuple(sorted({int(part) for part in value.split(",")}))
-        elif name == "--seeds" and value.isdigit() and int(value):
+        elif name == "--seeds" and value.isdecimal() and int(value):
             found["seeds"] = int(value)
         else:
             raise UserError(f"cannot read {argument!r}: {USAGE}")
     options = Options(**found, changes=tuple(changes))
-    unknown = [name for name in options.methods if name not in configuration.EDITIONS]
-    if unknown:
-        raise UserError(f"unknown method {unknown[0]!r}: there are {', '.join(configuration.EDITIONS)}")
+    _check(options)
     return options
+
+
+def _check(options: Options) -> None:
+    unknown = [name for name in options.methods if name not in configuration.EDITIONS]
+    if unknown or not options.methods:
+        wrong = f"unknown method {unknown[0]!r}" if unknown else "no method is named"
+        raise UserError(f"{wrong}: there are {', '.join(configuration.EDITIONS)}")
+    for change in options.changes:
+        key = change.partition("=")[0].removeprefix("--config.")
+        if key in OWNED:
+            raise UserError(f"config.{key} differs between the runs of a comparison: {OWNED[key]} chooses it")
+    named = set(options.config.partition(":")[2].split(",")) & set(configuration.EDITIONS)
+    if named:
+        raise UserError(f"{options.config} names a method: name it with --methods={named.pop()}")
+    for method in options.methods:
+        config_of(options, method, options.sizes[0], 0)
 
 
 def config_of(options: Options, method: str, N: int, seed: int) -> Any:
@@ -100,45 +103,62 @@ def config_of(options: Options, method: str, N: int, seed: int) -> Any:
     line = [f"--config={path}:{','.join(filter(None, (edition, method)))}", *options.changes]
     config = commandline.parse(line).config
     if config.storage.M:
-        config.storage.M = config.storage.M * N // config.storage.N
+        config.storage.M = max(1, config.storage.M * N // config.storage.N)
     config.storage.N, config.seed, config.scdd.images_per_class = N, seed, 0
     return config
 
 
-def run_all(options: Options) -> tuple[list[Row], dict[str, dict[str, list[float]]], list[str]]:
+def run_all(options: Options) -> Comparison:
     """Run what is missing.
 
-    Returns:
-        The rows, the values of the reference entries by measure, and a line for each method that refused.
+    Raises:
+        UserError: If nothing can run.
     """
-    rows, refused = [], []
+    # What depends neither on a method nor on N is measured beside one cheap set; it comes first, so that a mistake in
+    # the data or the teacher is told before anything else.
+    seeds = range(options.seeds)
+    references = [_run(options, "references", "random", 1, seed, REFERENCES) for seed in seeds]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    refused = []
     for N in options.sizes:
         for method in options.methods:
             try:
-                results = list(_runs(options, method, N))
+                found[method, N] = [_run(options, f"{method}-N{N}", method, N, seed) for seed in seeds]
             except UserError as error:
-                refused.append(f"{LABELS[method]} at N = {N}: {error}")
+                refused.append(f"{label(method)} at N = {N}: {' '.join(str(error).split())}")
                 print(f"compare: {refused[-1]}", flush=True)
-                continue
-            rows.append(_row(method, N, results))
-    # What depends neither on a method nor on N is measured beside one cheap set.
-    found = [_run(options, "references", "random", 1, seed, REFERENCES) for seed in range(options.seeds)]
-    return rows, {name: _values(found, name) for name in REFERENCES}, refused
-
-
-def _runs(options: Options, method: str, N: int) -> Iterator[dict[str, Any]]:
-    for seed in range(options.seeds):
-        yield _run(options, f"{method}-N{N}", method, N, seed)
+    if not found:
+        raise UserError(f"no method could run: {refused[0]}")
+    spent = [one["seconds"] for results in (references, *found.values()) for one in results]
+    # Whichever run came first has made what the others use.
+    prepared = {stage: max(seconds.get(stage, 0.0) for seconds in spent) for stage in PREPARATIONS}
+    return Comparison(
+        [_row(method, N, results, prepared) for (method, N), results in found.items()],
+        {name: _values(references, name) for name in REFERENCES},
+        refused,
+        options.seeds,
+        max(seconds["teacher"] + seconds["features"] for seconds in spent),
+    )
 
 
 def _run(options: Options, name: str, method: str, N: int, seed: int, entries: tuple[str, ...] = ()) -> dict[str, Any]:
-    print(f"compare: {name}, seed {seed}", flush=True)
     config = config_of(options, method, N, seed)
     config.evaluate.entries = ("distilled", *entries)
     folder = options.folder / f"{name}-seed{seed}"
-    results = pipeline.run(config, folder, shared=options.folder / "shared", say=lambda line: None)
+    results = _finished(folder, config)
+    if results is None:
+        print(f"compare: {name}, seed {seed}", flush=True)
+        results = pipeline.run(config, folder, shared=options.folder / "shared", say=lambda line: None)
     assert results is not None
     return results
+
+
+def _finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
+    """What a run of this config found, if it has come to its end: the figures are its last work."""
+    ends = (folder / "results.json", folder / "config.json", folder / "figures" / "distilled.png")
+    if not all(path.exists() for path in ends) or files.read_json(ends[1]) != configuration.flatten(config):
+        return None
+    return files.read_json(ends[0])
 
 
 def _values(results: list[dict[str, Any]], entry: str) -> dict[str, list[float]]:
@@ -149,110 +169,68 @@ def _values(results: list[dict[str, Any]], entry: str) -> dict[str, list[float]]
     }
 
 
-def _row(method: str, N: int, results: list[dict[str, Any]]) -> Row:
+def _row(method: str, N: int, results: list[dict[str, Any]], prepared: dict[str, float]) -> Row:
     spent = [one["seconds"] for one in results]
     return Row(
         method,
         N,
         int(np.mean([one["storage"]["numbers"] for one in results])),
+        results[0]["storage"]["budget"],
         _values(results, "distilled"),
+        [value for one in results for value in one.get("post_training", {}).get("top1", {}).get("values", [])],
         round(float(np.mean([s["samples"] + s["distill"] + s["approximate"] for s in spent])), 1),
-        round(max(s.get("experts", 0.0) + s.get("probe", 0.0) for s in spent), 1),
+        round(sum(prepared[stage] for stage in PREPARATIONS if stage in spent[0]), 1),
     )
 
 
-def table(rows: list[Row], references: dict[str, dict[str, list[float]]], refused: list[str]) -> str:
-    """The comparison as Markdown: mean and sample standard deviation over the networks of all seeds."""
-    lines = [
-        "| | N | numbers stored | " + " | ".join(report.TITLES[m] for m in MEASURES) + " | seconds |",
-        "|---|---:|---:|" + "---:|" * (len(MEASURES) + 1),
-    ]
-    for row in rows:
-        cells = [_cell(measure, row.values.get(measure)) for measure in MEASURES]
-        extra = f" + {row.preparation:.0f}" if row.preparation >= 1 else ""
-        lines.append(
-            f"| {LABELS[row.method]} | {row.N} | {row.numbers:,} | {' | '.join(cells)} | {row.seconds:.0f}{extra} |"
-        )
-    for name, values in references.items():
-        if values:
-            cells = [_cell(measure, values.get(measure)) for measure in MEASURES]
-            lines.append(f"| {LABELS[name]} | | | {' | '.join(cells)} | |")
-    return "\n".join([*lines, *(f"\n{line}" for line in refused)])
-
-
-def _cell(measure: str, values: list[float] | None) -> str:
-    if not values:
-        return ""
-    digits = 3 if measure == "feature_r2" else 1
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
-def draw(path: pathlib.Path, rows: list[Row], references: dict[str, dict[str, list[float]]]) -> None:
-    """Every measure over the numbers stored, and the seconds that a set takes."""
-    from matplotlib import pyplot as plt
-
-    measures = [m for m in MEASURES if any(row.values.get(m) for row in rows)]
-    methods = list(dict.fromkeys(row.method for row in rows))
-    figure, panels = plt.subplots(1, len(measures) + 1, figsize=(4.2 * (len(measures) + 1), 4), layout="constrained")
-    colors = dict(zip(methods, plt.get_cmap("tab10").colors * 2, strict=False))  # type: ignore[attr-defined]
-    for axes, measure in zip(panels, measures, strict=False):
-        for name, style in zip(REFERENCES[:2], (":", "--"), strict=True):
-            if references[name].get(measure) and (name != "random_init" or measure != "linear"):
-                axes.axhline(np.mean(references[name][measure]), color="0.6", linestyle=style, label=LABELS[name])
-        for method in methods:
-            mine = [row for row in rows if row.method == method and row.values.get(measure)]
-            means = [np.mean(row.values[measure]) for row in mine]
-            errors = [np.std(row.values[measure], ddof=min(1, len(row.values[measure]) - 1)) for row in mine]
-            stored = [row.numbers for row in mine]
-            axes.errorbar(stored, means, errors, color=colors[method], marker="o", capsize=3, label=LABELS[method])
-        axes.set(xscale="log", xlabel="numbers stored", title=report.TITLES[measure])
-        axes.grid(alpha=0.3)
-    _draw_seconds(panels[-1], [row for row in rows if row.N == max(row.N for row in rows)], colors)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    with files.saving(path):
-        figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
-
-
-def _draw_seconds(axes: Any, rows: list[Row], colors: dict[str, Any]) -> None:
-    names = [LABELS[row.method] for row in rows]
-    axes.barh(names, [row.seconds for row in rows], color=[colors[row.method] for row in rows])
-    axes.barh(names, [row.preparation for row in rows], left=[row.seconds for row in rows], color="0.8")
-    axes.invert_yaxis()
-    axes.set(xlabel="seconds per set", title=f"distillation at N = {rows[0].N}; grey: once for all sets")
-    axes.grid(axis="x", alpha=0.3)
+def write(options: Options, found: Comparison) -> str:
+    """Write comparison.json, .md and .png; returns the table."""
+    content = {
+        "config": options.config,
+        "changes": list(options.changes),
+        "seeds": options.seeds,
+        "rows": [row._asdict() for row in found.rows],
+        "references": found.references,
+        "refused": found.refused,
+        "teacher_seconds": found.teacher_seconds,
+    }
+    files.write_json(options.folder / "comparison.json", content)
+    words = table(found)
+    files.write_bytes(options.folder / "comparison.md", (words + "\n").encode())
+    draw(options.folder / "comparison.png", found)
+    return words
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; the exit status."""
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return 0
     try:
         options = parse(arguments)
-        folder = options.folder
-        # The runs of a method differ in seed and size only: what is compiled for one serves the next.
-        jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").absolute()))
-        rows, references, refused = run_all(options)
-        content = {
-            "config": options.config,
-            "changes": list(options.changes),
-            "seeds": options.seeds,
-            "rows": [row._asdict() for row in rows],
-            "references": references,
-            "refused": refused,
-        }
-        files.write_json(folder / "comparison.json", content)
-        words = table(rows, references, refused)
-        files.write_bytes(folder / "comparison.md", (words + "\n").encode())
-        if rows:
-            draw(folder / "comparison.png", rows, references)
-        print(f"\n{words}\n\ncomparison.json, .md and .png are in {folder}", flush=True)
+        signal.signal(signal.SIGTERM, _stop)
+        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            # The runs of a method differ in seed and size only: what is compiled for one serves the next.
+            jax.config.update("jax_compilation_cache_dir", str((options.folder / "compiled").absolute()))
+        words = write(options, run_all(options))
+        print(f"\n{words}\n\ncomparison.json, .md and .png are in {options.folder}", flush=True)
     except UserError as error:
         print(f"compare: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not files.is_full_disk(error):
+            raise
+        print(
+            f"compare: no space left on the disk: {error}; free some and start the same command again", file=sys.stderr
+        )
         return 2
     except (loop.Stopped, KeyboardInterrupt):
         print("compare: stopped; the same command continues from there", file=sys.stderr)
     return 0
+
+
+def _stop(*_: Any) -> None:
+    raise loop.Stopped("stopped between two saved results")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,8 @@ def _explained(arguments: list[str], error: Exception) -> str:
         if argument.startswith("--config.") and f"{name}={text}" in str(error):
             kind = type(configuration.get(base, name.removeprefix("config."))).__name__
             return f"{name}={text!r} is not {'an' if kind == 'int' else 'a'} {kind}"
+    if "Traceback" in str(error):  # of an error that the config file raised: its last line says it
+        error = Exception(str(error).strip().splitlines()[-1].partition(": ")[2])
     return f"{_named(arguments)}: {error}"
 
 

@@ -92,8 +92,8 @@ def default() -> ConfigDict:
     experts.count = 100
     experts.widths = (128, 128, 128)
     experts.norm = "instance"  # instance | batch
-    experts.start_epochs = 2  # a piece of a trajectory begins at the start or after one of so many epochs less one
-    experts.epochs = 2  # and is so many epochs long
+    experts.start_epochs = 2  # a piece of a trajectory begins after 0 to start_epochs - 1 epochs
+    experts.epochs = 2  # and ends so many later
     experts.batch_size = 256
     experts.learning_rate = 0.1
     experts.momentum = 0.9
@@ -125,7 +125,7 @@ def default() -> ConfigDict:
     scdd.padding = 4  # pixels around an image before a random crop
 
     config.evaluate = evaluate = ConfigDict()
-    evaluate.entries = ENTRIES  # rows of the results
+    evaluate.entries = ("distilled", "random_real", "random_init", "full_data", "teacher")  # rows of the results
     evaluate.seeds = 3
     evaluate.epochs = 1000
     evaluate.full_epochs = 100  # of the same network on all images
@@ -210,13 +210,13 @@ _COUNTS = (
 _RATES = (
     "teacher.learning_rate teacher.off_diagonal teacher.scale inner.learning_rate distill.learning_rate "
     "distill.ridge_scale approximate.learning_rate evaluate.learning_rate evaluate.probe_learning_rate "
-    "experts.learning_rate mkdt.rate scdd.post_learning_rate scdd.temperature scdd.mixup"
+    "experts.learning_rate mkdt.rate scdd.post_learning_rate scdd.temperature"
 ).split()
 _NOT_NEGATIVE = (
     "seed data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
     "storage.V inner.weight_decay distill.weight_decay evaluate.weight_decay teacher.seed experts.weight_decay "
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
-    "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.padding scdd.post_epochs scdd.post_weight_decay"
+    "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay"
 ).split()
 
 ENTRIES = ("distilled", "random_real", "random_init", "full_data", "teacher")
@@ -259,15 +259,15 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Check every value on its own, and those that belong together.
+    """Check every value on its own, and those that belong together; `methods.make` knows which methods there are.
 
     Raises:
         UserError: Naming the key, the value and what is allowed.
     """
-    from ssdd_jax.methods import METHODS  # methods read configs; this is the one place that looks back
-
-    rules = RULES | {"method": _one_of(tuple(METHODS))}
-    for key, (allowed, words) in rules.items():
+    unknown = sorted(set(flatten(config)) ^ set(flatten(default())))
+    if unknown:
+        raise UserError(f"unknown or missing config key config.{unknown[0]}; --help_config lists them all")
+    for key, (allowed, words) in RULES.items():
         value = get(config, key)
         if not allowed(value):
             raise UserError(f"config.{key}={value!r} is out of range: it must be {words}")

@@ -23,7 +23,8 @@ Distil a set of images into a tiny set of images and target features, and measur
                            folder continues where it was stopped or killed
   --shared=DIR             where the teacher, its features and a method's own preparations are kept, so that several
                            runs use the same; default the run's own folder
-  --stage=STAGE            the last stage to run: {stages},
+  --stage=STAGE            the last stage to run:
+                           {stages},
                            or one that the method brings: experts (mkdt), probe and post_training (scdd)
   --version                print the version
   --help                   print this page

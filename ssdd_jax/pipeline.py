@@ -25,9 +25,9 @@ from ssdd_jax.workdir import Workdir
 STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "evaluate", "report")
 
 
-def stages_of(method: methods.Method, config: ConfigDict) -> list[Stage]:
+def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Problem) -> list[Stage]:
     """The stages after the first, `data`, in order."""
-    choice = selection.stages(config) if method.samples else ()
+    choice = selection.stages(config, problem) if method.samples else ()
     own = {stage.name: stage for stage in (*choice, *method.stages)}
     return [
         Stage("teacher", teacher.train, shared=("data", "teacher")),
@@ -68,13 +68,14 @@ def run(
         ssdd_jax.loop.Stopped: If the run was asked to stop; all is saved.
     """
     configuration.validate(config)
+    methods.check(config.method)
     work = Workdir(workdir, shared)
     # LAPACK's own threads stand in XLA's way: a Cholesky factorisation of 400 rows takes 0.5 ms with one thread, and
     # was seen to take 350 ms with two.
     with work.claim(config), threadpool_limits(1, "blas"):
         with work.timed("data"):
             job = prepare(config, work, say)
-            stages = stages_of(job.method, config)
+            stages = stages_of(job.method, config, job.problem)
             names = ["data", *(stage.name for stage in stages)]
             if until not in names:
                 raise UserError(f"unknown stage {until!r}: the stages are {', '.join(names)}")

@@ -11,15 +11,15 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from ssdd_jax import experts
-from ssdd_jax.methods import Stage, mkdt
+from ssdd_jax.methods import Problem, Stage, mkdt
 from ssdd_jax.stages.base import Run
 
 Array = jax.Array
 
 
-def stages(config: ConfigDict) -> tuple[Stage, ...]:
+def stages(config: ConfigDict, problem: Problem) -> tuple[Stage, ...]:
     """The stages that the choice needs."""
-    return (mkdt.experts_stage(config, keep=False),) if config.distill.samples == "high_loss" else ()
+    return (mkdt.experts_stage(config, problem, keep=False),) if config.distill.samples == "high_loss" else ()
 
 
 def choose(run: Run, count: int) -> np.ndarray:

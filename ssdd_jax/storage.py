@@ -138,7 +138,7 @@ def check_pairs(N: int, images: int) -> int:
         UserError: If there are not.
     """
     if N > images:
-        raise UserError(f"storage.N={N} asks for more images than the {images} there are: choose N below {images}")
+        raise UserError(f"storage.N={N} asks for more images than the {images} there are: choose at most {images}")
     return N
 
 

@@ -36,6 +36,8 @@ class Workdir:
         """
         self.folder = pathlib.Path(folder).expanduser()
         self.shared = self.folder if shared is None else pathlib.Path(shared).expanduser()
+        if self.shared.resolve() == self.folder.resolve():
+            self.shared = self.folder
         self.config = self.folder / "config.json"
         self.teacher = self.shared / "teacher"
         self.features = self.shared / "features"
@@ -93,22 +95,23 @@ class Workdir:
             parts: The keys, or groups of keys, that the output depends on.
 
         Raises:
-            UserError: If the output is there and was made with other values; what differs is named.
+            UserError: If the output is there, or begun, with other values; what differs is named.
         """
         if self.shared == self.folder or not parts:
             yield  # the work dir is bound to its config as a whole
             return
-        flat = configuration.flatten(config)
-        wanted = {key: flat[key] for key in flat if any(key == part or key.startswith(f"{part}.") for part in parts)}
+        wanted = _of_parts(configuration.flatten(config), parts)
         path = self.shared / f"{stage}.json"
         with files.saving(path):
             self.shared.mkdir(parents=True, exist_ok=True)
         with open(self.shared / ".lock", "w") as lock:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making what this one needs
-            if path.exists():
-                _compare(self.shared / stage, wanted, files.read_json(path), "choose another --shared")
-            else:
+            folder = self.shared / stage
+            known = path if path.exists() else self.shared / "config.json"  # of a run that made it for itself
+            if folder.exists() and known.exists():
+                _compare(folder, wanted, _of_parts(files.read_json(known), parts), "delete it, choose another --shared")
+            else:  # at once, so that nothing is ever continued with other values
                 files.write_json(path, wanted)
             yield
 
@@ -129,6 +132,10 @@ class Workdir:
         return files.read_json(self.seconds) if self.seconds.exists() else {}
 
 
+def _of_parts(flat: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
+    return {key: flat[key] for key in flat if any(key == part or key.startswith(f"{part}.") for part in parts)}
+
+
 def _compare(folder: pathlib.Path, wanted: dict[str, Any], found: dict[str, Any], advice: str) -> None:
     different = [
         f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)"
@@ -142,7 +149,7 @@ def _compare(folder: pathlib.Path, wanted: dict[str, Any], found: dict[str, Any]
 
 
 def fingerprint(images: np.ndarray) -> str:
-    """A hash that tells data sets apart: of the shape and of up to 2,000 images, evenly spread."""
+    """A hash that tells data sets apart: of the shape and of up to 2,000 images out of `(n,H,W,C)`."""
     digest = hashlib.sha256(str(images.shape).encode())
     for row in np.unique(np.linspace(0, len(images) - 1, 2000).astype(int)):
         digest.update(np.ascontiguousarray(images[row]).tobytes())

@@ -1,13 +1,21 @@
 """Small builders that several tests share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax import config, decoder, inner, methods, preprocess
+from ssdd_jax import config, data, decoder, files, inner, methods, preprocess
+from ssdd_jax.models.resnet import ResNet
+from ssdd_jax.stages import features
+from ssdd_jax.stages.base import Run
+from ssdd_jax.teacher import network as teacher_network
+from ssdd_jax.workdir import Workdir
 
 WIDTHS = (4, 8)
 SIZE, CHANNELS, DIM = 8, 3, 6
+CLASSES = 3
 
 
 def jit(function, **options):
@@ -77,25 +85,57 @@ def small_config(method="boost"):
     chosen.distill.batch_size = 8
     chosen.distill.weight_decay = 0.1
     chosen.approximate.steps = 20
+    chosen.teacher.blocks = (1, 1, 1, 1)
+    chosen.teacher.width = 2
+    chosen.experts.count = 2
+    chosen.experts.widths = WIDTHS
+    chosen.experts.batch_size = 16
+    chosen.experts.vectorize = 2
+    chosen.mkdt.unroll = 2
+    chosen.mkdt.batch_size = 4
+    chosen.scdd.group_size = 6
+    chosen.scdd.jitter = 0  # so that a test can say what the first loss is
+    chosen.evaluate.probe_steps = 20
+    chosen.evaluate.probe_batch_size = 16
     return chosen
 
 
-def problem(count=40):
-    """The problem of `bytes_and_features`."""
-    return methods.Problem((SIZE, SIZE, CHANNELS), DIM, count)
+def problem(chosen):
+    """The problem of `dataset` with the teacher of the config."""
+    return methods.Problem((SIZE, SIZE, CHANNELS), 8 * chosen.teacher.width, 40, CLASSES, network=True)
 
 
-def source(method, count=40):
-    """The data of `bytes_and_features` as a method wants them; features of a view are those of the image plus noise."""
-    images, features = bytes_and_features(count)
-    constants = preprocess.fit(images, features)
-    targets = constants.targets(jnp.asarray(features))
-    samples = np.random.default_rng(1).permutation(count)[: method.samples]
-    noise = 0.1 * normal(2, len(method.views), len(samples), DIM)
-    return methods.Source(
-        images=jnp.asarray(images),
-        targets=targets,
-        samples=jnp.asarray(samples, jnp.int32),
-        view_targets=targets[samples][None] + noise.at[0].set(0.0),
-        preprocessing=constants,
+def dataset(images=None):
+    """40 images, the first ten of them again as test images, in three classes that take turns."""
+    images = bytes_and_features()[0] if images is None else images
+    label = np.arange(len(images), dtype=np.int32) % CLASSES
+    return data.Dataset("made", images, label, images[:10], label[:10], ("a", "b", "c"))
+
+
+@functools.cache
+def _teacher_variables(width, blocks):
+    shape = (SIZE, SIZE, CHANNELS)
+    return jax.device_get(teacher_network.initialize(jax.random.key(8), ResNet(width, blocks), shape))
+
+
+def make_run(folder, chosen):
+    """A run of `dataset` in an empty folder with an untrained teacher, and nothing else yet; see `small_config`."""
+    images, work, options = dataset(), Workdir(folder), chosen.teacher
+    variables = _teacher_variables(options.width, tuple(options.blocks))
+    checksum = files.write_tensors(
+        work.teacher / "teacher.safetensors", {name: {"backbone": tree} for name, tree in variables.items()}
     )
+    mean, std = preprocess.channel_moments(images.train_images)
+    about = {"blocks": list(options.blocks), "width": options.width, "mean": mean.tolist(), "std": std.tolist()}
+    files.write_json(work.teacher / "teacher.json", about | {"sha256": checksum})
+    asked = problem(chosen)
+    return Run(chosen, work, images, asked, methods.make(chosen, asked), lambda line: None)
+
+
+def prepare(run):
+    """Everything before the distillation; returns the run."""
+    features.compute(run)
+    for stage in run.method.stages:
+        stage.run(run)
+    features.choose(run)
+    return run

@@ -18,21 +18,35 @@ NAMES = {
     "outer": "loss step",
     "approximate": "fit apply",
     "storage": "plan",
-    "distilled": "DistilledSet load",
-    "methods": "METHODS Method make",
-    "methods.base": "Method Problem Source",
+    "distilled": "DistilledSet load from_pairs from_params",
+    "experts": "Settings Store make feed flatten unflatten train_epoch image_losses",
+    "matching": "Settings Params init loss step draw_rows",
+    "inversion": "Settings Network init loss step logits group_labels",
+    "post_training": "Settings train accuracy distillation_loss",
+    "selection": "SELECTIONS choose stages nearest_to_centres",
+    "methods": "METHODS Method Stage check make",
+    "methods.base": "Method Problem Source Stage Feed",
+    "methods.bilevel": "State Info make",
+    **{f"methods.{name}": "make" for name in ("boost", "krr_st", "mkdt", "scdd", "subset", "noise")},
+    "stages.base": "Run Say",
+    "stages.teacher": "train",
+    "stages.features": "compute choose",
+    "stages.distill": "distill export",
+    "stages.evaluation": "measure draw",
+    "features": "Features read load save",
+    "workdir": "Workdir fingerprint",
     "teacher": "make features loss",
     "models": "ConvNet conv",
     "models.convnet": "ConvNet initialize",
     "models.convolution": "conv",
     "evaluate": "entries evaluate extract train",
-    "probes": "linear few_shot feature_r2",
+    "probes": "linear fit_linear few_shot feature_r2",
     "preprocess": "Preprocessing fit",
     "epochs": "run",
     "loop": "run Training",
     "checkpoints": "Checkpoints",
     "files": "write_tensors read_tensors",
-    "config": "default validate find",
+    "config": "default validate find edit EDITIONS",
     "data": "",
     "report": "",
     "pipeline": "run STAGES",
@@ -116,7 +130,7 @@ def test_everything_has_a_docstring():
 
 
 # Arrays of whatever shape, and a PRNG key.
-ANY_SHAPE = {"write_array", "read_array", "Run.key"}
+ANY_SHAPE = {"write_array", "read_array", "fingerprint", "Run.key"}
 
 
 def test_docstrings_say_shapes():

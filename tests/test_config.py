@@ -1,18 +1,17 @@
 """The config: rules for every key, and finding the files that come with the package."""
 
 import importlib.util
-import inspect
 import pathlib
-import re
 
 import pytest
 from ml_collections import ConfigDict
 
-from ssdd_jax import config
+from ssdd_jax import config, methods
 from ssdd_jax.errors import UserError
 
-# Any text is allowed here: names and paths, which the data source checks.
-FREE = {"data.name", "data.data_dir", "data.train_split", "data.test_split", "teacher.features"}
+# Any value of their type is allowed here: names and paths, which are checked where they are used, and a switch.
+FREE = {"method", "data.name", "data.data_dir", "data.train_split", "data.test_split", "teacher.features"}
+FREE |= {"evaluate.own_rate"}
 SHIPPED = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
 
@@ -26,9 +25,8 @@ def changed(key, value):
 def test_every_key_has_a_rule_or_is_free():
     """A new key must be given a rule, or be listed here."""
     keys = set(config.flatten(config.default()))
-    ruled = set(config.RULES) | {"method"}
-    assert keys - ruled == FREE
-    assert ruled <= keys
+    assert keys - set(config.RULES) == FREE
+    assert set(config.RULES) <= keys
 
 
 def test_the_default_is_valid():
@@ -37,7 +35,6 @@ def test_the_default_is_valid():
 
 WRONG = {
     "seed": -1,
-    "method": "boosted",
     "data.image_size": -1,
     "data.train_limit": -5,
     "data.test_fraction": 1.0,
@@ -62,6 +59,20 @@ WRONG = {
     "distill.weight_decay": float("nan"),
     "evaluate.seeds": 0,
     "evaluate.batch_size": 1,
+    "evaluate.entries": ("random_real", "distilled"),
+    "student.norm": "layer",
+    "distill.samples": "first",
+    "experts.count": 0,
+    "experts.widths": (8, 0),
+    "experts.norm": "none",
+    "experts.momentum": -0.1,
+    "mkdt.unroll": 0,
+    "mkdt.rate": 0.0,
+    "mkdt.rate_learning_rate": -1e-4,
+    "scdd.images_per_class": -1,
+    "scdd.group_size": 0,
+    "scdd.jitter": -1,
+    "scdd.temperature": 0.0,
 }
 
 
@@ -71,6 +82,17 @@ def test_values_out_of_range_are_refused_by_name(key):
         config.validate(changed(key, WRONG[key]))
     text = str(caught.value)
     assert text.startswith(f"config.{key}={WRONG[key]!r} is out of range: it must be ")
+
+
+def test_a_method_that_there_is_not_is_refused():
+    asked = methods.Problem((8, 8, 3), 16, 40)
+    for refuse in (lambda: methods.check("boosted"), lambda: methods.make(changed("method", "boosted"), asked)):
+        with pytest.raises(UserError) as caught:
+            refuse()
+        text = "config.method='boosted' is out of range: it must be one of boost, krr_st, mkdt, scdd, subset, noise"
+        assert str(caught.value) == text
+    for name in methods.METHODS:
+        methods.check(name)
 
 
 @pytest.mark.parametrize("views", [("rot0", "rot0"), (), ("rot90", "rot0")])
@@ -83,6 +105,11 @@ def test_crop_and_widths():
     for key, value in (("teacher.crop_scale", (0.0, 1.0)), ("teacher.crop_scale", (0.5,)), ("student.widths", (8, 0))):
         with pytest.raises(UserError, match=f"config.{key}="):
             config.validate(changed(key, value))
+
+
+def test_no_mixup_is_allowed():
+    """0 is what `post_training.Settings` calls no mixup."""
+    config.validate(changed("scdd.mixup", 0.0))
 
 
 def test_flatten_is_json():
@@ -110,28 +137,107 @@ def test_find_lists_what_there_is(tmp_path, monkeypatch, name):
         config.find(name)
 
 
-def editions(path):
-    """The config of every edition; which there are, the refusal of an unknown one says."""
+def module_of(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = [module.get_config()]
-    if inspect.signature(module.get_config).parameters:
-        with pytest.raises(ValueError, match="unknown edition 'none'") as caught:
-            module.get_config("none")
-        names = set(re.findall(r"'(\w+)'", str(caught.value))) - {"none"}
-        assert names
-        found += [module.get_config(name) for name in names]
-    return found
+    return module
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_configs_load_and_validate(path):
-    """With every edition, and only keys that the default has."""
-    for found in editions(path):
-        config.validate(found)
-        assert config.flatten(found).keys() == config.flatten(config.default()).keys()
+def editions(path):
+    """Which there are besides the empty one: the refusal of an unknown one says; and those that belong together."""
+    module = module_of(path)
+    with pytest.raises(ValueError, match="unknown edition 'none': there are ") as caught:
+        module.get_config("none")
+    names = str(caught.value).partition("there are ")[2].split(", ")
+    assert set(config.EDITIONS) <= set(names) and len(set(names)) == len(names)
+    own = [name for name in names if name not in config.EDITIONS]
+    together = [f"{name},{method}" for name in own for method in config.EDITIONS]
+    return [*names, *together, *(key for key in module.OWN if "," in key)]
+
+
+CHOICES = [(path, edition) for path in SHIPPED for edition in ("", *editions(path))]
+
+
+# What the shipped configs load: images, their number, classes.
+PROBLEMS = {
+    "digits": ((16, 16, 1), 1437, 10),
+    "tfds:cifar10": ((32, 32, 3), 50_000, 10),
+    "tfds:cifar100": ((32, 32, 3), 50_000, 100),
+    "tiny_imagenet": ((64, 64, 3), 100_000, 200),
+    "tfds:imagenet_resized/64x64": ((64, 64, 3), 1_281_167, 1000),
+}
+
+
+@pytest.mark.parametrize(("path", "edition"), CHOICES, ids=lambda value: getattr(value, "stem", value))
+def test_every_edition_of_a_shipped_config_can_work(path, edition):
+    """It is valid, has only keys that the default has, and its method can serve the data set within the budget."""
+    found = module_of(path).get_config(edition)
+    config.validate(found)
+    assert config.flatten(found).keys() == config.flatten(config.default()).keys()
+    shape, images, classes = PROBLEMS[found.data.name]
+    asked = methods.Problem(shape, 8 * found.teacher.width, images, classes, network=True)
+    method = methods.make(found, asked)
+    assert method.samples <= images
+    for name in edition.split(","):
+        wanted = {"": "boost", "cpu": None, "random": "subset", "kmeans": "subset", "high_loss": "subset"}.get(
+            name, name
+        )
+        assert wanted in (None, found.method)
+    if "high_loss" in edition or "mkdt" in edition:
+        assert found.distill.samples == "high_loss"
+        assert len(found.experts.widths) <= len(found.student.widths)
 
 
 def test_there_are_shipped_configs():
     assert "digits" in [path.stem for path in SHIPPED]
+    assert {"cpu,mkdt", "cpu,scdd", "cpu", "mkdt"} <= {edition for _, edition in CHOICES}
+
+
+OWN = {
+    "cpu": {"distill.steps": 800, "storage.N": 50, "distill.steps_per_call": 20},
+    "mkdt": {"mkdt.unroll": 10, "distill.steps": 77},
+    "cpu,mkdt": {"distill.steps": 200},
+}
+
+
+@pytest.mark.parametrize(
+    ("edition", "expected"),
+    [
+        ("", ("boost", 30_000, 100, 40, 50)),
+        ("boost", ("boost", 30_000, 100, 40, 50)),
+        ("cpu", ("boost", 800, 50, 40, 20)),
+        # A method's edition is what it changes everywhere, and then what the file adds.
+        ("mkdt", ("mkdt", 77, 100, 10, 10)),
+        # In turn; what is for the two together comes last, whatever the order.
+        ("cpu,mkdt", ("mkdt", 200, 50, 10, 10)),
+        ("mkdt,cpu", ("mkdt", 200, 50, 10, 20)),
+        ("cpu,scdd", ("scdd", 1000, 50, 40, 20)),
+        ("scdd,cpu", ("scdd", 800, 50, 40, 20)),
+    ],
+)
+def test_editions_come_in_turn(edition, expected):
+    found = config.default()
+    assert config.edit(found, edition, OWN) is found
+    values = (found.method, found.distill.steps, found.storage.N, found.mkdt.unroll, found.distill.steps_per_call)
+    assert values == expected
+
+
+@pytest.mark.parametrize("edition", ["none", "cpu,none", "cpu;mkdt"])
+def test_an_unknown_edition_is_one_line(edition):
+    """It lists what there is, and combinations are no names."""
+    with pytest.raises(ValueError) as caught:
+        config.edit(config.default(), edition, OWN)
+    unknown = edition.split(",")[-1]
+    names = ["cpu", "mkdt", *(name for name in config.EDITIONS if name != "mkdt")]
+    assert str(caught.value) == f"unknown edition {unknown!r}: there are {', '.join(names)}"
+
+
+def test_a_config_file_cannot_make_up_a_key():
+    """A typo in it must not go unnoticed, be it in an edition or not."""
+    with pytest.raises((KeyError, ValueError, UserError), match="distill.stepz"):
+        config.validate(config.edit(config.default(), "cpu", {"cpu": {"distill.stepz": 1}}))
+    found = config.default()
+    with pytest.raises((KeyError, AttributeError, UserError), match="stepz"):
+        found.distill.stepz = 1
+        config.validate(found)

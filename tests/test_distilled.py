@@ -79,6 +79,29 @@ def test_pairs_come_back_bit_by_bit(folders, count, side, channels, dim):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_learned_rate_comes_back_and_is_not_counted(tmp_path):
+    """The same number, in JSON; a set without one says so."""
+    rate = float(np.float32(0.0317))
+    made = distilled.from_pairs(*pairs(0, 4), CONSTANTS, learning_rate=rate, method="mkdt")
+    made.save(tmp_path)
+    loaded = distilled.load(tmp_path)
+    same(made, loaded)
+    assert loaded.statics["learning_rate"] == rate and loaded.about == {"method": "mkdt"}
+    assert loaded.numbers_stored() == plain().numbers_stored() == 4 * (8 * 8 * 3 + DIM)
+    assert "learning_rate" not in plain().statics
+    np.testing.assert_array_equal(loaded.pairs()[1], plain().pairs()[1])
+
+
+def test_targets_need_not_be_features(tmp_path):
+    """Soft labels of three classes, with constants of their own."""
+    images, labels = normal(0, 4, 8, 8, 3), normal(1, 4, 3)
+    made = distilled.from_pairs(images, labels, constants(3, 3))
+    made.save(tmp_path)
+    loaded = distilled.load(tmp_path)
+    assert loaded.numbers_stored() == 4 * (8 * 8 * 3 + 3) and loaded.preprocessing.target_mean.shape == (3,)
+    np.testing.assert_array_equal(loaded.pairs()[1], labels)
+
+
 def test_decoded_pairs_come_back_bit_by_bit(tmp_path):
     made = bases()
     made.save(tmp_path)

@@ -133,6 +133,42 @@ def test_what_a_baseline_trains_on(benchmark, small_set, monkeypatch, name, expe
         assert drawn[0] != drawn[1]
 
 
+@pytest.mark.parametrize(
+    ("carried", "own_rate", "expected"), [(0.03, True, 0.03), (0.03, False, 0.2), (None, True, 0.2)]
+)
+def test_only_the_set_is_trained_at_its_own_rate(benchmark, monkeypatch, carried, own_rate, expected):
+    """And only where that is asked for, and there is one; the baselines never are."""
+    settings = SETTINGS._replace(inner=inner.Settings(learning_rate=0.2, momentum=0.5), own_rate=own_rate)
+    rates = []
+
+    def fake(keys, images, targets, *, settings, **_):
+        rates.append(settings.inner)
+        return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), network(0).variables)
+
+    monkeypatch.setattr(evaluate, "train_seeds", fake)
+    made = distilled.from_pairs(*pairs(0, 6), benchmark.preprocessing, learning_rate=carried)
+    entries = {entry.name: entry for entry in evaluate.entries(made, benchmark, 6, settings)}
+    for name in ("distilled", "random_real", "full_data"):
+        list(entries[name].features(jax.random.split(jax.random.key(0), 2)))
+    assert rates == [settings.inner._replace(learning_rate=expected), settings.inner, settings.inner]
+
+
+def test_students_with_instance_norm(benchmark, small_set):
+    """Trained, and looked at in eval mode, without running statistics; the images alone decide."""
+    settings = SETTINGS._replace(norm="instance", seeds=1)
+    entries = {entry.name: entry for entry in evaluate.entries(small_set, benchmark, 6, settings)}
+    keys = jax.random.split(jax.random.key(0), 1)
+    options = {"preprocessing": benchmark.preprocessing, "passes": settings.epochs, "settings": settings}
+    trained = evaluate.train_seeds(keys, *small_set.pairs(), **options)
+    assert trained["batch_stats"] == {} and {"in0", "in1"} <= set(trained["params"])
+    variables = jax.tree.map(lambda leaf: leaf[0], trained)
+    ((train, test),) = entries["distilled"].features(keys)
+    expected = jit(inner.features)(variables, benchmark.preprocessing.images(benchmark.test_images))
+    np.testing.assert_allclose(test, expected, rtol=1e-3, atol=1e-4)
+    ((fresh, _),) = entries["random_init"].features(keys)
+    assert train.shape == fresh.shape and not np.allclose(train, fresh)
+
+
 def test_evaluate_an_entry(benchmark, small_set):
     entries = {entry.name: entry for entry in evaluate.entries(small_set, benchmark, 6, SETTINGS)}
     found = evaluate.evaluate(entries["teacher"], benchmark, seed=0, settings=SETTINGS)

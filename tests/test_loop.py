@@ -185,6 +185,66 @@ def test_metrics_beyond_the_resumed_step_are_dropped(folder):
     assert len(folder.metrics.read_text().splitlines()) == 5
 
 
+def fed_step(state, data, item):
+    """Every item shows in the state and in the loss."""
+    state, info = step(state, data + item["shift"])
+    return state, info._replace(loss=item["number"].astype(jnp.float32))
+
+
+class Feed:
+    """Items that say which step they are for; remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, done, count):
+        self.asked.append((done, count))
+        numbers = np.arange(done, done + count)
+        return {"number": numbers, "shift": np.sin(numbers, dtype=np.float32)[:, None].repeat(64, 1)}
+
+
+def watch_losses(found, then=lambda progress: None):
+    def watch(progress):
+        found.extend(progress.info.loss.tolist())
+        then(progress)
+
+    return watch
+
+
+def test_items_reach_their_steps(folder):
+    """In order, each once: with calls that are not whole, and in a resumed run, whose bits are the same."""
+    found, feed = [], Feed()
+    expected = bits(folder.run(step=fed_step, feed=feed, per_call=3, watch=watch_losses(found)))
+    assert found == list(range(20))
+    assert all(count == 3 for _, count in feed.asked)  # whole calls, so that one program serves all
+    assert [done for done, _ in feed.asked] == list(range(0, 20, 3))
+
+    other = Folder(folder.metrics.parent / "other")
+    other.metrics.parent.mkdir()
+    found, feed = [], Feed()
+    with pytest.raises(loop.Stopped):
+        other.run(step=fed_step, feed=feed, per_call=4, watch=watch_losses(found, stop_at(8)))
+    assert found == list(range(8))
+    feed = Feed()
+    state = other.run(step=fed_step, feed=feed, per_call=5, watch=watch_losses(found))
+    assert feed.asked[0] == (8, 5) and found == list(range(20))
+    assert bits(state) == expected
+
+
+def test_items_are_not_baked_in(folder, alone):
+    """What the feed gives decides, not what it gave at first: without a shift the bits are those of a plain run."""
+    feed = Feed()
+
+    def still(done, count):
+        return feed(done, count) | {"shift": np.zeros((count, 64), np.float32)}
+
+    assert bits(folder.run(step=fed_step, feed=still)) == alone[20]
+    other = Folder(folder.metrics.parent / "other")
+    other.metrics.parent.mkdir()
+    late = bits(other.run(step=fed_step, feed=lambda done, count: (feed if done >= 15 else still)(done, count)))
+    assert late != alone[20]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run with the checkpoints of steps 15 and 20."""

@@ -24,8 +24,28 @@ REFUSED = {
     "over the budget": ({"storage__M": 60, "storage__V": 9}, "storage exceeds the budget"),
     "size not divisible": ({"student__widths": "(4,4,4,4)"}, "images of 8x8 cannot be halved 4 times"),
     "batch larger than the data": ({"distill__batch_size": 121}, "config.distill.batch_size=121"),
+    "KRR-ST with more than all": ({"method": "krr_st", "storage__N": 121}, "storage.N=121 asks for more images than"),
+    "MKDT with more than all": ({"method": "mkdt", "storage__N": 121}, "storage.N=121 asks for more images than"),
+    "a subset larger than all": ({"method": "subset", "storage__N": 121}, "storage.N=121 asks for more images than"),
+    "unknown samples": ({"distill__samples": "best"}, "config.distill.samples='best' is out of range: it must be one"),
+    "SC-DD without a network": ({"method": "scdd"}, "config.method=scdd inverts a teacher with batch norm, and"),
+    "noise without a network": ({"method": "noise"}, "config.method=noise runs the teacher on noise, and features"),
+    "too many images per class": (
+        {"method": "scdd", "teacher__features": "", "teacher__batch_size": 40, "scdd__images_per_class": 3},
+        "603 numbers > 512 = N (HWC + D) with N=4; raise storage.N to 5 or lower scdd.images_per_class",
+    ),
+    "experts too deep": (
+        {"method": "mkdt", "experts__widths": "(4,4,4,4)"},
+        "config.experts.widths: images of 8x8 cannot be halved 4 times",
+    ),
     "no such features": ({"teacher__features": "nowhere.npy"}, "there is no file nowhere.npy"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with tiny_runs.quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +67,21 @@ def refusal(capsys, line):
 def test_refuses_before_any_work(case, folder, capsys):
     changes, words = REFUSED[case]
     assert words in refusal(capsys, tiny_runs.arguments(folder, "refused", **changes))
-    assert not (folder / "refused" / "checkpoints").exists()
+    assert {file.name for file in (folder / "refused").glob("*")} <= {".lock", "seconds.json"}
+
+
+@pytest.mark.parametrize("method", ["boost", "subset"])
+def test_high_loss_with_experts_too_deep(method, folder, capsys):
+    changes = {"method": method, "distill__samples": "high_loss", "experts__widths": "(4,4,4,4)"}
+    said = refusal(capsys, tiny_runs.arguments(folder, f"too-deep-{method}", **changes))
+    assert "config.experts.widths: images of 8x8 cannot be halved 4 times" in said
+
+
+def test_scdd_needs_labels(tmp_path, capsys):
+    tiny_runs.write_data(tmp_path, labels=False)
+    said = refusal(capsys, tiny_runs.taught(tmp_path, "scdd"))
+    assert "config.method=scdd needs labels, and the data set has none" in said
+    assert not (tmp_path / "shared").exists()
 
 
 def test_the_sum_is_written_out(folder, capsys):
@@ -60,7 +94,8 @@ def test_the_sum_is_written_out(folder, capsys):
     ("line", "words"),
     [
         (["--config=configs/nothing.py"], "configs/digits.py"),
-        (["--config=configs/cifar10.py:gpu"], "there is 'cpu'"),
+        (["--config=configs/cifar10.py:gpu"], "unknown edition 'gpu': there are cpu, boost, krr_st, mkdt, scdd"),
+        (["--config=configs/digits.py:mkdt,magic"], "unknown edition 'magic': there are krr_st, mkdt"),
         (["--confg=1"], "unknown option --confg"),
         (["digits"], "unexpected argument 'digits'"),
         (["--workdir"], "needs a value"),

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,12 @@ import tiny_runs
 
 import ssdd_jax
 from ssdd_jax import main
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with tiny_runs.quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,9 @@ def test_results_are_complete(finished):
     assert storage["numbers"] <= storage["budget"] == 4 * (8 * 8 * 1 + 12)
     assert storage["numbers"] == sum(storage["parts"].values())
     assert storage["bytes"] == sum(len(content) for content in artefact(run).values())
-    assert set(results["seconds"]) == {"data", "teacher", "features", "distill", "approximate", "evaluate"}
+    assert set(results["seconds"]) == {
+        *("data", "teacher", "features", "samples", "distill", "approximate", "evaluate")
+    }
     assert results["method"] == "boost" and results["dataset"].startswith("npz:")
     assert "| distilled |" in out
 
@@ -94,22 +101,12 @@ def test_the_same_command_again_does_nothing(finished, capsys):
     assert before == {file: file.stat().st_mtime_ns for file in (run / "distilled").iterdir()}
 
 
-def wait_for_step(run, step, process):
-    """Until the metrics have the step."""
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        metrics = run / "metrics.jsonl"
-        if metrics.exists() and f'"step": {step}' in metrics.read_text():
-            return
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
     tiny_runs.write_data(tmp_path)
     line = tiny_runs.arguments(tmp_path)
     process = tiny_runs.start(line, tmp_path)
-    wait_for_step(tmp_path / "run", 20, process)
+    tiny_runs.wait_for_step(tmp_path / "run", 20, process)
     os.kill(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert not (tmp_path / "run" / "results.json").exists(), "the run was over before it was interrupted"
@@ -139,12 +136,11 @@ def test_without_labels_and_test_features(tmp_path, capsys):
 def test_with_a_teacher_of_its_own(tmp_path):
     """The teacher is trained, kept, and its checkpoints are gone."""
     tiny_runs.write_data(tmp_path)
-    changes = {"width": 2, "projector_hidden": 8, "projector_out": 8, "epochs": 2, "warmup_epochs": 1, "batch_size": 40}
-    options = {f"teacher__{key}": value for key, value in changes.items()}
-    line = tiny_runs.arguments(tmp_path, teacher__features="", evaluate__seeds=1, **options)
+    line = tiny_runs.taught(tmp_path, "boost", "run", evaluate__entries="('distilled',)")[:-1]
     assert main.main([*line, "--stage=evaluate"]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["storage"]["budget"] == 4 * (64 + 16)
+    assert all(list(results[measure]) == ["distilled"] for measure in ("linear", "few_shot", "feature_r2"))
     assert sorted(file.name for file in (tmp_path / "run" / "teacher").iterdir()) == [
         "teacher.json",
         "teacher.safetensors",

@@ -109,6 +109,19 @@ def test_vectorize_changes_rounding_only(start):
         jax.tree.map(close, one.models, other.models)
 
 
+def test_models_with_instance_norm():
+    """As trained one by one, without running statistics; renewed ones are of the same kind."""
+    x, y = pairs()
+    settings = SETTINGS._replace(size=2, steps=3, norm="instance")
+    made = init(jax.random.key(0), x, y, settings=settings)
+    assert made.models.variables["batch_stats"] == {} and "in0" in made.models.variables["params"]
+    after = step(made._replace(ages=jnp.array([1, 3], jnp.int32)), jnp.arange(2), x, y, settings=settings)
+    jax.tree.map(close, model(after.models, 0), inner_step(model(made.models, 0), x, y)[0])
+    np.testing.assert_array_equal(after.ages, [2, 0])
+    np.testing.assert_array_equal(after.models.variables["params"]["in0"]["scale"][1], 1.0)
+    assert np.any(made.models.variables["params"]["in0"]["scale"][1] != 1.0)
+
+
 def test_draw():
     draw = jit(pool.draw, static_argnums=(1, 2))
     draws = np.stack([draw(jax.random.key(k), 5, 2) for k in range(40)])

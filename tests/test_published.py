@@ -1,12 +1,16 @@
-"""Agreement with the published PyTorch code of KRR-ST: outer loss, its gradients, three inner steps."""
+"""Agreement with the published PyTorch code of KRR-ST: outer loss, its gradients, three inner steps,
+and all of them in three steps of the method."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from helpers import jit, relative
+from helpers import jit, relative, small_config
 
-from ssdd_jax import inner, krr, outer
+from ssdd_jax import inner, krr, methods, outer
 
 # Largest relative distance (Euclidean) allowed. The kernel's condition number is 1e6: that is where float32's errors
 # come from.
@@ -83,3 +87,62 @@ def test_three_inner_steps(arrays, dtype, fixture_arrays):
     after = variables(fixture_arrays("krr_st"), "after3")
     distances = jax.tree.map(relative, state.variables, after)
     check({"inner": max(jax.tree.leaves(distances))}, dtype)
+
+
+class Source(NamedTuple):
+    """The fixture's arrays as the data that the method distils; its real images are network inputs already."""
+
+    images: jax.Array
+    targets: jax.Array
+    samples: jax.Array
+    view_targets: jax.Array
+    preprocessing: object
+
+
+class AsTheyAre(NamedTuple):
+    def images(self, images):
+        return images
+
+
+def test_three_steps_of_the_method(arrays, dtype, fixture_arrays, monkeypatch):
+    """`methods.krr_st` from the published pairs, with a pool of the one published model and every real image in turn.
+
+    At the rate 0 the pairs stay, so that the pool's model takes the three published inner steps; AdamW's first moment
+    is then a tenth of the published gradient.
+    """
+    settings = small_config("krr_st")
+    settings.storage.N, settings.student.widths = 12, (8, 16, 32)
+    settings.pool.size, settings.pool.steps, settings.distill.batch_size = 1, 9, 20
+    settings.distill.learning_rate = 0.0
+    method = methods.make(settings, methods.Problem((16, 16, 3), 24, images=32))
+    # The method starts from the first 12 images of the data set, and its batches are the other 20.
+    source = Source(
+        images=jnp.concatenate([arrays["x_syn"], arrays["x_real"]]),
+        targets=jnp.concatenate([arrays["y_syn"], arrays["y_real"]]),
+        samples=jnp.arange(12),
+        view_targets=arrays["y_syn"][None],
+        preprocessing=AsTheyAre(),
+    )
+    with jax.numpy_dtype_promotion("standard"):  # a network's shapes are found in float32
+        state = jit(method.init)(jax.random.key(0), source)
+    before = variables(arrays, "before")
+    model = inner.State(before, inner.optimizer(inner.Settings()).init(before["params"]))
+    state = state._replace(pool=state.pool._replace(models=jax.tree.map(lambda leaf: leaf[None], model)))
+    ages, step = state.pool.ages, jit(method.step)
+    monkeypatch.setattr(jax.random, "randint", lambda *_: jnp.arange(12, 32))
+    expected, found = fixture_arrays("krr_st"), {}
+    for number in range(3):
+        with jax.numpy_dtype_promotion("standard"):
+            state, info = step(state, source)
+        if not number:
+            moments = optax.tree_utils.tree_get(state.outer.opt_state, "mu")
+            found = {"loss": relative(info.loss, expected["outer_loss"])}
+            for name, moment in zip(("grad_x", "grad_y"), moments, strict=True):
+                found[name] = relative(np.asarray(moment) / 0.1, expected[f"outer_{name}"])
+    trained = jax.tree.map(lambda leaf: leaf[0], state.pool.models.variables)
+    found["inner"] = max(jax.tree.leaves(jax.tree.map(relative, trained, variables(expected, "after3"))))
+    check(found, dtype)
+    np.testing.assert_array_equal(state.pool.ages, ages + 3)
+    for now, was in zip(state.outer.params, ("x_syn", "y_syn"), strict=True):
+        assert now.dtype == dtype
+        np.testing.assert_array_equal(now, arrays[was])

@@ -41,3 +41,19 @@ def test_modules_exist():
     assert len(names) > 10
     for name in names:
         importlib.import_module(f"ssdd_jax.{name}")
+
+
+def test_every_method_is_in_the_table():
+    table = README[README.index("| edition | method |") : README.index("python -m experiments.compare")]
+    assert set(
+        re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
+    ) == set(config.EDITIONS)
+
+
+def test_the_page_on_adding_a_method_shows_the_code_as_it_is():
+    page = (ROOT / "experiments" / "docs" / "adding_a_method.md").read_text()
+    module, registry, test = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert module.strip() in (ROOT / "ssdd_jax" / "methods" / "subset.py").read_text()
+    assert '"subset": subset.make' in registry and '"random": {"method": "subset"}' in registry
+    assert config.EDITIONS["random"] == {"method": "subset"}
+    assert test.strip() in (ROOT / "tests" / "test_methods.py").read_text()

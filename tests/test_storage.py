@@ -123,3 +123,14 @@ def test_refusal_writes_out_the_sum():
     for part, count in parts.items():
         assert f"{count:,} ({part})" in text
     assert f"= {sum(parts.values()):,} > {2 * 3584:,} = N (HWC + D) with N=2" in text
+
+
+@pytest.mark.parametrize("count", [1, 39, 40])
+def test_pairs_that_are_there(count):
+    assert storage.check_pairs(count, 40) == count
+
+
+def test_more_pairs_than_images():
+    """As many as there are would do."""
+    with pytest.raises(UserError, match="storage.N=41 asks for more images than the 40 there are: .* at most 40$"):
+        storage.check_pairs(41, 40)

@@ -1,10 +1,14 @@
-"""A whole run small enough for a test: 8x8 images, features that are brought, a few steps."""
+"""A whole run small enough for a test: 8x8 images, features that are brought or a narrow teacher, a few steps."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from ssdd_jax import main
@@ -29,6 +33,41 @@ TINY = {
     "evaluate.full_epochs": 1,
     "evaluate.probe_steps": 20,
 }
+
+# A teacher of its own, and what the methods add.
+TAUGHT = {
+    "teacher.features": "",
+    "teacher.blocks": "(1,1,1,1)",
+    "teacher.width": 2,
+    "teacher.projector_hidden": 8,
+    "teacher.projector_out": 8,
+    "teacher.epochs": 2,
+    "teacher.warmup_epochs": 1,
+    "teacher.batch_size": 40,
+    "experts.widths": "(4,4)",
+    "experts.count": 3,
+    "experts.start_epochs": 2,
+    "experts.batch_size": 40,
+    "mkdt.unroll": 2,
+    "mkdt.batch_size": 4,
+    "mkdt.image_learning_rate": 1.0,
+    "mkdt.target_learning_rate": 1.0,
+    "scdd.post_epochs": 2,
+    "scdd.jitter": 1,
+    "scdd.padding": 1,
+}
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Without the costly part of compiling, here and in the processes that `start` starts."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+        del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
 
 
 def write_data(folder: pathlib.Path, *, labels: bool = True, side: int = 8) -> None:
@@ -61,6 +100,23 @@ def arguments(folder: pathlib.Path, workdir: str = "run", **changes: object) -> 
     ]
 
 
+def taught(folder: pathlib.Path, edition: str, workdir: str = "", **changes: object) -> list[str]:
+    """The command line of a tiny run of an edition, with a teacher of its own that the folder's runs share."""
+    own = {key.replace(".", "__"): value for key, value in TAUGHT.items()}
+    line = arguments(folder, workdir or edition, **own | changes)
+    return [f"--config=configs/digits.py:{edition}", *line[1:], f"--shared={folder / 'shared'}"]
+
+
+def with_teacher(base: pathlib.Path) -> pathlib.Path:
+    """A folder in `base` with data and, in `shared/`, a teacher and its features; made once, not to be changed."""
+    folder = base / "with_teacher"
+    if not folder.exists():
+        folder.mkdir()
+        write_data(folder)
+        assert main.main([*taught(folder, "random", "teacher"), "--stage=features"]) == 0
+    return folder
+
+
 def start(line: list[str], folder: pathlib.Path) -> subprocess.Popen:
     """The command line in a process of its own, in another directory than the checkout."""
     environment = dict(os.environ)
@@ -74,3 +130,16 @@ def start(line: list[str], folder: pathlib.Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Until the condition holds, or the process has ended."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None and not condition():
+        time.sleep(0.02)
+
+
+def wait_for_step(run: pathlib.Path, step: int, process: subprocess.Popen) -> None:
+    """Until the run's metrics have the step, or the process has ended."""
+    metrics = run / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and f'"step": {step}' in metrics.read_text(), process)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, krr_st, mkdt, noise, scdd, subset
 from ssdd_jax.methods.base import Feed, Method, Problem, Source, Stage
 
@@ -16,7 +17,17 @@ METHODS: dict[str, Callable[[ConfigDict, Problem], Method]] = {
     "noise": noise.make,
 }
 
-__all__ = ["METHODS", "Feed", "Method", "Problem", "Source", "Stage", "make"]
+__all__ = ["METHODS", "Feed", "Method", "Problem", "Source", "Stage", "check", "make"]
+
+
+def check(name: str) -> None:
+    """Refuse a method that there is not.
+
+    Raises:
+        UserError: Listing those that there are.
+    """
+    if name not in METHODS:
+        raise UserError(f"config.method={name!r} is out of range: it must be one of {', '.join(METHODS)}")
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
@@ -30,6 +41,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If the method cannot serve the problem.
+        UserError: If there is no such method, or it cannot serve the problem.
     """
+    check(config.method)
     return METHODS[config.method](config, problem)

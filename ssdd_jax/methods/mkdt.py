@@ -55,10 +55,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     """
     count = check_pairs(config.storage.N, problem.images)
     settings, students = matching_settings(config), expert_settings(config)
-    try:
-        check_divisible(problem.image_shape[:2], len(students.widths))
-    except ValueError as error:
-        raise UserError(f"config.experts.widths: {error}") from None
+    stage = experts_stage(config, problem, keep=True)
 
     def init(key: Array, source: Source) -> State:
         images = source.preprocessing.images(source.images[source.samples])
@@ -92,25 +89,33 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         export,
         steps=config.distill.steps,
         samples=count,
-        stages=(experts_stage(config, keep=True),),
+        stages=(stage,),
         feed=feed,
         advice="try smaller config.mkdt.image_learning_rate and target_learning_rate in another --workdir",
     )
 
 
-def experts_stage(config: ConfigDict, *, keep: bool) -> Stage:
+def experts_stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
     """The stage that trains the experts.
 
     Args:
         config: See `ssdd_jax.config.default`.
+        problem: Shapes of the data.
         keep: Keep their trajectories; otherwise only how well they fit each image after their first epoch.
 
     Returns:
         The stage.
+
+    Raises:
+        UserError: If the images cannot be halved once for each block of an expert.
     """
     settings = expert_settings(config)
     if not keep:
         settings = settings._replace(epochs=1)
+    try:
+        check_divisible(problem.image_shape[:2], len(settings.widths))
+    except ValueError as error:
+        raise UserError(f"config.experts.widths: {error}") from None
 
     def run_stage(run: Run) -> None:
         constants = run.preprocessing()

@@ -39,7 +39,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
         images = jax.random.normal(state.key, shape)
-        targets = source.preprocessing.targets(teacher.features_of_inputs(source.teacher, images))
+        found = jax.jit(teacher.features_of_inputs)(source.teacher, images)
+        targets = source.preprocessing.targets(found)
         return distilled.from_pairs(images, targets, source.preprocessing)
 
     return Method(init, None, export, steps=0, samples=0)

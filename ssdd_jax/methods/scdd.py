@@ -56,10 +56,11 @@ def images_per_class(config: ConfigDict, problem: Problem) -> int:
     wanted = config.scdd.images_per_class or max(most, 1)
     if wanted > most:
         needed = wanted * problem.classes * each
+        fewer = " or lower scdd.images_per_class" if most else ""
         raise UserError(
-            f"storage exceeds the budget: {wanted} images for each of {problem.classes} classes with their soft labels "
+            f"storage exceeds the budget: {wanted * problem.classes} images, {wanted} per class, and their soft labels "
             f"are {needed:,} numbers > {budget:,} = N (HWC + D) with N={config.storage.N}; raise storage.N to "
-            f"{-(-needed // (problem.image_numbers + problem.dim))} or lower scdd.images_per_class"
+            f"{-(-needed // (problem.image_numbers + problem.dim))}{fewer}"
         )
     return wanted
 

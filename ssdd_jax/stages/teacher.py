@@ -29,7 +29,7 @@ def train(run: Run) -> None:
         steps=trainer.steps,
         per_call=options.steps_per_call,
         save_every=options.save_every,
-        advice="try a smaller config.teacher.learning_rate in another --workdir",
+        advice="try a smaller config.teacher.learning_rate in another folder",
     )
     with Checkpoints(folder, say=run.say) as checkpoints:
         state = loop.run(
