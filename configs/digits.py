@@ -24,7 +24,7 @@ OWN: dict[str, dict[str, Any]] = {
         "mkdt.rate": 0.03,
     },
     "high_loss": EXPERTS,
-    "scdd": {"scdd.jitter": 2, "scdd.padding": 2},
+    "scdd": {"scdd.jitter": 2, "scdd.padding": 2, "scdd.flip": 0.0},
 }
 
 

@@ -29,7 +29,6 @@ from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
 
 USAGE = "--config=FILE --methods=A,B --N=10,20 --seeds=3 --workdir=DIR and --config.KEY=VALUE are understood"
-PREPARATIONS = ("experts", "probe")
 # What tells the runs apart cannot be changed for all of them.
 OWNED = {
     "method": "--methods",
@@ -131,7 +130,9 @@ def run_all(options: Options) -> Comparison:
         raise UserError(f"no method could run: {refused[0]}")
     spent = [one["seconds"] for results in (references, *found.values()) for one in results]
     # Whichever run came first has made what the others use.
-    prepared = {stage: max(seconds.get(stage, 0.0) for seconds in spent) for stage in PREPARATIONS}
+    own = {stage for seconds in spent for stage in seconds if stage not in pipeline.STAGES}
+    shared = sorted(stage for stage in own if (options.folder / "shared" / stage).is_dir())
+    prepared = {stage: max(seconds.get(stage, 0.0) for seconds in spent) for stage in shared}
     return Comparison(
         [_row(method, N, results, prepared) for (method, N), results in found.items()],
         {name: _values(references, name) for name in REFERENCES},
@@ -179,7 +180,7 @@ def _row(method: str, N: int, results: list[dict[str, Any]], prepared: dict[str,
         _values(results, "distilled"),
         [value for one in results for value in one.get("post_training", {}).get("top1", {}).get("values", [])],
         round(float(np.mean([s["samples"] + s["distill"] + s["approximate"] for s in spent])), 1),
-        round(sum(prepared[stage] for stage in PREPARATIONS if stage in spent[0]), 1),
+        round(sum(value for stage, value in prepared.items() if stage in spent[0]), 1),
     )
 
 

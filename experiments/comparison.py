@@ -76,9 +76,9 @@ def table(found: Comparison) -> str:
             lines.append(f"| {LABELS[name]} | | | {cells}|")
     lines.append(
         f"\nMean ± standard deviation over all networks trained on {found.seeds} set{'s' * (found.seeds > 1)} of each "
-        "kind. Seconds: to make a set, and after the plus what is made once for all sets (the experts of MKDT and of "
-        "the high-loss subset, SC-DD's probe). The teacher and its features, which all share, took "
-        f"{found.teacher_seconds:.0f} seconds."
+        "kind. Seconds: to make a set, and after the plus what is made once for all sets (MKDT's experts, whose first "
+        "epoch is all that the high-loss subset needs, and SC-DD's probe). The teacher and its features, which all "
+        f"share, took {found.teacher_seconds:.0f} seconds."
     )
     for row in found.rows:
         if row.own:

@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> Options:
     Raises:
         UserError: If one is unknown, has no value, or has a value of the wrong type.
     """
-    arguments = _located(_joined(arguments))
+    arguments = _with_method(_located(_joined(arguments)))
     _check_keys(arguments)
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["ssdd_jax", *arguments])
@@ -82,6 +82,20 @@ def _located(arguments: list[str]) -> list[str]:
         f"--config={configuration.find(argument.partition('=')[2])}" if argument.startswith("--config=") else argument
         for argument in arguments
     ]
+
+
+def _with_method(arguments: list[str]) -> list[str]:
+    """`--config.method=krr_st` brings the method's own settings too: it is the edition of that name."""
+    methods = [a.partition("=")[2] for a in arguments if a.startswith("--config.method=")]
+    path, _, edition = _named(arguments).partition(":")
+    shipped = pathlib.Path(path).parent.resolve() in [folder.resolve() for folder in configuration.shipped_folders()]
+    named = edition.split(",") if edition else []
+    if not methods or not shipped or any(name in configuration.EDITIONS for name in named):
+        return arguments
+    if methods[-1] not in configuration.EDITIONS:
+        return arguments  # refused, if there is no such method either, where the method is made
+    whole = f"--config={path}:{','.join([*named, methods[-1]])}"
+    return [whole if argument.startswith("--config=") else argument for argument in arguments]
 
 
 def _named(arguments: list[str]) -> str:

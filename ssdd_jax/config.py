@@ -48,6 +48,7 @@ def default() -> ConfigDict:
     teacher.steps_per_call = 50
     teacher.save_every = 2000
 
+    # Of Boost-SSDD, like storage.M to hidden, distill.start and approximate; other methods have no views.
     config.views = ("rot0", "rot90", "rot180", "rot270")
 
     config.storage = storage = ConfigDict()
@@ -123,6 +124,7 @@ def default() -> ConfigDict:
     scdd.temperature = 30.0
     scdd.mixup = 0.8
     scdd.padding = 4  # pixels around an image before a random crop
+    scdd.flip = 0.5  # probability
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.entries = ("distilled", "random_real", "random_init", "full_data", "teacher")  # rows of the results
@@ -145,7 +147,7 @@ EDITIONS: dict[str, dict[str, Any]] = {
     "boost": {},
     "krr_st": {"method": "krr_st", "distill.steps": 160_000, "distill.learning_rate": 1e-4},
     "mkdt": {"method": "mkdt", "distill.samples": "high_loss", "distill.steps": 5000, "distill.steps_per_call": 10},
-    "scdd": {"method": "scdd", "distill.steps": 1000, "distill.learning_rate": 0.4},
+    "scdd": {"method": "scdd", "distill.steps": 1000, "distill.learning_rate": 0.4, "distill.save_every": 100},
     "random": {"method": "subset"},
     "kmeans": {"method": "subset", "distill.samples": "kmeans"},
     "high_loss": {"method": "subset", "distill.samples": "high_loss"},
@@ -173,6 +175,9 @@ def edit(config: ConfigDict, edition: str, own: Mapping[str, Mapping[str, Any]] 
     for name in names:
         if name not in known:
             raise ValueError(f"unknown edition {name!r}: there are {', '.join(known)}")
+    chosen = [name for name in names if name in EDITIONS]
+    if len(set(chosen)) > 1:
+        raise ValueError(f"the editions {' and '.join(chosen)} name two methods: choose one")
     together = [key for key in own if "," in key and set(key.split(",")) <= set(names)]
     for name in (*names, *together):
         config.update_from_flattened_dict({**EDITIONS.get(name, {}), **own.get(name, {})})
@@ -234,6 +239,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "two numbers, 0 < low <= high <= 1",
     ),
     "teacher.flip_probability": _between(0, 1),
+    "scdd.flip": _between(0, 1),
     "teacher.solarize_probability": _between(0, 1),
     "views": (
         (lambda v: len(v) > 0 and len(set(v)) == len(v) and all(name in augment.VIEWS for name in v)),

@@ -17,6 +17,7 @@ from jax import lax
 
 from ssdd_jax import epochs, inner, probes
 from ssdd_jax.distilled import DistilledSet
+from ssdd_jax.errors import UserError
 from ssdd_jax.preprocess import Preprocessing
 
 Array = jax.Array
@@ -273,16 +274,22 @@ def evaluate(entry: Entry, benchmark: Benchmark, *, seed: int, settings: Setting
 
     Returns:
         For each measure `mean`, `std` (sample standard deviation), `seeds` (how many) and `values`.
+
+    Raises:
+        UserError: If a network's features are not finite numbers.
     """
     keys = jax.random.split(jax.random.key(seed), settings.seeds)
     shots = None
     if benchmark.train_labels is not None:
         drawn = probes.draw_shots(seed, np.asarray(benchmark.train_labels), benchmark.classes)
         shots = None if drawn is None else jnp.asarray(drawn)
-    found = [
-        measure(jax.random.fold_in(key, 2), *features, benchmark, shots=shots, probe=settings.probe)
-        for key, features in zip(keys, entry.features(keys), strict=True)
-    ]
+    found = []
+    for key, features in zip(keys, entry.features(keys), strict=True):
+        if not all(jnp.isfinite(part).all() for part in features):
+            raise UserError(
+                f"evaluate: a network of the entry {entry.name} diverged: try a smaller config.evaluate.learning_rate"
+            )
+        found.append(measure(jax.random.fold_in(key, 2), *features, benchmark, shots=shots, probe=settings.probe))
     return {name: summary([row[name] for row in found]) for name in found[0]}
 
 

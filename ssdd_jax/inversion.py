@@ -91,7 +91,8 @@ def group_labels(images_per_class: int, classes: int, batch_size: int) -> np.nda
     Args:
         images_per_class: Images of each class.
         classes: Number of classes.
-        batch_size: Largest size of a group. What is taken is the largest divisor of the number of images below it.
+        batch_size: Largest size of a group: it holds as many whole turns through the classes as fit, or an even part
+            of one turn. The last group is filled up by going on; images beyond `images_per_class` are not stored.
 
     Returns:
         int32 `(G,B)`.
@@ -101,9 +102,12 @@ def group_labels(images_per_class: int, classes: int, batch_size: int) -> np.nda
     """
     if min(images_per_class, classes, batch_size) < 1:
         raise ValueError(f"all must be positive: {images_per_class=}, {classes=}, {batch_size=}")
-    labels = np.tile(np.arange(classes, dtype=np.int32), images_per_class)
-    size = next(size for size in range(min(batch_size, len(labels)), 0, -1) if len(labels) % size == 0)
-    return labels.reshape(-1, size)
+    if classes <= batch_size:
+        size = classes * min(batch_size // classes, images_per_class)
+    else:
+        size = -(-classes // -(-classes // batch_size))
+    groups = -(-images_per_class * classes // size)
+    return (np.arange(groups * size, dtype=np.int32) % classes).reshape(groups, size)
 
 
 def logits(network: Network, x: Array) -> Array:

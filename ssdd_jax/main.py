@@ -94,8 +94,8 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
             raise UserError(
-                "the device's memory is full: lower config.pool.vectorize, config.distill.batch_size or "
-                "config.storage.M; what was saved is intact"
+                "the device's memory is full: lower config.pool.vectorize, distill.batch_size or storage.M (boost, "
+                "krr_st), experts.vectorize or mkdt.batch_size (mkdt), scdd.group_size (scdd); what was saved is intact"
             ) from error
         raise
     print(f"ssdd_jax: done; everything is in {pathlib.Path(options.workdir)}", file=sys.stderr)

@@ -20,6 +20,7 @@ from ssdd_jax.methods import Stage
 from ssdd_jax.models.convnet import check_divisible
 from ssdd_jax.stages import distill, evaluation, features, teacher
 from ssdd_jax.stages.base import Run, Say
+from ssdd_jax.storage import check_pairs
 from ssdd_jax.workdir import Workdir
 
 STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "evaluate", "report")
@@ -28,6 +29,7 @@ STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "e
 def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Problem) -> list[Stage]:
     """The stages after the first, `data`, in order."""
     choice = selection.stages(config, problem) if method.samples else ()
+    # One of each name: the method's own experts, whose trajectories are kept, serve the choice of samples as well.
     own = {stage.name: stage for stage in (*choice, *method.stages)}
     return [
         Stage("teacher", teacher.train, shared=("data", "teacher")),
@@ -81,7 +83,7 @@ def run(
                 raise UserError(f"unknown stage {until!r}: the stages are {', '.join(names)}")
             work.record(config)
         for stage in stages[: names.index(until)]:
-            with work.bound(stage.name, config, stage.shared), work.timed(stage.name):
+            with work.bound(stage.name, config, stage.shared, say=say), work.timed(stage.name):
                 stage.run(job)
         return files.read_json(work.results) if work.results.exists() else None
 
@@ -103,5 +105,6 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     else:
         teacher.trainer_of(config, dataset)
         dim = 8 * config.teacher.width
+    check_pairs(config.storage.N, count)
     problem = methods.Problem(shape, dim, count, dataset.classes, network=not config.teacher.features)
     return Run(config, work, dataset, problem, methods.make(config, problem), say)

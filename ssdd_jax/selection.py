@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from ssdd_jax import experts
-from ssdd_jax.methods import Problem, Stage, mkdt
+from ssdd_jax.methods import Problem, Stage
+from ssdd_jax.stages import experts
 from ssdd_jax.stages.base import Run
 
 Array = jax.Array
@@ -19,7 +19,7 @@ Array = jax.Array
 
 def stages(config: ConfigDict, problem: Problem) -> tuple[Stage, ...]:
     """The stages that the choice needs."""
-    return (mkdt.experts_stage(config, problem, keep=False),) if config.distill.samples == "high_loss" else ()
+    return (experts.stage(config, problem, keep=False),) if config.distill.samples == "high_loss" else ()
 
 
 def choose(run: Run, count: int) -> np.ndarray:
@@ -48,7 +48,7 @@ def _kmeans(run: Run, key: Array, count: int) -> np.ndarray:
 
 
 def _high_loss(run: Run, key: Array, count: int) -> np.ndarray:
-    return np.argsort(-experts.Store(run.work.own("experts", shared=True)).losses(), kind="stable")[:count]
+    return np.argsort(-experts.store(run).losses(), kind="stable")[:count]
 
 
 def nearest_to_centres(features: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -66,9 +66,10 @@ def nearest_to_centres(features: np.ndarray, count: int, seed: int) -> np.ndarra
         found = KMeans(count, n_init=1, random_state=seed).fit(features)
         sizes = np.bincount(found.labels_, minlength=count)
         taken = np.zeros(len(features), bool)
+        squares = np.square(features).sum(1)
         rows = []
         for centre in found.cluster_centers_[np.argsort(-sizes, kind="stable")]:
-            distances = np.square(features - centre).sum(1)
+            distances = squares - 2 * (features @ centre)  # but for a constant
             distances[taken] = np.inf
             rows.append(int(distances.argmin()))
             taken[rows[-1]] = True

@@ -7,7 +7,7 @@ import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,10 @@ try:
     import fcntl
 except ImportError:  # not on Windows, where two runs in one folder are the user's care
     fcntl = None  # type: ignore[assignment]
+
+
+# Of what outputs depend on, these only say where things are and how often they are saved.
+CHANGES_NOTHING = {"data.data_dir", "teacher.save_every", "teacher.steps_per_call"}
 
 
 class Workdir:
@@ -86,13 +90,16 @@ class Workdir:
         return (self.shared if shared else self.folder) / stage
 
     @contextlib.contextmanager
-    def bound(self, stage: str, config: ConfigDict, parts: tuple[str, ...]) -> Iterator[None]:
+    def bound(
+        self, stage: str, config: ConfigDict, parts: tuple[str, ...], *, say: Callable[[str], None] = print
+    ) -> Iterator[None]:
         """Hold a shared folder while one of its stages runs, and bind the stage's output to what it depends on.
 
         Args:
             stage: Name of the stage.
             config: The run's config.
             parts: The keys, or groups of keys, that the output depends on.
+            say: Told when another run has to be waited for.
 
         Raises:
             UserError: If the output is there, or begun, with other values; what differs is named.
@@ -104,9 +111,14 @@ class Workdir:
         path = self.shared / f"{stage}.json"
         with files.saving(path):
             self.shared.mkdir(parents=True, exist_ok=True)
-        with open(self.shared / ".lock", "w") as lock:
+            lock = open(self.shared / f".lock-{stage}", "w")
+        with lock:
             if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making what this one needs
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    say(f"{stage}: waiting for another run that is making it in {self.shared}")
+                    fcntl.flock(lock, fcntl.LOCK_EX)
             folder = self.shared / stage
             known = path if path.exists() else self.shared / "config.json"  # of a run that made it for itself
             if folder.exists() and known.exists():
@@ -133,7 +145,8 @@ class Workdir:
 
 
 def _of_parts(flat: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
-    return {key: flat[key] for key in flat if any(key == part or key.startswith(f"{part}.") for part in parts)}
+    named = {key for key in flat if any(key == part or key.startswith(f"{part}.") for part in parts)}
+    return {key: flat[key] for key in flat if key in named - CHANGES_NOTHING}
 
 
 def _compare(folder: pathlib.Path, wanted: dict[str, Any], found: dict[str, Any], advice: str) -> None:

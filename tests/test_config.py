@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from ssdd_jax import config, methods
+from ssdd_jax import commandline, config, methods
 from ssdd_jax.errors import UserError
 
 # Any value of their type is allowed here: names and paths, which are checked where they are used, and a switch.
@@ -241,3 +241,25 @@ def test_a_config_file_cannot_make_up_a_key():
     with pytest.raises((KeyError, AttributeError, UserError), match="stepz"):
         found.distill.stepz = 1
         config.validate(found)
+
+
+@pytest.mark.parametrize("file", ["digits", "cifar10", "cifar100"])
+@pytest.mark.parametrize("name", ["krr_st", "mkdt", "scdd"])
+def test_a_method_on_the_command_line_is_its_edition(file, name):
+    """With the rates and steps of the method, and what is changed beside it."""
+    change = "--config.distill.samples=kmeans"
+    edition = commandline.parse([f"--config=configs/{file}.py:{name}", change])
+    assert (
+        commandline.parse([f"--config=configs/{file}.py", f"--config.method={name}", change]).config == edition.config
+    )
+    assert edition.config.method == name and edition.config.distill.samples == "kmeans"
+
+
+def test_a_method_beside_an_edition_of_another_kind():
+    found = commandline.parse(["--config=configs/cifar10.py:cpu", "--config.method=krr_st"])
+    assert found.config == commandline.parse(["--config=configs/cifar10.py:cpu,krr_st"]).config
+
+
+def test_two_methods_are_refused():
+    with pytest.raises(UserError, match="the editions krr_st and mkdt name two methods: choose one$"):
+        commandline.parse(["--config=configs/digits.py:krr_st,mkdt"])

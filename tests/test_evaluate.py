@@ -9,6 +9,7 @@ import pytest
 from helpers import DIM, WIDTHS, bytes_and_features, jit, network, pairs
 
 from ssdd_jax import distilled, epochs, evaluate, inner, preprocess, probes
+from ssdd_jax.errors import UserError
 
 SETTINGS = evaluate.Settings(
     seeds=2, widths=WIDTHS, epochs=3, full_epochs=1, batch_size=4, probe=probes.Settings(20, 16, 0.1)
@@ -178,6 +179,13 @@ def test_evaluate_an_entry(benchmark, small_set):
     found = evaluate.evaluate(entries["random_init"], unlabelled, seed=0, settings=SETTINGS)
     assert set(found) == {"feature_r2"} and len(set(found["feature_r2"]["values"])) == 2
     assert found == evaluate.evaluate(entries["random_init"], unlabelled, seed=0, settings=SETTINGS)
+
+
+def test_a_network_that_diverged_is_told(benchmark):
+    features = (jnp.ones((90, 3)), jnp.full((90, 3), jnp.nan))
+    entry = evaluate.Entry("distilled", lambda keys: iter([features, features]))
+    with pytest.raises(UserError, match="a network of the entry distilled diverged"):
+        evaluate.evaluate(entry, benchmark, seed=0, settings=SETTINGS)
 
 
 def test_too_few_labels_leave_few_shot_out(benchmark, small_set):

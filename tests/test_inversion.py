@@ -247,14 +247,19 @@ def test_recovery_lowers_the_loss_and_leaves_the_network_alone():
         ((50, 100, 100), (50, 100)),
         ((2, 10, 8), (4, 5)),
         ((3, 7, 50), (1, 21)),
-        ((1, 7, 5), (7, 1)),
+        ((1, 7, 5), (2, 4)),
+        ((101, 10, 100), (11, 100)),
     ],
 )
 def test_group_labels(numbers, shape):
     labels = inversion.group_labels(*numbers)
     assert labels.shape == shape and labels.dtype == np.int32
     per_class, classes, _ = numbers
-    np.testing.assert_array_equal(labels.ravel(), list(range(classes)) * per_class)
+    wanted = per_class * classes
+    np.testing.assert_array_equal(labels.ravel()[:wanted], list(range(classes)) * per_class)
+    # What fills up the last group goes on in turn.
+    np.testing.assert_array_equal(labels.ravel(), np.arange(labels.size) % classes)
+    assert wanted <= labels.size < wanted + labels.shape[1]
 
 
 def test_group_labels_refuse_nothing():

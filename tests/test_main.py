@@ -26,6 +26,7 @@ REFUSED = {
     "batch larger than the data": ({"distill__batch_size": 121}, "config.distill.batch_size=121"),
     "KRR-ST with more than all": ({"method": "krr_st", "storage__N": 121}, "storage.N=121 asks for more images than"),
     "MKDT with more than all": ({"method": "mkdt", "storage__N": 121}, "storage.N=121 asks for more images than"),
+    "noise with more than all": ({"method": "noise", "storage__N": 121}, "storage.N=121 asks for more images than"),
     "a subset larger than all": ({"method": "subset", "storage__N": 121}, "storage.N=121 asks for more images than"),
     "unknown samples": ({"distill__samples": "best"}, "config.distill.samples='best' is out of range: it must be one"),
     "SC-DD without a network": ({"method": "scdd"}, "config.method=scdd inverts a teacher with batch norm, and"),

@@ -2,7 +2,11 @@
 free targets, learned against a model pool by kernel ridge regression.
 
 Published: AdamW without decay, rate 1e-4 on CIFAR-100 and 1e-5 at 64x64, falling linearly to a thousandth over 160,000
-steps, from random images with the teacher's features.
+steps, from 1,000 (CIFAR-100) or 2,000 (Tiny ImageNet) random images with the teacher's features.
+
+Different here: the published loop crops and flips the real images at random and runs the teacher on them at every step;
+here they are as they are, and the teacher's features are computed once. Targets are centred and scaled, where theirs
+are raw, and pixels start normalised.
 """
 
 from __future__ import annotations

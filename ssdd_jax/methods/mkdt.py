@@ -2,8 +2,14 @@
 Self-Supervised Pre-training of Deep Networks", ICLR 2025): images, targets and the student's rate, learned by matching
 trajectories of experts.
 
-Published: 100 experts (instance-norm ConvNet of width 128, SGD 0.1, momentum 0.9, decay 1e-4, batch 256), the high-loss
-subset as the start, 40 steps unrolled (10 on Tiny ImageNet), 5,000 outer steps.
+Published: 100 experts (instance-norm ConvNet of width 128, SGD 0.1, momentum 0.9, decay 1e-4, batch 256), the
+high-loss subset as the start, 40 steps unrolled (10 on Tiny ImageNet), 5,000 outer steps; image rate 1e3 and starts
+before epoch 2 at 2 % of CIFAR, 1e4 and 5 at 5 %. Its students are then trained at the learned rate
+(`config.evaluate.own_rate`).
+
+Different here: targets are centred and scaled as everywhere in this package, where theirs are the teacher's raw
+features, so that the same rates are not quite the same steps; an epoch's last batch is filled up instead of smaller;
+every step draws any of the experts.
 """
 
 from __future__ import annotations
@@ -14,16 +20,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssdd_jax import distilled, experts, inner, matching
+from ssdd_jax import distilled, experts, matching
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Feed, Method, Problem, Source, Stage
-from ssdd_jax.models.convnet import check_divisible
+from ssdd_jax.methods.base import Feed, Method, Problem, Source
+from ssdd_jax.stages import experts as expert_stage
 from ssdd_jax.storage import check_pairs
 
 if TYPE_CHECKING:
     from ssdd_jax.stages.base import Run
 
 Array = jax.Array
+
+ADVICE = "try smaller config.mkdt.image_learning_rate, target_learning_rate and rate_learning_rate in another --workdir"
 
 
 class State(NamedTuple):
@@ -54,8 +62,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         UserError: If there are fewer images than N, or they cannot be halved once for each block of an expert.
     """
     count = check_pairs(config.storage.N, problem.images)
-    settings, students = matching_settings(config), expert_settings(config)
-    stage = experts_stage(config, problem, keep=True)
+    settings, students = matching_settings(config), expert_stage.settings_of(config)
+    stage = expert_stage.stage(config, problem, keep=True)
 
     def init(key: Array, source: Source) -> State:
         images = source.preprocessing.images(source.images[source.samples])
@@ -72,11 +80,15 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
         images, targets, rate = state.matching.params
+        if not rate > 0:
+            raise UserError(
+                f"distill: the student's rate came to {float(rate):.3g}, which nothing can be trained at; {ADVICE}"
+            )
         return distilled.from_pairs(images, targets, source.preprocessing, learning_rate=float(rate))
 
     def feed(run: Run) -> Feed:
         return experts.feed(
-            experts.Store(run.work.own("experts", shared=True)),
+            expert_stage.store(run),
             students,
             max_start_epoch=config.experts.start_epochs,
             expert_epochs=config.experts.epochs,
@@ -91,59 +103,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         samples=count,
         stages=(stage,),
         feed=feed,
-        advice="try smaller config.mkdt.image_learning_rate and target_learning_rate in another --workdir",
-    )
-
-
-def experts_stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
-    """The stage that trains the experts.
-
-    Args:
-        config: See `ssdd_jax.config.default`.
-        problem: Shapes of the data.
-        keep: Keep their trajectories; otherwise only how well they fit each image after their first epoch.
-
-    Returns:
-        The stage.
-
-    Raises:
-        UserError: If the images cannot be halved once for each block of an expert.
-    """
-    settings = expert_settings(config)
-    if not keep:
-        settings = settings._replace(epochs=1)
-    try:
-        check_divisible(problem.image_shape[:2], len(settings.widths))
-    except ValueError as error:
-        raise UserError(f"config.experts.widths: {error}") from None
-
-    def run_stage(run: Run) -> None:
-        constants = run.preprocessing()
-        experts.make(
-            run.key("experts", shared=True),
-            run.work.own("experts", shared=True),
-            jnp.asarray(run.dataset.train_images),
-            constants.targets(jnp.asarray(run.features().train)),
-            constants,
-            settings=settings,
-            say=run.say,
-            keep=keep,
-        )
-
-    return Stage("experts", run_stage, shared=("data", "teacher", "experts"))
-
-
-def expert_settings(config: ConfigDict) -> experts.Settings:
-    """How experts are trained, out of a config: for as many epochs as a piece of a trajectory can reach."""
-    options = config.experts
-    return experts.Settings(
-        count=options.count,
-        epochs=options.start_epochs - 1 + options.epochs,
-        widths=tuple(options.widths),
-        norm=options.norm,
-        batch_size=options.batch_size,
-        vectorize=options.vectorize,
-        inner=inner.Settings(options.learning_rate, options.momentum, options.weight_decay),
+        advice=ADVICE,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -12,6 +14,9 @@ from ssdd_jax.methods.base import Method, Problem, Source
 from ssdd_jax.methods.subset import State
 
 Array = jax.Array
+
+# Images that go through the teacher together.
+BATCH = 256
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
@@ -39,7 +44,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
         images = jax.random.normal(state.key, shape)
-        found = jax.jit(teacher.features_of_inputs)(source.teacher, images)
+        one = functools.partial(teacher.features_of_inputs, source.teacher)
+        found = jax.lax.map(lambda image: one(image[None])[0], images, batch_size=BATCH)
         targets = source.preprocessing.targets(found)
         return distilled.from_pairs(images, targets, source.preprocessing)
 

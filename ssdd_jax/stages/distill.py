@@ -65,6 +65,6 @@ def export(run: Run) -> None:
     }
     bad = [name for name, array in found.arrays.items() if not np.isfinite(np.asarray(array)).all()]
     if bad:
-        raise UserError(f"approximate: {', '.join(bad)} is not finite: try a smaller config.approximate.learning_rate")
+        raise UserError(f"approximate: {', '.join(bad)} is not finite: {run.method.advice}")
     size = dataclasses.replace(found, about=about).save(run.work.distilled)
     run.say(f"approximate: {found.numbers_stored():,} numbers, {size:,} bytes in {run.work.distilled}")

@@ -95,7 +95,7 @@ def _results(run: Run, found: distilled.DistilledSet, measured: dict[str, dict[s
         },
         "seconds": run.work.read_seconds(),
         "method": config.method,
-        "samples": config.distill.samples,
+        "samples": config.distill.samples if run.method.samples else "none",
         "dataset": config.data.name,
         "seed": config.seed,
         "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
