@@ -14,7 +14,10 @@ README = (ROOT / "README.md").read_text()
 
 def test_starts_with_two_commands():
     commands = re.findall(r"^python -m pip install .*$", README, re.MULTILINE)
-    assert [command.split(" && ")[1] for command in commands] == ["python -m ssdd_jax.main", "python -m pytest"]
+    assert [command.split(" && ")[1] for command in commands] == [
+        "python -m ssdd_jax.main",
+        "python -m pytest -n 2 --dist loadfile",
+    ]
 
 
 def test_keys_exist():

@@ -199,7 +199,7 @@ def shared_files(folder):
     return {
         file: file.stat().st_mtime_ns
         for file in (folder / "shared").rglob("*")
-        if file.is_file() and file.name != ".lock"
+        if file.is_file() and not file.name.startswith(".lock")
     }
 
 
@@ -293,7 +293,7 @@ def test_a_teacher_that_came_to_nothing_can_be_given_up(tmp_path, capsys, monkey
 
 def test_a_shared_folder_in_use_is_waited_for(folder):
     """Another process holds the shared folder: nothing is made until it lets go."""
-    with open(folder / "shared" / ".lock", "w") as lock:
+    with open(folder / "shared" / ".lock-teacher", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = tiny_runs.start([*tiny_runs.taught(folder, "random", "waits"), "--stage=samples"], folder)
         tiny_runs.wait_until((folder / "waits" / "config.json").exists, process)
