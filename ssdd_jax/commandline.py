@@ -95,7 +95,8 @@ def _with_method(arguments: list[str]) -> list[str]:
     if methods[-1] not in configuration.EDITIONS:
         return arguments  # refused, if there is no such method either, where the method is made
     whole = f"--config={path}:{','.join([*named, methods[-1]])}"
-    return [whole if argument.startswith("--config=") else argument for argument in arguments]
+    others = [argument for argument in arguments if not argument.startswith(("--config=", "--config.method="))]
+    return [whole, *others]
 
 
 def _named(arguments: list[str]) -> str:
