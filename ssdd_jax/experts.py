@@ -12,7 +12,6 @@ import functools
 import math
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -273,7 +272,10 @@ def make(
     if missing:
         passes = settings.epochs if keep else 1
         _prepare(store, sum(map(len, missing)), expected, keep, say)
-        with loop.stop_requests() as requested, _bar(sum(map(len, missing)) * passes) as bar:
+        with (
+            loop.stop_requests() as requested,
+            loop.bar("experts", sum(map(len, missing)) * passes, unit="epoch") as bar,
+        ):
             for group in missing:
                 _make_group(key, store, group, data, settings, _Progress(passes, keep, bar, requested))
     _merge(store, groups)
@@ -385,12 +387,6 @@ def _prepare(store: Store, count: int, shape: tuple[int, int], keep: bool, say: 
 def _readable(size: int) -> str:
     """Bytes in MB or GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _bar(total: int) -> tqdm:
-    # Rarely where nobody watches, so that a log file stays short.
-    every = 0.5 if sys.stderr.isatty() else 20.0
-    return tqdm(total=total, desc="experts", unit="epoch", mininterval=every, maxinterval=every, dynamic_ncols=True)
 
 
 def feed(

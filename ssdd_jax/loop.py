@@ -93,7 +93,7 @@ def run(
     call = _compile(training, state, data, items)
     _drop_lines(metrics, training.name, done)
     saved = done
-    with stop_requests() as requested, _bar(training, done) as bar:
+    with stop_requests() as requested, bar(training.name, training.steps, initial=done) as progress:
         while done < training.steps:
             count = min(training.per_call, training.steps - done)
             began = time.perf_counter()
@@ -105,8 +105,8 @@ def run(
             done += count
             seconds = time.perf_counter() - began
             _log(metrics, training.name, done, info, count / seconds)
-            bar.set_postfix(loss=f"{info.loss.mean():.4f}", refresh=False)
-            bar.update(count)
+            progress.set_postfix(loss=f"{info.loss.mean():.4f}", refresh=False)
+            progress.update(count)
             if watch is not None:
                 watch(Progress(done, state, info))
             if done - saved >= training.save_every or done == training.steps or requested:
@@ -148,14 +148,14 @@ def _check_finite(training: Training, losses: np.ndarray, done: int, saved: int)
         )
 
 
-def _bar(training: Training, done: int) -> tqdm:
-    # Rarely where nobody watches, so that a log file stays short.
+def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
+    """A progress bar on standard error, drawn rarely where nobody watches, so that a log file stays short."""
     every = 0.5 if sys.stderr.isatty() else 20.0
     return tqdm(
-        total=training.steps,
-        initial=done,
-        desc=training.name,
-        unit="step",
+        total=total,
+        initial=initial,
+        desc=name,
+        unit=unit,
         mininterval=every,
         maxinterval=every,
         dynamic_ncols=True,

@@ -20,7 +20,6 @@ from ssdd_jax.methods import Stage
 from ssdd_jax.models.convnet import check_divisible
 from ssdd_jax.stages import distill, evaluation, features, teacher
 from ssdd_jax.stages.base import Run, Say
-from ssdd_jax.storage import check_pairs
 from ssdd_jax.workdir import Workdir
 
 STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "evaluate", "report")
@@ -105,6 +104,5 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     else:
         teacher.trainer_of(config, dataset)
         dim = 8 * config.teacher.width
-    check_pairs(config.storage.N, count)
     problem = methods.Problem(shape, dim, count, dataset.classes, network=not config.teacher.features)
     return Run(config, work, dataset, problem, methods.make(config, problem), say)

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, krr_st, mkdt, noise, scdd, subset
 from ssdd_jax.methods.base import Feed, Method, Problem, Source, Stage
+from ssdd_jax.storage import check_pairs
 
 METHODS: dict[str, Callable[[ConfigDict, Problem], Method]] = {
     "boost": boost.make,
@@ -41,7 +42,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If there is no such method, or it cannot serve the problem.
+        UserError: If there is no such method, there are fewer images than N, or the method cannot serve the problem.
     """
     check(config.method)
+    check_pairs(config.storage.N, problem.images)
     return METHODS[config.method](config, problem)

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from ssdd_jax import distilled
 from ssdd_jax.methods import bilevel
 from ssdd_jax.methods.base import Method, Problem, Source
-from ssdd_jax.storage import check_pairs
 
 Array = jax.Array
 
@@ -33,7 +32,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If there are fewer images than N.
+        UserError: If a batch is larger than the data set.
     """
 
     def start(keys: Array, source: Source) -> tuple[Array, Array]:
@@ -43,6 +42,5 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         images, targets = state.outer.params
         return distilled.from_pairs(images, targets, source.preprocessing)
 
-    count = check_pairs(config.storage.N, problem.images)
     init, step = bilevel.make(config, problem, start=start, decode=lambda pairs: pairs)
-    return Method(init, step, export, steps=config.distill.steps, samples=count, advice=bilevel.ADVICE)
+    return Method(init, step, export, steps=config.distill.steps, samples=config.storage.N, advice=bilevel.ADVICE)

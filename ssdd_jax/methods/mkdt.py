@@ -24,7 +24,6 @@ from ssdd_jax import distilled, experts, matching
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Feed, Method, Problem, Source
 from ssdd_jax.stages import experts as expert_stage
-from ssdd_jax.storage import check_pairs
 
 if TYPE_CHECKING:
     from ssdd_jax.stages.base import Run
@@ -59,9 +58,9 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If there are fewer images than N, or they cannot be halved once for each block of an expert.
+        UserError: If the images cannot be halved once for each block of an expert.
     """
-    count = check_pairs(config.storage.N, problem.images)
+    count = config.storage.N
     settings, students = matching_settings(config), expert_stage.settings_of(config)
     stage = expert_stage.stage(config, problem, keep=True)
 

@@ -13,6 +13,7 @@ images; 200 epochs of AdamW. Different here: the probe is trained like every lin
 
 from __future__ import annotations
 
+import pathlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -89,8 +90,9 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             "config.method=scdd inverts a teacher with batch norm, and features alone were brought: leave "
             "config.teacher.features empty to train a teacher, or choose another method"
         )
-    stored = images_per_class(config, problem) * problem.classes
-    labels = inversion.group_labels(stored // problem.classes, problem.classes, config.scdd.group_size)
+    per_class = images_per_class(config, problem)
+    stored = per_class * problem.classes
+    labels = inversion.group_labels(per_class, problem.classes, config.scdd.group_size)
     settings = inversion_settings(config)
 
     def init(key: Array, source: Source) -> State:
@@ -123,7 +125,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         steps=config.distill.steps,
         samples=0,
         stages=(Stage("probe", _fit_probe, shared=PROBE_PARTS),),
-        load=lambda run: jnp.asarray(files.read_array(run.work.own("probe", shared=True) / "weights.npy")),
+        load=_read_probe,
         after=after,
     )
 
@@ -151,9 +153,17 @@ def _network(source: Source) -> inversion.Network:
     return inversion.Network(source.teacher, source.prepared)
 
 
+def _probe_path(run: Run) -> pathlib.Path:
+    return run.work.own("probe", shared=True) / "weights.npy"
+
+
+def _read_probe(run: Run) -> Array:
+    return jnp.asarray(files.read_array(_probe_path(run)))
+
+
 def _fit_probe(run: Run) -> None:
     """Train the linear probe on the teacher's features of the training images."""
-    path = run.work.own("probe", shared=True) / "weights.npy"
+    path = _probe_path(run)
     if path.exists():
         return
     options = run.config.evaluate
@@ -172,8 +182,8 @@ def _post_train(run: Run) -> None:
     path = run.work.own("post_training", shared=False) / "results.json"
     if path.exists():
         return
-    source, options = run.source(), run.config.scdd
-    found = distilled.load(run.work.distilled)
+    network, constants = inversion.Network(run.backbone(), _read_probe(run)), run.preprocessing()
+    options, found = run.config.scdd, distilled.load(run.work.distilled)
     settings = post_training.Settings(
         epochs=options.post_epochs,
         batch_size=options.post_batch_size,
@@ -194,8 +204,8 @@ def _post_train(run: Run) -> None:
         variables = train(
             key,
             found.pairs()[0],
-            _network(source),
-            low=valid_range(source.preprocessing)[0],
+            network,
+            low=valid_range(constants)[0],
             width=run.config.teacher.width,
             blocks=tuple(run.config.teacher.blocks),
             classes=run.problem.classes,
@@ -203,9 +213,7 @@ def _post_train(run: Run) -> None:
         )
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
             raise UserError("post_training: the network diverged: try a smaller config.scdd.post_learning_rate")
-        accuracy = post_training.accuracy(
-            variables, run.dataset.test_images, run.dataset.test_labels, source.preprocessing
-        )
+        accuracy = post_training.accuracy(variables, run.dataset.test_images, run.dataset.test_labels, constants)
         values.append(float(accuracy))
         files.write_json(part, values[-1])
     row = evaluate.summary(values)

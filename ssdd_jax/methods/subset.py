@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
 from ssdd_jax.methods.base import Method, Problem, Source
-from ssdd_jax.storage import check_pairs
 
 Array = jax.Array
 
@@ -35,9 +34,6 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     Returns:
         The method.
-
-    Raises:
-        UserError: If there are fewer images than N.
     """
 
     def init(key: Array, source: Source) -> State:
@@ -47,4 +43,4 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         images = source.preprocessing.images(source.images[source.samples])
         return distilled.from_pairs(images, source.view_targets[0], source.preprocessing)
 
-    return Method(init, None, export, steps=0, samples=check_pairs(config.storage.N, problem.images))
+    return Method(init, None, export, steps=0, samples=config.storage.N)

@@ -20,8 +20,8 @@ from ssdd_jax.workdir import fingerprint
 
 
 def distill(run: Run) -> None:
-    """Run the method's outer steps, unless the set is there."""
-    if not (run.work.distilled / distilled.DESCRIPTION).exists():
+    """Run the method's outer steps, unless it has none or the set is there."""
+    if run.method.step is not None and not (run.work.distilled / distilled.DESCRIPTION).exists():
         _state(run, run.source())
 
 
