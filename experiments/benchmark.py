@@ -35,7 +35,7 @@ from ssdd_jax.models import convnet
 
 PARTS = ("outer", "inner", "whole")
 QUICK = {"images": 16, "batch": 64, "size": 16, "widths": (32, 64), "dim": 64, "product": 1024}
-NO_TORCH = "PyTorch is not installed: pip install 'ssdd_jax[benchmark]' adds the comparison"
+NO_TORCH = "PyTorch is not installed: pip install 'ssdd_jax[torch]' adds the comparison"
 # Idle worker threads of the other side keep spinning for a few milliseconds after their last task.
 REST_SECONDS = 0.05
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 
 from experiments.comparison import MEASURES, REFERENCES, Comparison, Row, draw, label, table
-from ssdd_jax import commandline, files, loop, pipeline
+from ssdd_jax import commandline, console, files, pipeline
 from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
 
@@ -207,31 +206,16 @@ def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
-    try:
-        options = parse(arguments)
-        signal.signal(signal.SIGTERM, _stop)
-        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            # The runs of a method differ in seed and size only: what is compiled for one serves the next.
-            jax.config.update("jax_compilation_cache_dir", str((options.folder / "compiled").absolute()))
-        words = write(options, run_all(options))
-        print(f"\n{words}\n\ncomparison.json, .md and .png are in {options.folder}", flush=True)
-    except UserError as error:
-        print(f"compare: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if not files.is_full_disk(error):
-            raise
-        print(
-            f"compare: no space left on the disk: {error}; free some and start the same command again", file=sys.stderr
-        )
-        return 2
-    except (loop.Stopped, KeyboardInterrupt):
-        print("compare: stopped; the same command continues from there", file=sys.stderr)
-    return 0
+    return console.answer(lambda: _compare(arguments), memory="the batch sizes and vectorize", name="compare")
 
 
-def _stop(*_: Any) -> None:
-    raise loop.Stopped("stopped between two saved results")
+def _compare(arguments: Sequence[str]) -> None:
+    options = parse(arguments)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # The runs of a method differ in seed and size only: what is compiled for one serves the next.
+        jax.config.update("jax_compilation_cache_dir", str((options.folder / "compiled").absolute()))
+    words = write(options, run_all(options))
+    print(f"\n{words}\n\ncomparison.json, .md and .png are in {options.folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ def default() -> ConfigDict:
     config.method = "boost"  # boost | krr_st | mkdt | scdd | subset | noise
 
     config.data = data = ConfigDict()
-    data.name = "digits"  # digits | tfds:NAME | tiny_imagenet | folder:PATH | npz:PATH
-    data.data_dir = ""  # where TFDS keeps its data, or Tiny ImageNet's folder or zip
+    data.name = "digits"  # digits | tfds:NAME | tiny_imagenet | aircraft | folder:PATH | npz:PATH
+    data.data_dir = ""  # where TFDS keeps its data, or the original files of Tiny ImageNet or FGVC-Aircraft are
     data.train_split = "train"
     data.test_split = "test"
     data.image_size = 0  # side in pixels; 0: as stored

@@ -124,7 +124,13 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
 
 
 def from_pairs(
-    images: Array, targets: Array, preprocessing: Preprocessing, *, learning_rate: float | None = None, **about: Any
+    images: Array,
+    targets: Array,
+    preprocessing: Preprocessing,
+    *,
+    learning_rate: float | None = None,
+    soft_labels: bool = False,
+    **about: Any,
 ) -> DistilledSet:
     """A set that stores its pairs as they are.
 
@@ -134,9 +140,11 @@ def from_pairs(
         preprocessing: The data set's constants.
         learning_rate: The rate to train on it with, where that was learned too; like every other setting of the
             training it is not counted as storage.
+        soft_labels: Whether the targets are logits of classes, not features of the teacher.
         **about: What made it.
     """
-    statics = {} if learning_rate is None else {"learning_rate": learning_rate}
+    statics: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
+    statics |= {"soft_labels": True} if soft_labels else {}
     return DistilledSet("pairs", {"images": images, "targets": targets}, statics, preprocessing, about)
 
 

@@ -6,21 +6,21 @@ to the gradient and the rate comes after the momentum, as in `torch.optim.SGD`.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
 from ssdd_jax.models import convnet
+from ssdd_jax.models import network as networks
 
 Array = jax.Array
 Variables = Any
-
-# Images that go through the network together in eval mode on a CPU; 4 and 8 measured alike, 16 and 32 slower.
-EVAL_CHUNK = 8
 
 
 class Settings(NamedTuple):
@@ -83,14 +83,7 @@ def init(
 
 def features(variables: Variables, x: Array) -> Array:
     """Flattened last block in eval mode (running statistics): images `(S,H,W,C)` to `(S,F)`."""
-    size = EVAL_CHUNK
-    if jax.default_backend() != "cpu" or len(x) < 2 * size:
-        return _forward(variables, x)[0]
-    # Without batch statistics a few images can go through all layers while they are in the cache.
-    count = len(x) // size * size
-    whole = lax.map(lambda chunk: _forward(variables, chunk)[0], x[:count].reshape(-1, size, *x.shape[1:]))
-    whole = whole.reshape(count, -1)
-    return jnp.concatenate([whole, _forward(variables, x[count:])[0]]) if count < len(x) else whole
+    return networks.features(convnet.from_variables(variables), variables, x)
 
 
 def predict(variables: Variables, x: Array) -> Array:
@@ -103,7 +96,7 @@ def _forward(variables: Variables, x: Array) -> tuple[Array, Array]:
     return found
 
 
-def loss(params: Any, batch_stats: Any, x: Array, y: Array) -> tuple[Array, Any]:
+def loss(params: Any, batch_stats: Any, x: Array, y: Array, *, network: nn.Module | None = None) -> tuple[Array, Any]:
     """Mean squared error over all `S*D` entries in train mode, and the updated running statistics.
 
     Args:
@@ -111,6 +104,7 @@ def loss(params: Any, batch_stats: Any, x: Array, y: Array) -> tuple[Array, Any]
         batch_stats: Its running statistics.
         x: Images `(S,H,W,C)`.
         y: Targets `(S,D)`.
+        network: The architecture; if left out the `ConvNet` that the parameters belong to.
 
     Returns:
         The loss, a scalar, and the new `batch_stats`.
@@ -118,13 +112,15 @@ def loss(params: Any, batch_stats: Any, x: Array, y: Array) -> tuple[Array, Any]
     chex.assert_rank([x, y], [4, 2])
     chex.assert_equal_shape_prefix([x, y], 1)
     variables = {"params": params, "batch_stats": batch_stats}
-    network = convnet.from_variables(variables)
-    (_, prediction), updated = network.apply(variables, x, train=True, mutable=["batch_stats"])
+    found: Any = (network or convnet.from_variables(variables)).apply(variables, x, train=True, mutable=["batch_stats"])
+    (_, prediction), updated = found
     chex.assert_equal_shape([prediction, y])
     return jnp.mean(jnp.square(prediction - y)), updated.get("batch_stats", {})
 
 
-def step(state: State, x: Array, y: Array, *, settings: Settings = Settings()) -> tuple[State, Array]:
+def step(
+    state: State, x: Array, y: Array, *, settings: Settings = Settings(), network: nn.Module | None = None
+) -> tuple[State, Array]:
     """One step of SGD on all pairs.
 
     Args:
@@ -132,12 +128,14 @@ def step(state: State, x: Array, y: Array, *, settings: Settings = Settings()) -
         x: Images `(S,H,W,C)`.
         y: Targets `(S,D)`.
         settings: Rate, momentum and weight decay.
+        network: The architecture; if left out the `ConvNet` that the parameters belong to.
 
     Returns:
         The model after the step, and the loss before it.
     """
     params, stats = state.variables["params"], state.variables["batch_stats"]
-    (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(params, stats, x, y)
+    of = jax.value_and_grad(functools.partial(loss, network=network), has_aux=True)
+    (value, stats), gradient = of(params, stats, x, y)
     updates, opt_state = optimizer(settings).update(gradient, state.opt_state, params)
     params = optax.apply_updates(params, updates)
     return State({"params": params, "batch_stats": stats}, opt_state), value

@@ -19,11 +19,7 @@ from tqdm import tqdm
 
 from ssdd_jax import files
 from ssdd_jax.checkpoints import Checkpoints
-from ssdd_jax.errors import UserError
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and everything is saved."""
+from ssdd_jax.errors import Stopped, UserError
 
 
 class Training(NamedTuple):

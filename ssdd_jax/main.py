@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-import signal
 import sys
-from typing import Any
 
 HELP = """\
 usage: python -m ssdd_jax.main [--config=FILE[:EDITION]] [--config.KEY=VALUE ...] [--workdir=DIR] [--shared=DIR]
@@ -32,13 +30,19 @@ Distil a set of images into a tiny set of images and target features, and measur
 A run's folder holds config.json, teacher/, features/, samples/, checkpoints/, distilled/ (the set:
 ssdd_jax.load(path)), metrics.jsonl, results.json and figures/.
 
-Images come from config.data.name: digits, tfds:NAME, tiny_imagenet, folder:PATH or npz:PATH.
+Images come from config.data.name: digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH or npz:PATH.
 Examples:
   python -m ssdd_jax.main
   python -m ssdd_jax.main --config=configs/digits.py:krr_st
   python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.data.data_dir=~/tensorflow_datasets
   python -m ssdd_jax.main --config=configs/digits.py --config.data.name=folder:photos --config.data.image_size=32
 """
+
+
+MEMORY = (
+    "config.pool.vectorize, distill.batch_size or storage.M (boost, krr_st), experts.vectorize or mkdt.batch_size "
+    "(mkdt), scdd.group_size (scdd)"
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -50,62 +54,27 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 0, 2 for a mistake that a user can mend, told in one line.
     """
-    from ssdd_jax.errors import UserError
-    from ssdd_jax.loop import Stopped
+    from ssdd_jax import console
 
-    try:
-        return _run(arguments)
-    except UserError as error:
-        print(f"ssdd_jax: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except (Stopped, KeyboardInterrupt) as stop:
-        why = str(stop) or "stopped"
-        print(f"ssdd_jax: {why}; the same command continues from there", file=sys.stderr)
-        return 0
+    return console.answer(lambda: _run(arguments), memory=MEMORY)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> None:
     import ssdd_jax
     from ssdd_jax import commandline, pipeline
     from ssdd_jax import config as configuration
-    from ssdd_jax.errors import UserError
-    from ssdd_jax.files import is_full_disk
 
     if "--help" in arguments or "-h" in arguments:
         words = {"stages": ", ".join(pipeline.STAGES), "editions": ", ".join(configuration.EDITIONS)}
         print(HELP.format(configs=commandline.shipped_configs(), **words))
-        return 0
-    if "--help_config" in arguments:
+    elif "--help_config" in arguments:
         print(commandline.config_page())
-        return 0
-    if "--version" in arguments:
+    elif "--version" in arguments:
         print(ssdd_jax.__version__)
-        return 0
-    options = commandline.parse(arguments)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
+    else:
+        options = commandline.parse(arguments)
         pipeline.run(options.config, options.workdir, shared=options.shared, until=options.stage, say=_say)
-    except OSError as error:
-        if is_full_disk(error):
-            raise UserError(
-                f"no space left on the disk: {error}; free some and start the same command again"
-            ) from error
-        raise
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
-            raise UserError(
-                "the device's memory is full: lower config.pool.vectorize, distill.batch_size or storage.M (boost, "
-                "krr_st), experts.vectorize or mkdt.batch_size (mkdt), scdd.group_size (scdd); what was saved is intact"
-            ) from error
-        raise
-    print(f"ssdd_jax: done; everything is in {pathlib.Path(options.workdir)}", file=sys.stderr)
-    return 0
-
-
-def _stop(*_: Any) -> None:
-    from ssdd_jax.loop import Stopped
-
-    raise Stopped("stopped between two saved results")
+        print(f"ssdd_jax: done; everything is in {pathlib.Path(options.workdir)}", file=sys.stderr)
 
 
 def _say(line: str) -> None:

@@ -5,7 +5,8 @@ Nothing here is chosen by the test split.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -22,6 +23,10 @@ Array = jax.Array
 SHOTS, DRAWS = 10, 3
 # Ridges that a probe chooses from, over the kernel's mean diagonal entry.
 RIDGES = tuple(10.0**power for power in range(-6, 3))
+# Shares of the labels that MKDT evaluates with.
+FRACTIONS = (0.01, 0.05, 0.1, 0.5)
+# Test images that nearest neighbours are looked up for at a time: their similarities to all training images are held.
+KNN_CHUNK = 256
 
 
 class Settings(NamedTuple):
@@ -92,6 +97,191 @@ def fit_linear(key: Array, train: tuple[Array, Array], *, classes: int, settings
     carry = (weights, optimizer.init(weights))
     weights, _ = epochs.run(key_order, carry, step, count=len(features), batch_size=settings.batch_size, epochs=count)
     return weights
+
+
+class LbfgsSettings(NamedTuple):
+    """The linear classifier's training by L-BFGS.
+
+    Attributes:
+        penalty: What the sum of the squared weights, without the bias, is multiplied by (MKDT,
+            `evaluation/linear_evaluation.py`).
+        tolerance: Training ends when the gradient's norm is this share of what it was at the start.
+        steps: Iterations at most.
+        memory: Pairs of steps and gradients that the curvature is estimated from.
+    """
+
+    penalty: float = 1e-3
+    tolerance: float = 1e-5
+    steps: int = 1000
+    memory: int = 10
+
+
+def lbfgs(
+    train: tuple[Array, Array],
+    test: tuple[Array, Array],
+    *,
+    classes: int,
+    settings: LbfgsSettings = LbfgsSettings(),
+) -> Array:
+    """Accuracy of a linear classifier trained to convergence; see `fit_lbfgs`.
+
+    Args:
+        train: Features `(n,F)` and labels int32 `(n,)`.
+        test: Features `(m,F)` and labels int32 `(m,)`.
+        classes: Number of classes.
+        settings: How it is trained.
+
+    Returns:
+        Percent of test labels predicted, a scalar.
+    """
+    weights = fit_lbfgs(train, classes=classes, settings=settings)
+    return _accuracy(logits(weights, test[0]), test[1])
+
+
+def fit_lbfgs(train: tuple[Array, Array], *, classes: int, settings: LbfgsSettings = LbfgsSettings()) -> Array:
+    """The linear classifier with the smallest cross-entropy plus `penalty * sum(weights ** 2)` on raw features.
+
+    MKDT's probe (Joshi et al., ICLR 2025; `evaluation/linear_evaluation.py`). There up to 400 iterations of L-BFGS
+    start from random weights, without a line search, so that they may not converge, or diverge, where features differ
+    much in size. The problem is convex and its solution unique, but for one number added to all biases: here it starts
+    at zero and is solved to convergence. Inside, features are centred and scaled, and the
+    bias with them, which changes how many iterations it takes (ten times fewer), not what is minimised.
+
+    Args:
+        train: Features `(n,F)` and labels int32 `(n,)`.
+        classes: Number of classes.
+        settings: How it is trained.
+
+    Returns:
+        Weights `(F+1,classes)` for the features as they are; the last row is the bias.
+    """
+    features, labels = train
+    chex.assert_rank([features, labels], [2, 1])
+    chex.assert_equal_shape_prefix([features, labels], 1)
+    mean = features.mean(0)
+    # The diagonal of the Hessian is about this where every class is as likely as any other.
+    scale = lax.rsqrt(features.var(0) / classes + 2 * settings.penalty)
+
+    def raw(inner: Array) -> Array:
+        weights = scale[:, None] * inner[:-1]
+        return jnp.concatenate([weights, classes**0.5 * inner[-1:] - mean[None] @ weights])
+
+    def objective(inner: Array) -> Array:
+        weights = raw(inner)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits(weights, features), labels).mean()
+        return loss + settings.penalty * jnp.sum(jnp.square(weights[:-1]))
+
+    with jax.default_matmul_precision("highest"):
+        start = jnp.zeros((features.shape[1] + 1, classes), features.dtype)
+        return raw(_minimize(objective, start, settings))
+
+
+def _minimize(objective: Callable[[Array], Array], start: Array, settings: LbfgsSettings) -> Array:
+    solver = optax.lbfgs(memory_size=settings.memory)
+    first = jnp.linalg.norm(jax.grad(objective)(start))
+
+    def going(carry: tuple[Array, Any, Array, Array]) -> Array:
+        _, _, count, slope = carry
+        return (count < settings.steps) & (slope > settings.tolerance * first)
+
+    def step(carry: tuple[Array, Any, Array, Array]) -> tuple[Array, Any, Array, Array]:
+        at, state, count, _ = carry
+        value, gradient = value_and_grad(at, state=state)
+        updates, state = solver.update(gradient, state, at, value=value, grad=gradient, value_fn=objective)
+        # The last part of the state is the line search's, which knows the gradient where it ended.
+        return optax.apply_updates(at, updates), state, count + 1, jnp.linalg.norm(state[-1].grad)
+
+    # optax mixes integers with floats, and scalars with arrays.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        value_and_grad = optax.value_and_grad_from_state(objective)
+        return lax.while_loop(going, step, (start, solver.init(start), jnp.zeros((), jnp.int32), first))[0]
+
+
+def draw_fraction(seed: int, labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Which training images keep their label when only a share of them does.
+
+    As MKDT draws them (`utils.py`): without regard to class, so that a class may come up rarely or never. Of one seed
+    the smaller draws are the beginnings of the larger, so that shares compare with less noise.
+
+    Args:
+        seed: Of the draw.
+        labels: `(n,)`.
+        fraction: Share of the images, in (0, 1]; see `FRACTIONS`.
+
+    Returns:
+        Rows, int32 `(max(1, int(n * fraction)),)`.
+
+    Raises:
+        ValueError: If the share is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"a share of the labels must be in (0, 1], got {fraction}")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return order[: max(1, int(len(labels) * fraction))].astype(np.int32)
+
+
+def few_labels(
+    train: tuple[Array, Array],
+    test: tuple[Array, Array],
+    rows: Array,
+    *,
+    classes: int,
+    settings: LbfgsSettings = LbfgsSettings(),
+) -> Array:
+    """Accuracy of `lbfgs` trained on some of the labels, and their images, only.
+
+    Args:
+        train: Features `(n,F)` and labels int32 `(n,)`.
+        test: Features `(m,F)` and labels int32 `(m,)`.
+        rows: Rows that keep their label, int32 `(k,)`, from `draw_fraction`.
+        classes: Number of classes.
+        settings: How it is trained.
+
+    Returns:
+        Percent of test labels predicted, a scalar.
+    """
+    return lbfgs((train[0][rows], train[1][rows]), test, classes=classes, settings=settings)
+
+
+def knn(
+    train: tuple[Array, Array],
+    test: tuple[Array, Array],
+    *,
+    classes: int,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+) -> Array:
+    """Accuracy of the vote of the nearest training images, without training anything.
+
+    Neighbours are the training images of the largest cosine similarity; each votes for its class with the weight
+    `exp(similarity / temperature)`. Wu et al., "Unsupervised feature learning via non-parametric instance
+    discrimination", CVPR 2018; 20 neighbours as in solo-learn (`utils/knn.py`).
+
+    Args:
+        train: Features `(n,F)` and labels int32 `(n,)`.
+        test: Features `(m,F)` and labels int32 `(m,)`.
+        classes: Number of classes.
+        neighbours: Training images that vote, or all if there are fewer.
+        temperature: The smaller, the more the nearest decide.
+
+    Returns:
+        Percent of test labels predicted, a scalar.
+    """
+    chex.assert_rank([train[0], test[0]], 2)
+    count = min(neighbours, len(train[0]))
+    # The products are scaled, not the training features: no copy of those.
+    shrink = 1 / jnp.maximum(jnp.linalg.norm(train[0], axis=1), 1e-12)
+
+    def vote(query: Array) -> Array:
+        direction = query / jnp.maximum(jnp.linalg.norm(query), 1e-12)
+        similarity, nearest = lax.top_k((train[0] @ direction) * shrink, count)
+        # Over the largest weight that there can be, which changes no decision and cannot overflow.
+        weights = jnp.exp((similarity - 1) / temperature)
+        return jnp.argmax(jnp.zeros(classes, weights.dtype).at[train[1][nearest]].add(weights))
+
+    with jax.default_matmul_precision("highest"):
+        predicted = lax.map(vote, test[0], batch_size=KNN_CHUNK)
+    return 100.0 * jnp.mean((predicted == test[1]).astype(jnp.float32))
 
 
 def logits(weights: Array, features: Array) -> Array:

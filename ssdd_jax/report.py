@@ -60,7 +60,7 @@ def images_figure(path: pathlib.Path, images: np.ndarray, title: str) -> None:
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title if len(images) <= SHOWN else f"{title}, the first {SHOWN}", fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def loss_figure(path: pathlib.Path, steps: Sequence[int], losses: Sequence[float]) -> None:
@@ -71,7 +71,7 @@ def loss_figure(path: pathlib.Path, steps: Sequence[int], losses: Sequence[float
     axes.set_xlabel("outer step")
     axes.set_ylabel("outer loss, mean per call")
     axes.grid(alpha=0.3, which="both")
-    _save(figure, path)
+    save(figure, path)
 
 
 def results_figure(path: pathlib.Path, results: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ def results_figure(path: pathlib.Path, results: Mapping[str, Any]) -> None:
         axes.set_xlim(low - 0.35 * (high - low or 1), high + 0.15 * (high - low or 1))
         axes.set_title(TITLES[measure], fontsize=10)
         axes.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw(folder: pathlib.Path, distilled: DistilledSet, lines: Sequence[Mapping[str, Any]], results: Any) -> None:
@@ -128,7 +128,8 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _save(figure: Any, path: pathlib.Path) -> None:
+def save(figure: Any, path: pathlib.Path) -> None:
+    """Write a figure, and close it."""
     with files.saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -61,17 +61,7 @@ class Workdir:
         Raises:
             UserError: If it was made with another config (what differs is named), or another run is using it.
         """
-        with files.saving(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / ".lock", "w")
-        with lock:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    raise UserError(
-                        f"another run is using {self.folder}: wait for it, or choose another --workdir"
-                    ) from None
+        with held(self.folder):
             self._check(config)
             yield
 
@@ -142,6 +132,25 @@ class Workdir:
     def read_seconds(self) -> dict[str, float]:
         """Seconds per stage so far."""
         return files.read_json(self.seconds) if self.seconds.exists() else {}
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+    """Make a folder, and keep all other processes that ask for it out of it.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    with files.saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    with lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another run is using {folder}: wait for it, or choose another --workdir") from None
+        yield
 
 
 def _of_parts(flat: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_missing_torch_is_said(monkeypatch, capsys):
     monkeypatch.setattr(benchmark.util, "find_spec", lambda name: None)
     options = benchmark.parse(["--quick", *TINY])
     sides, report = benchmark.torch_sides(jax_loops.make_problem(options), options)
-    assert not sides and "ssdd_jax[benchmark]" in report["note"]
+    assert not sides and "ssdd_jax[torch]" in report["note"]
 
 
 def test_flops_are_counted_from_the_shapes():

@@ -53,6 +53,32 @@ def resize(images: np.ndarray, image_size: int) -> np.ndarray:
     return resized
 
 
+def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """Brings decoded images to grey or to colour.
+
+    Args:
+        images: `(n, H, W, C)` uint8, C is 1 or 3.
+        channels: 3 repeats a grey channel; 1 takes the luma of ITU-R 601 from colour, rounded as Pillow's mode "L",
+            which `decode` uses too.
+
+    Returns:
+        `(n, H, W, channels)` uint8; the images as they are where they have these channels.
+
+    Raises:
+        ValueError: `channels` is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, not {channels}")
+    if images.shape[3] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=3)
+    grey = np.empty((*images.shape[:3], 1), np.uint8)
+    for row, pixels in enumerate(images):
+        grey[row, ..., 0] = np.asarray(Image.fromarray(pixels).convert("L"))
+    return grey
+
+
 def array_part(images: np.ndarray, labels: np.ndarray | None, image_size: int) -> Part:
     """A part whose images are in memory: `(n, H, W, C)` uint8, resized when they are read."""
     return Part(len(images), labels, lambda rows: resize(images[rows], image_size))

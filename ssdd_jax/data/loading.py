@@ -9,7 +9,7 @@ import re
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssdd_jax.data import tiny_imagenet_files
+from ssdd_jax.data import aircraft_files, tiny_imagenet_files
 from ssdd_jax.data.dataset import Dataset
 from ssdd_jax.data.digits import open_digits
 from ssdd_jax.data.folder import open_folder
@@ -18,7 +18,7 @@ from ssdd_jax.data.source import Source, hold_out, limit
 from ssdd_jax.data.tfds_source import open_tfds
 from ssdd_jax.errors import UserError
 
-FORMS = "digits, tfds:NAME, tiny_imagenet, folder:PATH or npz:PATH"
+FORMS = "digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH or npz:PATH"
 
 
 def load(settings: ConfigDict) -> Dataset:
@@ -27,8 +27,8 @@ def load(settings: ConfigDict) -> Dataset:
     Args:
         settings: the `data` part of a run's config:
 
-            * `name`: `digits`, `tfds:NAME`, `tiny_imagenet`, `folder:PATH` or `npz:PATH`.
-            * `data_dir`: where TFDS or Tiny ImageNet is; "" is the default folder of TFDS.
+            * `name`: `digits`, `tfds:NAME`, `tiny_imagenet`, `aircraft`, `folder:PATH` or `npz:PATH`.
+            * `data_dir`: where TFDS, Tiny ImageNet or FGVC-Aircraft is; "" is the default folder of TFDS.
             * `train_split`, `test_split`: splits of a TFDS data set, or subfolders of a folder. A
               `test_split` of "" ignores the test part of any source.
             * `image_size`: 0 for the size as stored; otherwise the shorter side of every image is brought
@@ -80,6 +80,8 @@ def _open(settings: ConfigDict) -> Source:
         return open_digits(settings.image_size)
     if settings.name == "tiny_imagenet":
         return _open_tiny_imagenet(data_dir, splits, settings.image_size)
+    if settings.name == "aircraft":
+        return _open_aircraft(data_dir, settings.image_size)
     if kind == "tfds" and rest:
         return open_tfds(rest, data_dir, **splits, image_size=settings.image_size)
     if kind == "folder" and rest:
@@ -92,7 +94,7 @@ def _open(settings: ConfigDict) -> Source:
 
 def _open_tiny_imagenet(data_dir: str, splits: dict[str, str], image_size: int) -> Source:
     """Opens Tiny ImageNet from its original files, or else as TFDS has prepared it."""
-    folder = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    folder = _folder(data_dir)
     path = tiny_imagenet_files.find(folder)
     if path is not None:
         return tiny_imagenet_files.open_files(path, image_size)
@@ -102,3 +104,21 @@ def _open_tiny_imagenet(data_dir: str, splits: dict[str, str], image_size: int) 
         f"{folder} holds no Tiny ImageNet: point --config.data.data_dir at the folder that holds "
         "tiny-imagenet-200.zip (http://cs231n.stanford.edu/tiny-imagenet-200.zip) or what is unpacked from it"
     )
+
+
+def _open_aircraft(data_dir: str, image_size: int) -> Source:
+    """Opens FGVC-Aircraft from its original files; TFDS does not have it."""
+    folder = _folder(data_dir)
+    path = aircraft_files.find(folder)
+    if path is None:
+        raise UserError(
+            f"{folder} holds no FGVC-Aircraft: point --config.data.data_dir at the folder that holds "
+            "fgvc-aircraft-2013b.tar.gz (https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/) or what is unpacked "
+            "from it"
+        )
+    return aircraft_files.open_files(path, image_size)
+
+
+def _folder(data_dir: str) -> pathlib.Path:
+    """Where the original files of a data set are looked for: where TFDS keeps its own, unless told."""
+    return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssdd_jax import distilled, evaluate, files, inversion, post_training, probes
+from ssdd_jax import distilled, files, inversion, post_training, probes
 from ssdd_jax.errors import UserError
+from ssdd_jax.evaluate import statistics
 from ssdd_jax.methods.base import Method, Problem, Source, Stage
 from ssdd_jax.preprocess import Preprocessing
 
@@ -115,7 +116,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         known = probes.logits(network.probe, source.preprocessing.features(source.targets))
         constants = source.preprocessing._replace(target_mean=known.mean(0), target_scale=known.std(0).mean())
         soft = jax.lax.map(lambda group: inversion.logits(network, group), state.recovery.images)
-        return distilled.from_pairs(images, constants.targets(soft.reshape(-1, problem.classes)[:stored]), constants)
+        targets = constants.targets(soft.reshape(-1, problem.classes)[:stored])
+        return distilled.from_pairs(images, targets, constants, soft_labels=True)
 
     after = (Stage("post_training", _post_train),) if config.scdd.post_epochs else ()
     return Method(
@@ -216,6 +218,6 @@ def _post_train(run: Run) -> None:
         accuracy = post_training.accuracy(variables, run.dataset.test_images, run.dataset.test_labels, constants)
         values.append(float(accuracy))
         files.write_json(part, values[-1])
-    row = evaluate.summary(values)
+    row = statistics.summary(values)
     run.say(f"post_training: top-1 {row['mean']:.4g} ± {row['std']:.2g} with the teacher at hand")
     files.write_json(path, {"top1": row})

@@ -1,6 +1,8 @@
-"""Networks: the convolution they share, the ConvNet that is trained on a distilled set, the teacher's ResNet."""
+"""Networks: those that are trained on a distilled set and judged by it, the teacher's ResNet, and what they share."""
 
+from ssdd_jax.models.architectures import ARCHITECTURES, count, make
 from ssdd_jax.models.convnet import ConvNet
 from ssdd_jax.models.convolution import conv
+from ssdd_jax.models.network import features, initialize
 
-__all__ = ["ConvNet", "conv"]
+__all__ = ["ARCHITECTURES", "ConvNet", "conv", "count", "features", "initialize", "make"]

@@ -12,48 +12,18 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from ssdd_jax.models.convolution import conv
+from ssdd_jax.models.layers import Conv, Linear, average_pool
+from ssdd_jax.models.network import initialize
 from ssdd_jax.models.norm import BatchNorm, InstanceNorm
+
+__all__ = ["NORMS", "ConvNet", "check_divisible", "from_variables", "initialize"]
 
 Array = jax.Array
 Variables = Mapping[str, Any]
 
 # What the layers of a norm are called.
 NORMS = {"batch": "bn", "instance": "in"}
-
-
-def _uniform(fan_in: int) -> nn.initializers.Initializer:
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-class Conv(nn.Module):
-    """A 3x3 convolution with bias, `(B,H,W,I)` to `(B,H,W,width)`."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Apply to `x (B,H,W,I)`."""
-        fan_in = 9 * x.shape[-1]
-        kernel = self.param("kernel", _uniform(fan_in), (3, 3, x.shape[-1], self.width))
-        bias = self.param("bias", _uniform(fan_in), (self.width,))
-        return conv(x, kernel) + bias.reshape(1, 1, 1, -1)
-
-
-class Linear(nn.Module):
-    """A linear layer with bias, `(B,I)` to `(B,width)`."""
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Apply to `x (B,I)`."""
-        kernel = self.param("kernel", _uniform(x.shape[-1]), (x.shape[-1], self.width))
-        bias = self.param("bias", _uniform(x.shape[-1]), (self.width,))
-        return x @ kernel + bias.reshape(1, -1)
 
 
 class ConvNet(nn.Module):
@@ -95,7 +65,7 @@ class ConvNet(nn.Module):
                 x = BatchNorm(name=name)(x, use_running_average=not train)
             else:
                 x = InstanceNorm(name=name)(x)
-            x = _average_pool(nn.relu(x))
+            x = average_pool(nn.relu(x))
         features = x.reshape(x.shape[0], -1)
         return features, Linear(self.dim, name="fc")(features)
 
@@ -115,45 +85,3 @@ def from_variables(variables: Variables) -> ConvNet:
     widths = tuple(params[f"conv{i}"]["bias"].shape[-1] for i in range(sum(k.startswith("conv") for k in params)))
     norm = next((norm for norm, prefix in NORMS.items() if f"{prefix}0" in params), "batch")
     return ConvNet(widths, params["fc"]["bias"].shape[-1], norm)
-
-
-def initialize(key: Array, network: ConvNet, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Fresh variables, distributed as those of `network.init`, out of a single draw.
-
-    Each random array of its own costs a second of compilation on a CPU, wherever a model can be renewed.
-
-    Args:
-        key: PRNG key.
-        network: The network.
-        image_shape: `(H,W,C)`.
-
-    Returns:
-        `params` and `batch_stats`, which is empty with instance norm.
-    """
-    images = jnp.zeros((1, *image_shape))
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), images, train=False))
-    params: dict[str, Any] = {}
-    draw = jax.random.uniform(key, (_drawn(shapes["params"]),), minval=-1.0)
-    for name, layer in shapes["params"].items():
-        if "kernel" in layer:
-            kernel, bias = layer["kernel"], layer["bias"]
-            weights, biases, draw = jnp.split(draw, (kernel.size, kernel.size + bias.size))
-            bound = (kernel.size // kernel.shape[-1]) ** -0.5
-            params[name] = {"kernel": bound * weights.reshape(kernel.shape), "bias": bound * biases}
-        else:
-            params[name] = {"scale": jnp.ones(layer["scale"].shape), "bias": jnp.zeros(layer["bias"].shape)}
-    stats = {
-        name: {"mean": jnp.zeros(layer["mean"].shape), "var": jnp.ones(layer["var"].shape)}
-        for name, layer in shapes.get("batch_stats", {}).items()
-    }
-    return {"params": params, "batch_stats": stats}
-
-
-def _drawn(params: Mapping[str, Any]) -> int:
-    return sum(leaf.size for layer in params.values() if "kernel" in layer for leaf in layer.values())
-
-
-def _average_pool(x: Array) -> Array:
-    # Four strided slices run faster than a window or a reshape and mean, forwards and backwards.
-    top, bottom = x[:, ::2], x[:, 1::2]
-    return 0.25 * (top[:, :, ::2] + top[:, :, 1::2] + bottom[:, :, ::2] + bottom[:, :, 1::2])

@@ -1,4 +1,4 @@
-"""The one convolution that every network here uses.
+"""The one convolution that every network here uses, and the one of single channels.
 
 XLA runs `lax.conv_general_dilated` on a CPU through a slow path as soon as it stands in a `lax.scan` or under a
 `vmap` over kernels, and on a GPU a `vmap` over kernels turns it into a grouped convolution. Written as one matrix
@@ -41,7 +41,8 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
         raise ValueError(f"conv needs x (B,H,W,I) and kernel (h,w,I,O), got {x.shape} and {kernel.shape}")
     size = kernel.shape[0]
-    suited = stride == 1 and size == kernel.shape[1] and padding < size
+    # A 1x1 kernel needs no patches but the images themselves.
+    suited = stride == 1 and size == kernel.shape[1] and padding < size and size > 1
     if (
         suited
         and jax.default_backend() == "cpu"
@@ -51,15 +52,40 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array
     return _matmul(_patches(x, kernel.shape[:2], stride, padding), kernel)
 
 
-def _patches(x: Array, window: tuple[int, ...], stride: int, padding: int) -> Array:
-    """The `(B,H',W',h*w*I)` neighbourhoods that the kernel meets."""
+def depthwise(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array:
+    """Cross-correlate each channel with a kernel of its own: `torch.nn.functional.conv2d` with `groups=C`.
+
+    Args:
+        x: Images `(B,H,W,C)`.
+        kernel: Kernel `(h,w,1,C)`.
+        stride: Step in both directions.
+        padding: Zeros added on each of the four sides.
+
+    Returns:
+        `(B,H',W',C)` with `H' = (H + 2 padding - h) // stride + 1`, likewise `W'`.
+
+    Raises:
+        ValueError: If the channels of `x` and `kernel` differ.
+    """
+    if x.ndim != 4 or kernel.ndim != 4 or kernel.shape[2:] != (1, x.shape[-1]):
+        raise ValueError(f"depthwise needs x (B,H,W,C) and kernel (h,w,1,C), got {x.shape} and {kernel.shape}")
+    taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
+    shifted = _shifted(x, kernel.shape[:2], stride, padding)
+    return functools.reduce(jnp.add, [image * tap for image, tap in zip(shifted, taps, strict=True)])
+
+
+def _shifted(x: Array, window: tuple[int, ...], stride: int, padding: int) -> list[Array]:
+    """For each place `h*w` in the window, what stands there wherever the kernel is put: `(B,H',W',I)`."""
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     height = (x.shape[1] - window[0]) // stride + 1
     width = (x.shape[2] - window[1]) // stride + 1
     rows, columns = (height - 1) * stride + 1, (width - 1) * stride + 1
-    shifted = [
-        x[:, i : i + rows : stride, j : j + columns : stride] for i in range(window[0]) for j in range(window[1])
-    ]
+    return [x[:, i : i + rows : stride, j : j + columns : stride] for i in range(window[0]) for j in range(window[1])]
+
+
+def _patches(x: Array, window: tuple[int, ...], stride: int, padding: int) -> Array:
+    """The `(B,H',W',h*w*I)` neighbourhoods that the kernel meets."""
+    shifted = _shifted(x, window, stride, padding)
     return jnp.concatenate(shifted, axis=-1) if len(shifted) > 1 else shifted[0]
 
 

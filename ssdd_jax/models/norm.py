@@ -1,4 +1,4 @@
-"""Batch and instance normalisation with PyTorch's conventions, shared by every network of the package.
+"""Batch, instance and layer normalisation with PyTorch's conventions, shared by every network of the package.
 
 Flax's own module keeps the biased batch variance in its running average; networks trained or compared
 elsewhere expect the unbiased one. The update here is `running = 0.9 * running + 0.1 * batch`.
@@ -10,6 +10,8 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from ssdd_jax.models.starts import constant, parameter
 
 Array = jax.Array
 
@@ -63,9 +65,11 @@ class BatchNorm(nn.Module):
 
     Attributes:
       affine: whether there are a learned scale and bias.
+      first_scale: what the scale starts as.
     """
 
     affine: bool = True
+    first_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array, *, use_running_average: bool) -> Array:
@@ -96,8 +100,8 @@ class BatchNorm(nn.Module):
                 running_var.value = _moved(running_var.value, unbiased)
         if not self.affine:
             return standardize(x, mean, variance).astype(x.dtype)
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        scale = parameter(self, "scale", constant(self.first_scale), (channels,))
+        bias = parameter(self, "bias", constant(0.0), (channels,))
         y = standardize(x, mean, variance, scale.astype(dtype))
         return (y + bias.astype(dtype).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
@@ -120,10 +124,32 @@ class InstanceNorm(nn.Module):
         """
         chex.assert_rank(x, 4)
         dtype = _statistics_dtype(x)
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32).astype(dtype)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32).astype(dtype)
+        scale = parameter(self, "scale", constant(1.0), x.shape[-1:]).astype(dtype)
+        bias = parameter(self, "bias", constant(0.0), x.shape[-1:]).astype(dtype)
         y = jax.vmap(lambda image: standardize(image, *moments(image), scale))(x)
         return (y + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Each position normalised over its channels, as `torch.nn.LayerNorm` does it.
+
+    Variables: `params` `scale (C,)` and `bias (C,)`; the same in training and evaluation.
+
+    Attributes:
+      epsilon: added to the variance; vision transformers use 1e-6.
+    """
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Normalises `x (..., C)`; returns an array of its shape and dtype."""
+        dtype, shape = _statistics_dtype(x), (1,) * (x.ndim - 1) + (-1,)
+        scale = parameter(self, "scale", constant(1.0), x.shape[-1:]).astype(dtype).reshape(shape)
+        bias = parameter(self, "bias", constant(0.0), x.shape[-1:]).astype(dtype).reshape(shape)
+        centred = x.astype(dtype) - jnp.mean(x.astype(dtype), axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
 
 
 def _statistics_dtype(x: Array) -> jnp.dtype:

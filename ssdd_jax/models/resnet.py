@@ -1,11 +1,13 @@
-"""ResNets of basic blocks for small images, ResNet-18 above all: the backbone of the self-supervised teacher.
+"""ResNets for small images: the backbone of the self-supervised teacher, and classifiers of several depths.
 
-He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016 (Table 1, 18 layers), with the
-stem of solo-learn's networks for 32x32: a 3x3 convolution of stride 1 and padding 2, and no max-pool.
+He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016 (Table 1), with the stem that solo-learn
+and KRR-ST use for small images: a 3x3 convolution of stride 1 and padding 2, and no max-pool. Bottlenecks have their
+stride in the 3x3 convolution, as torchvision's ("v1.5").
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssdd_jax.models.convolution import conv
+from ssdd_jax.models import layers, starts
 from ssdd_jax.models.norm import BatchNorm
 
 Array = jax.Array
@@ -22,31 +24,8 @@ Array = jax.Array
 STEM_PADDING = 2
 """Padding of the 3x3 stem: 32x32 images become 34x34, 17x17, 9x9 and 5x5 maps in the four stages."""
 
-# Kaiming normal over the outputs, as torchvision starts its ResNets.
-_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
-class Conv(nn.Module):
-    """A convolution without bias: one parameter, `kernel (size, size, I, O)`.
-
-    Attributes:
-      features: number of output channels O.
-      size: side of the kernel.
-      stride: step in both directions.
-      padding: zeros added on every side.
-    """
-
-    features: int
-    size: int = 3
-    stride: int = 1
-    padding: int = 1
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps `(B, H, W, I)` to `(B, H', W', O)`."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", _kernel_init, shape, jnp.float32)
-        return conv(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
+Conv = functools.partial(layers.Conv, bias=False, start=starts.kaiming)
+"""A convolution without bias, which starts as torchvision's ResNets do."""
 
 
 class BasicBlock(nn.Module):
@@ -55,10 +34,12 @@ class BasicBlock(nn.Module):
     Attributes:
       features: number of output channels.
       stride: step of the first convolution and of the projection.
+      last_scale: what the scale of the last norm before the sum starts as.
     """
 
     features: int
     stride: int = 1
+    last_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -70,21 +51,56 @@ class BasicBlock(nn.Module):
         x = Conv(self.features, stride=self.stride, name="conv1")(x)
         x = nn.relu(BatchNorm(name="norm1")(x, use_running_average=not train))
         x = Conv(self.features, name="conv2")(x)
-        x = BatchNorm(name="norm2")(x, use_running_average=not train)
+        x = BatchNorm(first_scale=self.last_scale, name="norm2")(x, use_running_average=not train)
+        return nn.relu(x + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut, which is a 1x1 projection where the shape changes.
+
+    Attributes:
+      features: number of channels of the 3x3 convolution; four times as many come out.
+      stride: step of the 3x3 convolution and of the projection.
+      last_scale: what the scale of the last norm before the sum starts as.
+    """
+
+    features: int
+    stride: int = 1
+    last_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps `(B, H, W, I)` to `(B, ceil(H / stride), ceil(W / stride), 4 * features)`."""
+        shortcut, outputs = x, 4 * self.features
+        if self.stride != 1 or x.shape[-1] != outputs:
+            shortcut = Conv(outputs, size=1, stride=self.stride, padding=0, name="shortcut")(x)
+            shortcut = BatchNorm(name="shortcut_norm")(shortcut, use_running_average=not train)
+        x = Conv(self.features, size=1, padding=0, name="conv1")(x)
+        x = nn.relu(BatchNorm(name="norm1")(x, use_running_average=not train))
+        x = Conv(self.features, stride=self.stride, name="conv2")(x)
+        x = nn.relu(BatchNorm(name="norm2")(x, use_running_average=not train))
+        x = Conv(outputs, size=1, padding=0, name="conv3")(x)
+        x = BatchNorm(first_scale=self.last_scale, name="norm3")(x, use_running_average=not train)
         return nn.relu(x + shortcut)
 
 
 class ResNet(nn.Module):
-    """A ResNet of basic blocks up to and including the global average pool.
+    """A ResNet up to and including the global average pool.
 
     Attributes:
-      width: channels of the first stage; the features have `8 * width` numbers. 64 is the published network
-        (11,168,832 parameters); 8 or 16 suit a small machine.
+      width: channels of the first stage; the features have `8 * width` numbers, with bottlenecks `32 * width`. 64 is
+        the published network (ResNet-18: 11,168,832 parameters); 8 or 16 suit a small machine.
       blocks: blocks in each of the four stages: (2, 2, 2, 2) is ResNet-18, (1, 1, 1, 1) ResNet-10.
+      bottleneck: blocks of three convolutions instead of two; with (3, 4, 6, 3) blocks this is ResNet-50.
+      last_scale: what the scale of each block's last norm starts as; 0 makes every block the identity.
+      stem_start: how the stem starts.
     """
 
     width: int = 64
     blocks: tuple[int, ...] = (2, 2, 2, 2)
+    bottleneck: bool = False
+    last_scale: float = 1.0
+    stem_start: starts.Rule = starts.kaiming
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -95,21 +111,48 @@ class ResNet(nn.Module):
           train: normalise by the batch and move the running statistics (`batch_stats` must be mutable).
 
         Returns:
-          Features `(B, D)`, `D = width * 2 ** (stages - 1)`.
+          Features `(B, D)`, `D = width * 2 ** (stages - 1)`, four times that with bottlenecks.
         """
         chex.assert_rank(x, 4)
-        x = Conv(self.width, padding=STEM_PADDING, name="stem")(x)
+        make = Bottleneck if self.bottleneck else BasicBlock
+        x = Conv(self.width, padding=STEM_PADDING, start=self.stem_start, name="stem")(x)
         x = nn.relu(BatchNorm(name="stem_norm")(x, use_running_average=not train))
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"stage{stage + 1}_block{block + 1}"
-                x = BasicBlock(self.width * 2**stage, stride=stride, name=name)(x, train=train)
+                x = make(self.width * 2**stage, stride, self.last_scale, name=name)(x, train=train)
         return jnp.mean(x, axis=(1, 2))
 
 
+class ResNetClassifier(nn.Module):
+    """A ResNet and a linear layer, as networks are judged by: images `(B,H,W,C)` to targets `(B,dim)`.
+
+    Starts as those of KRR-ST (`models/resnet.py`): the last scale of each block at 0; the stem, which is exchanged
+    there after the rest has been started, as PyTorch's default.
+
+    Attributes:
+      dim: length D of a target.
+      width: channels of the first stage.
+      blocks: blocks in each stage.
+      bottleneck: blocks of three convolutions instead of two.
+    """
+
+    dim: int
+    width: int = 64
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+    bottleneck: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
+        """Features `(B,F)`, the averages of the last stage, and predictions `(B,dim)`."""
+        backbone = ResNet(self.width, self.blocks, self.bottleneck, 0.0, starts.pytorch, name="backbone")
+        features = backbone(x, train=train)
+        return features, layers.Linear(self.dim, name="fc")(features)
+
+
 def from_params(params: Mapping[str, Any]) -> ResNet:
-    """The network that `params` belong to, read off their names and shapes."""
+    """The `ResNet` of basic blocks that `params` belong to, read off their names and shapes."""
     names = [name for name in params if name.startswith("stage")]
     stages = [name.split("_")[0] for name in names]
     blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ssdd_jax import data, features, files, methods, preprocess, teacher
+from ssdd_jax import data, features, methods, preprocess, teacher
 from ssdd_jax.workdir import Workdir, fingerprint
 
 Say = Callable[[str], None]
@@ -61,8 +61,7 @@ class Run(NamedTuple):
 
     def teacher(self) -> tuple[Any, dict[str, Any]]:
         """Variables of the trained teacher, and its description."""
-        about = files.read_json(self.work.teacher / "teacher.json")
-        return files.read_tensors(self.work.teacher / "teacher.safetensors", about["sha256"]), about
+        return teacher.load(self.work.teacher)
 
     def source(self) -> methods.Source:
         """The data that the method distils, once all before it is there."""

@@ -7,83 +7,75 @@ import platform
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 import ssdd_jax
-from ssdd_jax import distilled, evaluate, features, files, inner, loop, preprocess, probes, report
+from ssdd_jax import distilled, files, inner, loop, probes, report
+from ssdd_jax.evaluate import entries, protocols, sources, store, suite, training
 from ssdd_jax.stages.base import Run
+
+MEASURES = ("linear", "few_shot", "feature_r2")
 
 
 def measure(run: Run) -> None:
     """Evaluate the set as saved, and the baselines; each entry is kept as soon as it is there."""
     if run.work.results.exists():
         return
-    found = distilled.load(run.work.distilled)
-    benchmark = _benchmark(run, run.features(), run.preprocessing())
-    settings = settings_of(run.config)
-    if benchmark.test_features is None:
+    found, known = distilled.load(run.work.distilled), run.features()
+    if known.test is None:
         run.say("evaluate: no features of the test images were brought: without feature_r2 and the teacher's row")
-    measured: dict[str, dict[str, Any]] = {}
-    for entry in evaluate.entries(found, benchmark, run.config.storage.N, settings):
-        if entry.name not in run.config.evaluate.entries:
-            continue
-        path = run.work.evaluation / f"{entry.name}.json"
-        if not path.exists():
-            files.write_json(path, evaluate.evaluate(entry, benchmark, seed=run.config.seed, settings=settings))
-        measured[entry.name] = files.read_json(path)
-        words = ", ".join(f"{name} {row['mean']:.4g} ± {row['std']:.2g}" for name, row in measured[entry.name].items())
-        run.say(f"evaluate: {entry.name}: {words or 'nothing to measure'}")
-    files.write_json(run.work.results, _results(run, found, measured))
-
-
-def settings_of(config: ConfigDict) -> evaluate.Settings:
-    """How networks are trained and probed, out of a config."""
-    options = config.evaluate
-    return evaluate.Settings(
+    options = run.config.evaluate
+    request = suite.Request(
+        sets={"distilled": found},
+        counts={"distilled": run.config.storage.N},
+        models=(student_name(run.config),),
+        targets=(sources.as_target(run.config.data.name, run.dataset),),
+        protocols=MEASURES,
+        references=options.entries[1:],
+        source=entries.Source(run.dataset, known, run.preprocessing()),
         seeds=options.seeds,
-        widths=tuple(config.student.widths),
-        norm=config.student.norm,
-        epochs=options.epochs,
-        full_epochs=options.full_epochs,
-        batch_size=options.batch_size,
-        inner=inner.Settings(options.learning_rate, options.momentum, options.weight_decay),
+        seed=run.config.seed,
+        training=training_of(run.config),
+        judging=protocols.Settings(
+            linear=probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
+        ),
+    )
+    rows = suite.run(request, store.Store(run.work.evaluation), say=run.say)
+    files.write_json(run.work.results, _results(run, found, rows))
+
+
+def student_name(config: ConfigDict) -> str:
+    """The architecture that a config's student is, by its name."""
+    norm = {"batch": "bn", "instance": "in"}[config.student.norm]
+    return "_".join(["convnet", *map(str, config.student.widths), norm])
+
+
+def training_of(config: ConfigDict) -> entries.Settings:
+    """How networks are trained, out of a config."""
+    options = config.evaluate
+    sgd = inner.Settings(options.learning_rate, options.momentum, options.weight_decay)
+    return entries.Settings(
+        pairs=training.Settings(options.epochs, options.batch_size, sgd),
+        full=training.Settings(options.full_epochs, options.batch_size, sgd),
         own_rate=options.own_rate,
-        probe=probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate),
     )
 
 
-def _benchmark(run: Run, found: features.Features, constants: preprocess.Preprocessing) -> evaluate.Benchmark:
-    def device(array: np.ndarray | None) -> jax.Array | None:
-        return None if array is None else jnp.asarray(array)
-
-    assert run.dataset.test_images is not None
-    return evaluate.Benchmark(
-        train_images=jnp.asarray(run.dataset.train_images),
-        train_features=jnp.asarray(found.train),
-        test_images=jnp.asarray(run.dataset.test_images),
-        test_features=device(found.test),
-        train_labels=device(run.dataset.train_labels),
-        test_labels=device(run.dataset.test_labels),
-        classes=run.dataset.classes,
-        preprocessing=constants,
-    )
-
-
-def _results(run: Run, found: distilled.DistilledSet, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _results(run: Run, found: distilled.DistilledSet, rows: list[dict[str, Any]]) -> dict[str, Any]:
     config = run.config
-    measures = {
-        measure: {name: rows[measure] for name, rows in measured.items() if measure in rows}
-        for measure in ("linear", "few_shot", "feature_r2")
-    }
+    measures: dict[str, dict[str, Any]] = {name: {} for name in MEASURES}
+    for row in rows:
+        if row["entry"] in config.evaluate.entries:
+            values = {key: row[key] for key in ("mean", "std", "seeds", "values")}
+            measures[row["measure"]][row["entry"]] = values
     own = {
         stage.name: files.read_json(run.work.own(stage.name, shared=False) / "results.json")
         for stage in run.method.after
     }
     size = sum(file.stat().st_size for file in run.work.distilled.iterdir() if file.is_file())
     return {
-        **{name: rows for name, rows in measures.items() if rows},
+        **{name: by_entry for name, by_entry in measures.items() if by_entry},
         **own,
         "storage": {
             "numbers": found.numbers_stored(),

@@ -3,7 +3,7 @@
 from ssdd_jax.teacher.augmentations import Augmentation, random_views
 from ssdd_jax.teacher.barlow_twins import Info, Settings, State, Trainer, loss, make
 from ssdd_jax.teacher.lars import lars
-from ssdd_jax.teacher.network import backbone, features, features_of_inputs
+from ssdd_jax.teacher.network import backbone, features, features_of_inputs, load
 
 __all__ = [
     "Augmentation",
@@ -15,6 +15,7 @@ __all__ = [
     "features",
     "features_of_inputs",
     "lars",
+    "load",
     "loss",
     "make",
     "random_views",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssdd_jax import files
 from ssdd_jax.models.norm import BatchNorm
 from ssdd_jax.models.resnet import ResNet, from_params
 
@@ -110,6 +112,16 @@ def normalize(images: Array, mean: Sequence[float] | Array, std: Sequence[float]
     shape = (1,) * (images.ndim - 1) + (images.shape[-1],)
     mean, std = (jnp.asarray(numbers, images.dtype).reshape(shape) for numbers in (mean, std))
     return (images - mean) / std
+
+
+def load(folder: pathlib.Path) -> tuple[Variables, dict[str, Any]]:
+    """Variables of the trained teacher that a run keeps in `folder`, and its description.
+
+    Raises:
+        UserError: If it is not there, or damaged.
+    """
+    about = files.read_json(folder / "teacher.json")
+    return files.read_tensors(folder / "teacher.safetensors", about["sha256"]), about
 
 
 def backbone(variables: Variables) -> Variables:

@@ -1,0 +1,105 @@
+"""The same set on the same data in KRR-ST's own evaluation: its published PyTorch modules, as they are.
+
+    git clone https://github.com/db-Lee/selfsup_dd
+    python -m ssdd_jax.export --set=runs/cifar10-cpu/distilled --form=krr_st --out=exported
+    python -m experiments.agreement --repository=selfsup_dd --set=exported --models=convnet_32_64_128_bn --data_dir=DIR
+
+prints the accuracy of every seed. Beside it belongs `python -m ssdd_jax.evaluate --edition=cpu --protocol=linear
+--references=none --seeds=5` with the same set and models. Needs PyTorch; epochs and steps are those of the edition cpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ssdd_jax import console
+from ssdd_jax.data import targets
+from ssdd_jax.errors import UserError
+from ssdd_jax.evaluate import options, summary
+
+
+def modules(repository: pathlib.Path) -> tuple[Any, Any]:
+    """The repository's `pretrain_krr_st` and `linear_eval`; what they import but do not use is stood in for."""
+    if not (repository / "algorithms" / "linear_eval.py").is_file():
+        raise UserError(f"{repository} is not a clone of db-Lee/selfsup_dd: name one with --repository=DIR")
+    for name in ("kornia", "kornia.augmentation", "torchvision", "torchvision.models"):
+        try:
+            __import__(name)
+        except ImportError:
+            sys.modules[name] = types.ModuleType(name)
+    for name in ("resnet18", "resnet34", "resnet50"):
+        sys.modules["torchvision.models"].__dict__.setdefault(name, None)
+    sys.path.insert(0, str(repository))
+    from algorithms import linear_eval, pretrain_krr_st
+
+    return pretrain_krr_st, linear_eval
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """Accuracies by architecture, one per seed, as `summary` gives them."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    pretrain, probe = modules(pathlib.Path(asked.repository))
+    images = torch.load(pathlib.Path(asked.set) / "x_syn.pt", weights_only=True)
+    features = torch.load(pathlib.Path(asked.set) / "y_syn.pt", weights_only=True)
+    channels, height, width = images.shape[1:]
+    data = targets.load(asked.target, data_dir=asked.data_dir, image_shape=(height, width, channels))
+
+    def tensors(pixels: Any, labels: Any) -> Any:
+        x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 255
+        return TensorDataset(x, torch.from_numpy(labels).long())
+
+    train, test = (
+        tensors(data.train_images, data.train_labels),
+        tensors(data.test_images, data.test_labels),
+    )
+    mean = train.tensors[0].mean((0, 2, 3)).reshape(1, -1, 1, 1)
+    std = train.tensors[0].std((0, 2, 3)).reshape(1, -1, 1, 1)
+    made = options.make(options.edition("cpu"), {})
+    given = argparse.Namespace(
+        img_shape=(channels, height, width), num_pretrain_classes=features.shape[1], num_classes=data.classes,
+        pre_opt="sgd", pre_lr=made.learning_rate, pre_wd=made.weight_decay, pre_epoch=made.epochs,
+        pre_batch_size=made.batch_size, test_opt="sgd", test_lr=made.linear_learning_rate, test_wd=0.0,
+        test_iteration=made.linear_steps, test_batch_size=made.linear_batch_size,
+    )  # fmt: skip
+    found: dict[str, Any] = {}
+    for model in asked.models.split(","):
+        values = []
+        for seed in range(asked.seeds):
+            torch.manual_seed(seed)
+            network = pretrain.run(given, "cpu", model, images, features)
+            loaders = [DataLoader(part, given.test_batch_size, shuffle=part is train) for part in (train, test)]
+            values.append(probe.run(given, "cpu", model, network, *loaders, None, lambda x: (x - mean) / std)[1])
+            print(f"agreement: {model}, seed {seed}: {values[-1]:.2f}", flush=True)
+        found[model] = summary(values)
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.agreement", description=__doc__.splitlines()[0])
+    parser.add_argument("--repository", required=True, help="a clone of db-Lee/selfsup_dd")
+    parser.add_argument("--set", required=True, help="a folder with x_syn.pt and y_syn.pt")
+    parser.add_argument("--models", default="convnet_32_64_128_bn", help="as both sides name them")
+    parser.add_argument("--target", default="cifar10")
+    parser.add_argument("--data_dir", default="")
+    parser.add_argument("--seeds", type=int, default=5)
+    asked = parser.parse_args(arguments)
+
+    def work() -> None:
+        for model, row in measure(asked).items():
+            print(f"{model}: {row['mean']:.1f} ± {row['std']:.1f} over {row['seeds']} seeds")
+
+    return console.answer(work, memory="--seeds", name="agreement")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

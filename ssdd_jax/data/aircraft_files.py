@@ -1,0 +1,201 @@
+"""Reader of FGVC-Aircraft (Maji et al., 2013, arXiv:1306.5151) as published, from its folder or its tar archive.
+
+The task is that of the transfer tables of KRR-ST and MKDT (`aircraft.py` of both): 100 variants of aircraft, the 6,667
+images of `images_variant_trainval.txt` to train on, the 3,333 of `images_variant_test.txt` to test on. Every photograph
+ends in a banner of 20 pixels that names its owner; as there, it is kept. Labels follow `variants.txt`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ssdd_jax.data.encoded import EncodedImages
+from ssdd_jax.data.images import one_line
+from ssdd_jax.data.source import Part, Source
+from ssdd_jax.errors import UserError
+
+_NAME = "fgvc-aircraft-2013b"
+_VARIANTS = "variants.txt"
+_TRAIN = "images_variant_trainval.txt"
+_TEST = "images_variant_test.txt"
+_MEMBER = re.compile(r"(?:.*/)?data/(?P<name>(?:images/)?[^/]+)")
+_LINE = re.compile(r"(?P<image>\w+) +(?P<variant>\S.*)")
+# Photographs held at once while an archive is read: 140 MB of them, and work for four threads.
+_CHUNK = 512
+
+
+class Listing(NamedTuple):
+    """The images of FGVC-Aircraft, not read yet.
+
+    Attributes:
+        class_names: the variants, in the order of `variants.txt`.
+        train: the file below `data` and the label of every training image, in the order of its list.
+        test: likewise for the test images.
+        where: the folder or archive.
+    """
+
+    class_names: tuple[str, ...]
+    train: tuple[tuple[str, int], ...]
+    test: tuple[tuple[str, int], ...]
+    where: pathlib.Path
+
+
+def find(data_dir: pathlib.Path) -> pathlib.Path | None:
+    """The folder or the archive of FGVC-Aircraft: `data_dir` itself, or in it; None when there is neither."""
+    for folder in (data_dir, data_dir / _NAME):
+        if (folder / "data" / _VARIANTS).is_file():
+            return folder
+    archives = (data_dir, data_dir / f"{_NAME}.tar.gz")
+    return next((path for path in archives if path.name.endswith((".tar.gz", ".tgz", ".tar")) and path.is_file()), None)
+
+
+def list_images(path: pathlib.Path) -> Listing:
+    """Lists the images of a folder or archive that `find` found.
+
+    Args:
+        path: the folder that holds `data`, or a tar archive that holds such a folder.
+
+    Returns:
+        The listing.
+
+    Raises:
+        UserError: the archive is damaged, a list is missing, or a line of one is malformed, names a variant that
+            `variants.txt` has not, or an image that was named before.
+    """
+    texts = _texts(path)
+    class_names = tuple(line.strip() for line in texts[_VARIANTS].splitlines() if line.strip())
+    if len(set(class_names)) != len(class_names):
+        raise UserError(f"{path}: data/{_VARIANTS} names a variant twice")
+    label_of = {variant: label for label, variant in enumerate(class_names)}
+    seen: set[str] = set()
+    train, test = (_rows(path, name, texts[name], label_of, seen) for name in (_TRAIN, _TEST))
+    return Listing(class_names, train, test, path)
+
+
+def open_files(path: pathlib.Path, image_size: int) -> Source:
+    """Opens what `find` found.
+
+    Args:
+        path: the folder or archive. Of an archive nothing is unpacked to the disk; it is read from its start for the
+            lists, and once for each part, as a compressed archive allows no other order.
+        image_size: the height and width to resize to; not 0, as the photographs differ in size.
+
+    Returns:
+        The source: both parts in RGB, in the order of their lists.
+
+    Raises:
+        UserError: as `list_images`, or there is no `image_size`, or an image of a folder is missing (of an archive,
+            when it is read).
+    """
+    if image_size == 0:
+        raise UserError(f"{path}: the images of FGVC-Aircraft differ in size; give one with --config.data.image_size")
+    listing = list_images(path)
+    part = _folder_part if path.is_dir() else _archive_part
+    train, test = (part(path, images, image_size) for images in (listing.train, listing.test))
+    return Source(train, test, listing.class_names)
+
+
+def _texts(path: pathlib.Path) -> dict[str, str]:
+    """The three lists by name."""
+    names = (_VARIANTS, _TRAIN, _TEST)
+    if path.is_dir():
+        found = {name: (path / "data" / name).read_bytes() for name in names if (path / "data" / name).is_file()}
+    else:
+        found = dict(itertools.islice(_members(path, names.__contains__), len(names)))
+    texts = {}
+    for name in names:
+        try:
+            texts[name] = found[name].decode()
+        except (KeyError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} lacks a readable data/{name}, which the original FGVC-Aircraft has") from error
+    return texts
+
+
+def _rows(
+    path: pathlib.Path, name: str, text: str, label_of: dict[str, int], seen: set[str]
+) -> tuple[tuple[str, int], ...]:
+    """Files and labels of one list, whose lines are such as "1025794 707-320"; the files are added to `seen`."""
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _LINE.fullmatch(line.strip())
+        if not match:
+            raise UserError(f"{path}: line {number} of data/{name} is not an image and its variant: {line[:60]!r}")
+        file, variant = f"images/{match['image']}.jpg", match["variant"]
+        if variant not in label_of:
+            raise UserError(f"{path}: line {number} of data/{name}: data/{_VARIANTS} has no variant {variant!r}")
+        if file in seen:
+            raise UserError(f"{path}: line {number} of data/{name}: {file} was named before")
+        seen.add(file)
+        rows.append((file, label_of[variant]))
+    if not rows:
+        raise UserError(f"{path}: data/{name} names no images")
+    return tuple(rows)
+
+
+def _folder_part(path: pathlib.Path, images: tuple[tuple[str, int], ...], image_size: int) -> Part:
+    present = {file.name for file in path.glob("data/images/*")}
+    for file, _ in images:
+        if file.removeprefix("images/") not in present:
+            raise _lacks(path, file)
+    encoded = EncodedImages(
+        lambda rows: [(path / "data" / images[row][0]).read_bytes() for row in rows],
+        lambda row: f"{path}: data/{images[row][0]}",
+        image_size,
+    )
+    return Part(len(images), _labels(images), encoded.read)
+
+
+def _archive_part(path: pathlib.Path, images: tuple[tuple[str, int], ...], image_size: int) -> Part:
+    def read(rows: np.ndarray) -> np.ndarray:
+        """Goes through the archive once, and puts every image where its row is wanted."""
+        place = {images[row][0]: index for index, row in enumerate(rows.tolist())}
+        missing = dict.fromkeys(place)
+        pixels = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+        members = _members(path, place.__contains__)
+        while chunk := dict(itertools.islice(members, _CHUNK)):
+            pixels[[place[file] for file in chunk]] = _decode(path, chunk, image_size)
+            for file in chunk:
+                missing.pop(file, None)
+        if missing:
+            raise _lacks(path, next(iter(missing)))
+        return pixels
+
+    return Part(len(images), _labels(images), read)
+
+
+def _decode(path: pathlib.Path, chunk: dict[str, bytes], image_size: int) -> np.ndarray:
+    """The images of some files, `(k, image_size, image_size, 3)` uint8, in their order."""
+    files = list(chunk)
+    encoded = EncodedImages(
+        lambda rows: [chunk[files[row]] for row in rows], lambda row: f"{path}: data/{files[row]}", image_size
+    )
+    return encoded.read(np.arange(len(files)))
+
+
+def _members(path: pathlib.Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """The wanted files of an archive, named from below `data`, in its own order."""
+    try:
+        with tarfile.open(path, "r|*") as archive:  # a stream: going back would decompress all of it again
+            for member in archive:
+                match = _MEMBER.fullmatch(member.name)
+                file = archive.extractfile(member) if match and member.isfile() and wanted(match["name"]) else None
+                if match and file:
+                    yield match["name"], file.read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise UserError(f"{path} is not a tar archive, or a damaged one: {one_line(error)}") from error
+
+
+def _labels(images: tuple[tuple[str, int], ...]) -> np.ndarray:
+    return np.array([label for _, label in images], np.int32)
+
+
+def _lacks(path: pathlib.Path, file: str) -> UserError:
+    return UserError(f"{path} lacks data/{file}, which its lists name: get it anew")

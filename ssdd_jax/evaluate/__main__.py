@@ -1,0 +1,150 @@
+"""The command line: `python -m ssdd_jax.evaluate --set=PATH [--models=A,B] [--targets=A,B] [--protocol=A,B]`."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+import sys
+import textwrap
+from typing import Any
+
+HELP = """\
+usage: python -m ssdd_jax.evaluate --set=PATH [--models=A,B] [--targets=A,B] [--protocol=A,B] [--seeds=N] ...
+
+Train networks on a distilled set and on what it is compared with, and judge them.
+
+  --set=PATH               what to evaluate: a run's distilled/, KRR-ST's x_syn.pt and y_syn.pt, images with features,
+                           an .npz; several with commas between them, NAME=PATH to name a row.
+                           Default runs/digits/distilled
+  --models=A,B             architectures: {models};
+                           with widths of your own convnet_16_32_64_bn (or _in), resnet18_16
+  --targets=A,B            labelled data: {targets},
+                           digits, tfds:NAME, folder:PATH, npz:PATH; default the data that the set was distilled from
+  --protocol=A,B           {protocols}
+  --references=A,B         rows beside the set: {references}, or none; chance always
+  --seeds=N                networks per row
+  --edition=NAME           what is not said otherwise: {editions}; default digits for sets of digits, else paper
+  --source=RUN             the folder of the run that made the set, which has its data and teacher; default the folder
+                           that the set lies in. Or the name of a data set, with --features=FILE. Or none
+  --workdir=DIR            where results are kept and found again, and evaluation.json, .md and .png are written;
+                           default {workdir}
+  --help                   print this page
+
+Every other setting, with its default in the edition paper and where that comes from:
+{settings}
+
+Examples:
+  python -m ssdd_jax.evaluate
+  python -m ssdd_jax.evaluate --set=runs/cifar100/distilled --models=convnet,resnet18,vit_tiny \\
+      --targets=cifar100,cifar10,stanford_dogs --protocol=linear,finetune,few_labels --seeds=5 --data_dir=DIR
+  python -m ssdd_jax.evaluate --set=ours=runs/a/distilled,theirs=krr_st_folder --source=runs/a
+"""
+DEFAULT = "runs/digits/distilled"
+LISTS = ("sets", "models", "targets", "protocols", "references")
+WORDS = ("source", "edition", "workdir")
+ALIASES = {"set": "sets", "protocol": "protocols", "model": "models", "target": "targets"}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit status: 0, 2 for a mistake that a user can mend, told in one line.
+    """
+    from ssdd_jax import console
+
+    return console.answer(lambda: _run(arguments), memory="--together to 1")
+
+
+def _run(arguments: list[str]) -> None:
+    import os
+    import pathlib
+
+    import jax
+
+    from ssdd_jax.data import targets
+    from ssdd_jax.evaluate import api, entries, options, protocols
+    from ssdd_jax.models import architectures
+
+    if "--help" in arguments or "-h" in arguments:
+        lists: dict[str, list[str]] = {
+            "models": list(architectures.ARCHITECTURES),
+            "targets": list(targets.NAMES),
+            "protocols": list(protocols.PROTOCOLS),
+            "references": list(entries.REFERENCES),
+            "editions": list(options.EDITIONS),
+        }
+        indent = "\n" + 27 * " "
+        words = {key: indent.join(textwrap.wrap(", ".join(names), 90)) for key, names in lists.items()}
+        print(HELP.format(**words, workdir=api.WORKDIR, settings=options.page()))
+        return
+    asked = parse(arguments)
+    workdir = pathlib.Path(asked.setdefault("workdir", api.WORKDIR)).expanduser()
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # What is compiled for one target or seed serves the next command.
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
+    sets = asked.pop("sets", DEFAULT)
+    table = api.write(api.evaluate(sets, **asked), workdir)
+    print(f"\n{table}\n\nevaluation.json, .md and .png are in {workdir}", flush=True)
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """What a command line says, as arguments of `evaluate`.
+
+    Raises:
+        UserError: If an option is unknown, has no value, or one of the wrong type.
+    """
+    from ssdd_jax.errors import UserError
+    from ssdd_jax.evaluate.options import Options
+
+    settings = Options._field_defaults
+    found: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        name = ALIASES.get(name, name)
+        if not argument.startswith("--") or name not in (*LISTS, *WORDS, "seeds", *settings):
+            near = difflib.get_close_matches(name, [*ALIASES, *LISTS, *WORDS, "seeds", *settings], n=1)
+            hint = f": did you mean --{near[0]}?" if near else "; --help shows what there is"
+            raise UserError(f"unknown option {argument!r}{hint}")
+        if not equals or (not value and name not in settings):
+            raise UserError(f"--{name} has no value: write --{name}=VALUE")
+        if name in LISTS:
+            found[name] = [part for part in value.split(",") if part]
+        else:
+            found[name] = value if name in WORDS else _typed(name, value, settings.get(name, 1))
+    if found.get("references") == ["none"]:
+        found["references"] = []
+    named = [re.fullmatch(r"([\w .+-]+)=(.+)", path) for path in found.get("sets", ())]
+    if any(named):
+        given = zip(named, found["sets"], strict=True)
+        pairs = [(match[1], match[2]) if match else (path, path) for match, path in given]
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise UserError("two sets have one name: give each a name of its own, as in --set=A=PATH,B=PATH")
+        found["sets"] = dict(pairs)
+    if found.get("seeds", 1) < 1:
+        raise UserError(f"--seeds={found['seeds']} is out of range: it must be at least 1")
+    return found
+
+
+def _typed(name: str, text: str, default: Any) -> Any:
+    """The value of a setting, of its default's type."""
+    from ssdd_jax.errors import UserError
+
+    if isinstance(default, bool):
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+    elif isinstance(default, str):
+        return text
+    else:
+        with contextlib.suppress(ValueError):
+            return type(default)(text)
+    kind = type(default).__name__
+    raise UserError(f"--{name}={text} is not {'an' if kind == 'int' else 'a'} {kind}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

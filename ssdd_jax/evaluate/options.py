@@ -1,0 +1,177 @@
+"""The settings of an evaluation, with the source of every default, and the editions that change them together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ssdd_jax import finetune, inner, probes, zero_shot
+from ssdd_jax.errors import UserError
+from ssdd_jax.evaluate import entries, protocols, training
+
+
+class Options(NamedTuple):
+    """Every setting with its default; the published ones name their source."""
+
+    seed: int = 0  # the same seed gives every row the same initial networks and the same labels
+    data_dir: str = ""  # where TFDS keeps its data sets, or the targets' original files are
+    shared: str = ""  # the --shared folder of the run that made the sets, if it had one
+    features: str = ""  # a .npy or .npz with the teacher's features, where --source names data instead of a run
+    together: int = 0  # networks trained side by side in one program; 0: as many as the memory holds
+
+    epochs: int = 1000  # passes over a distilled set (KRR-ST test.py; Boost-SSDD)
+    batch_size: int = 256  # pairs per step (KRR-ST test.py)
+    learning_rate: float = 0.1  # of SGD (KRR-ST test.py)
+    momentum: float = 0.9  # (KRR-ST)
+    weight_decay: float = 1e-3  # on sets of up to some thousand pairs (KRR-ST test.py)
+    own_rate: bool = False  # train on a set at the rate that it came with (MKDT)
+    full_epochs: int = 20  # passes over the full source set (MKDT eval.py)
+    full_weight_decay: float = 1e-4  # on the full source set (MKDT eval.py)
+
+    linear_steps: int = 5000  # of the linear probe's SGD (KRR-ST train.py)
+    linear_batch_size: int = 512  # (KRR-ST train.py)
+    linear_learning_rate: float = 0.2  # (KRR-ST train.py); cosine decay, no weight decay
+    neighbours: int = 20  # of k-NN (solo-learn)
+    finetune_steps: int = 0  # 0: 10,000 on CIFAR and Tiny ImageNet, 5,000 elsewhere (KRR-ST test.py)
+    finetune_batch_size: int = 256  # (KRR-ST test.py)
+    finetune_learning_rate: float = 0.01  # (KRR-ST test.py)
+    finetune_weight_decay: float = 5e-4  # (KRR-ST test.py)
+    kd_epochs: int = 1000  # of zero_shot_kd (KRR-ST test_kd.py)
+    kd_batch_size: int = 512  # (KRR-ST test_kd.py)
+    kd_learning_rate: float = 1e-4  # of AdamW; on noise ten times as much (KRR-ST test_kd.py)
+    kd_teacher: str = "resnet18"  # the supervised network that zero_shot_kd learns from (KRR-ST test_kd.py)
+    kd_teacher_steps: int = 0  # of its training on the target's labels; 0: as finetune_steps (KRR-ST scratch.py)
+
+
+class Edition(NamedTuple):
+    """What an evaluation is of where nothing else is said: architectures, protocols, seeds, and changed settings."""
+
+    models: tuple[str, ...]
+    protocols: tuple[str, ...]
+    seeds: int
+    changes: Mapping[str, Any]
+
+
+EDITIONS: dict[str, Edition] = {
+    "paper": Edition(("convnet",), ("linear",), 3, {}),
+    # Two cores, 32x32: the settings of the configs' edition cpu.
+    "cpu": Edition(
+        ("convnet_32_64_128_bn",),
+        ("linear",),
+        3,
+        {
+            "epochs": 150,
+            "full_epochs": 2,
+            "full_weight_decay": 1e-3,
+            "linear_steps": 2000,
+            "finetune_steps": 200,
+            "kd_epochs": 50,
+            "kd_teacher": "resnet10_16",
+            "kd_teacher_steps": 400,
+        },
+    ),
+    # scikit-learn's digits at 16x16, as in the run that distils them.
+    "digits": Edition(
+        ("convnet_16_32_64_64_bn", "resnet10_4"),
+        ("linear", "few_labels"),
+        3,
+        {
+            "epochs": 350,
+            "full_epochs": 40,
+            "full_weight_decay": 1e-3,
+            "linear_steps": 1000,
+            "finetune_steps": 200,
+            "kd_epochs": 100,
+            "kd_teacher": "resnet10_8",
+            "kd_teacher_steps": 200,
+        },
+    ),
+}
+
+
+def edition(name: str) -> Edition:
+    """The edition of a name.
+
+    Raises:
+        UserError: If it is unknown; all are listed.
+    """
+    if name not in EDITIONS:
+        raise UserError(f"unknown edition {name!r}: there are {', '.join(EDITIONS)}")
+    return EDITIONS[name]
+
+
+def make(chosen: Edition, changes: Mapping[str, Any]) -> Options:
+    """The options of an edition with further changes.
+
+    Raises:
+        UserError: If a name is unknown, or a value is of the wrong type or out of range.
+    """
+    known = Options._field_defaults
+    for name, value in changes.items():
+        if name not in known:
+            raise UserError(f"unknown setting {name!r}: there are {', '.join(known)}")
+        kind = type(known[name])
+        if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and isinstance(value, bool)):
+            raise UserError(f"{name}={value!r} is not {'an' if kind is int else 'a'} {kind.__name__}")
+        least = 0 if name in _FROM_ZERO else 1 if kind is int else None
+        if least is not None and kind in (int, float) and value < least:
+            raise UserError(f"{name}={value!r} is out of range: it must be at least {least}")
+        if kind is float and name not in _FROM_ZERO and value <= 0:
+            raise UserError(f"{name}={value!r} is out of range: it must be above 0")
+    return Options(**{**chosen.changes, **changes})
+
+
+_FROM_ZERO = {
+    "seed", "together", "momentum", "weight_decay", "full_weight_decay", "finetune_steps", "finetune_weight_decay",
+    "kd_teacher_steps",
+}  # fmt: skip
+
+
+def for_training(options: Options) -> entries.Settings:
+    """How networks are trained."""
+    sgd = inner.Settings(options.learning_rate, options.momentum, options.weight_decay)
+    return entries.Settings(
+        pairs=training.Settings(options.epochs, options.batch_size, sgd),
+        full=training.Settings(
+            options.full_epochs, options.batch_size, sgd._replace(weight_decay=options.full_weight_decay)
+        ),
+        own_rate=options.own_rate,
+        together=options.together,
+    )
+
+
+def for_judging(options: Options) -> protocols.Settings:
+    """How networks are judged."""
+    tuned = finetune.Settings(
+        steps=options.finetune_steps,
+        batch_size=options.finetune_batch_size,
+        learning_rate=options.finetune_learning_rate,
+        weight_decay=options.finetune_weight_decay,
+    )
+    return protocols.Settings(
+        linear=probes.Settings(options.linear_steps, options.linear_batch_size, options.linear_learning_rate),
+        tuning=tuned,
+        distilling=zero_shot.Settings(
+            epochs=options.kd_epochs,
+            batch_size=options.kd_batch_size,
+            learning_rate=options.kd_learning_rate,
+            noise_learning_rate=10 * options.kd_learning_rate,
+        ),
+        supervised=finetune.Settings(steps=options.kd_teacher_steps or options.finetune_steps),
+        supervised_model=options.kd_teacher,
+        neighbours=options.neighbours,
+        together=options.together,
+    )
+
+
+def page() -> str:
+    """Every setting as `Options` writes it: default, and what it means."""
+    lines = inspect.getsource(Options).splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.strip().startswith("seed:"))
+    found = []
+    for line in lines[begin:]:
+        name, _, rest = line.strip().partition(":")
+        default, _, words = rest.partition("=")[2].partition("  # ")
+        found.append(f"  --{name + '=' + default.strip():<32} {words}" if name else "")
+    return "\n".join(found)

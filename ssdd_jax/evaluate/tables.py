@@ -1,0 +1,112 @@
+"""What an evaluation found, for readers: Markdown, and differences with confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ssdd_jax.evaluate import statistics
+from ssdd_jax.evaluate.protocols import PROTOCOLS
+
+Rows = Sequence[Mapping[str, Any]]
+
+TITLES = {measure: title for protocol in PROTOCOLS.values() for measure, title in protocol.columns.items()}
+LABELS = {
+    "random_real": "random real images",
+    "random_init": "no pre-training",
+    "full_data": "full source set",
+}
+
+
+def label(entry: str) -> str:
+    """What readers call an entry."""
+    if entry.startswith("random_real_"):
+        return f"{entry.rpartition('_')[2]} random real images"
+    return LABELS.get(entry, entry)
+
+
+def differences(rows: Rows, sets: Sequence[str]) -> list[dict[str, Any]]:
+    """Every set against the sets after it and against the trained reference points, paired by seed.
+
+    Args:
+        rows: From `suite.run`.
+        sets: Names of the sets' rows.
+
+    Returns:
+        Per target, architecture and measure: `first`, `second`, and what `statistics.paired` says of first - second.
+    """
+    by_place: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        by_place.setdefault((row["target"], row["model"], row["measure"]), {})[row["entry"]] = row
+    found = []
+    for (target, model, measure), there in by_place.items():
+        for place, first in enumerate(sets):
+            for second in there:
+                if first not in there or second in sets[: place + 1]:
+                    continue
+                pair = statistics.paired(there[first]["values"], there[second]["values"])
+                names = {"target": target, "model": model, "measure": measure, "first": first, "second": second}
+                found.append(names | pair)
+    return found
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """A table per target, and one of differences under it.
+
+    Args:
+        result: What `ssdd_jax.evaluate` returns.
+    """
+    parts = []
+    for target in dict.fromkeys(row["target"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["target"] == target]
+        parts.append(f"**{target}**\n\n{_values(rows)}")
+        compared = [row for row in result["differences"] if row["target"] == target and row["low"] is not None]
+        if compared:
+            parts.append(
+                f"Differences, with {100 * compared[0]['level']:g} % confidence intervals over "
+                f"{compared[0]['seeds']} paired seeds:\n\n{_differences(compared)}"
+            )
+    return "\n\n".join([*parts, _caption(result)])
+
+
+def _values(rows: Rows) -> str:
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault((row["model"] or "", label(row["entry"])), {})[row["measure"]] = _cell(row)
+    return _table(["architecture", "trained on"], measures, cells)
+
+
+def _differences(rows: Rows) -> str:
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        digits = _digits(row["measure"])
+        text = f"{row['mean']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+        names = f"{label(row['first'])} − {label(row['second'])}"
+        cells.setdefault((row["model"], names), {})[row["measure"]] = text
+    return _table(["architecture", "difference"], measures, cells)
+
+
+def _table(heads: list[str], measures: list[str], cells: Mapping[tuple[str, str], Mapping[str, str]]) -> str:
+    lines = [
+        f"| {' | '.join([*heads, *(TITLES[measure] for measure in measures)])} |",
+        "|" + "---|" * len(heads) + "---:|" * len(measures),
+    ]
+    lines += [f"| {' | '.join([*names, *(row.get(m, '') for m in measures)])} |" for names, row in cells.items()]
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    digits = _digits(row["measure"])
+    return f"{row['mean']:.{digits}f}" + (f" ± {row['std']:.{digits}f}" if row["seeds"] > 1 else "")
+
+
+def _digits(measure: str) -> int:
+    return 3 if measure == "feature_r2" else 1
+
+
+def _caption(result: Mapping[str, Any]) -> str:
+    sets = "; ".join(f"{one['name']}: {one['pairs']} pairs, {one['numbers']:,} numbers" for one in result["sets"])
+    sizes = ", ".join(f"{one['name']} {one['parameters']:,} parameters" for one in result["models"])
+    return f"Mean ± standard deviation over {result['seeds']} networks. {sets}. {sizes}."

@@ -1,0 +1,210 @@
+"""Networks trained on pairs by regression, several seeds side by side, and the features of what was trained."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ssdd_jax import epochs, inner, loop, models
+from ssdd_jax.preprocess import Preprocessing
+from ssdd_jax.teacher.network import normalize
+
+Array = jax.Array
+Variables = Any
+
+# Images per forward pass when features are extracted.
+EXTRACT = 256
+# The share of the memory that the activations of networks trained side by side may take.
+SHARE = 0.4
+# Training is handed to the device in about so many pieces, between which it can be stopped and tells where it is.
+PIECES = 10
+
+
+class Settings(NamedTuple):
+    """How a network is trained on pairs.
+
+    Attributes:
+        epochs: Passes over the pairs.
+        batch_size: Pairs per step.
+        sgd: Rate, momentum and weight decay.
+    """
+
+    epochs: int = 1000
+    batch_size: int = 256
+    sgd: inner.Settings = inner.Settings()
+
+
+def train(
+    keys: Array,
+    network: nn.Module,
+    pairs: tuple[Array, Array],
+    *,
+    preprocessing: Preprocessing,
+    settings: Settings,
+    together: int = 0,
+    name: str = "",
+) -> Variables:
+    """Train one network per key on pairs, by mean squared error in shuffled mini-batches.
+
+    Args:
+        keys: PRNG keys `(seeds,)`; each network's start and order come from its own key alone.
+        network: The architecture.
+        pairs: Images `(P,H,W,C)`, network inputs or uint8, which are normalised batch by batch, and targets `(P,D)`;
+            or with a leading axis of seeds.
+        preprocessing: Constants of the data set.
+        settings: Passes, batch size and SGD.
+        together: Networks side by side in one program; 0: as many as the memory holds.
+        name: What the progress bar says; no bar if empty.
+
+    Returns:
+        Variables with a leading axis of seeds.
+    """
+    images, targets = pairs
+    own = images.ndim == 5
+    chex.assert_equal_shape_prefix([images, targets], 2 if own else 1)
+    shape, count = images.shape[-3:], images.shape[1] if own else len(images)
+    size, per_epoch = epochs.batch_of(count, settings.batch_size)
+    together = together or side_by_side(network, (size, *shape))
+    piece = -(-settings.epochs // PIECES)
+    fixed = settings._replace(epochs=0)  # which makes no other program
+    trained = []
+    bar = loop.bar(name, len(keys) * settings.epochs * per_epoch) if name else None
+    for begin in range(0, len(keys), together):
+        some = slice(begin, begin + together)
+        chosen = (images[some], targets[some]) if own else pairs
+        state, orders = _start(keys[some], network=network, image_shape=shape, settings=fixed)
+        for first in range(0, settings.epochs, piece):
+            last = min(first + piece, settings.epochs)
+            span = jnp.int32(first), jnp.int32(last)
+            state = _advance(state, orders, span, chosen, preprocessing, network=network, settings=fixed)
+            if bar is not None:
+                jax.block_until_ready(state)
+                bar.update(len(keys[some]) * (last - first) * per_epoch)
+        trained.append(state.variables)
+    if bar is not None:
+        bar.close()
+    return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "image_shape", "settings"))
+def _start(
+    keys: Array, *, network: nn.Module, image_shape: tuple[int, ...], settings: Settings
+) -> tuple[inner.State, Array]:
+    def one(key: Array) -> tuple[inner.State, Array]:
+        key_init, key_order = jax.random.split(key)
+        variables = models.initialize(key_init, network, image_shape)
+        return inner.State(variables, inner.optimizer(settings.sgd).init(variables["params"])), key_order
+
+    return jax.vmap(one)(keys)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "settings"), donate_argnums=0)
+def _advance(
+    state: inner.State,
+    keys: Array,
+    span: tuple[Array, Array],
+    pairs: tuple[Array, Array],
+    preprocessing: Preprocessing,
+    *,
+    network: nn.Module,
+    settings: Settings,
+) -> inner.State:
+    """The epochs from the first of `span` up to the second, of networks side by side."""
+    axis = 0 if pairs[0].ndim == 5 else None
+    one = functools.partial(_epochs, span=span, network=network, preprocessing=preprocessing, settings=settings)
+    return jax.vmap(one, in_axes=(0, 0, axis))(state, keys, pairs)
+
+
+def _epochs(
+    state: inner.State,
+    key: Array,
+    pairs: tuple[Array, Array],
+    *,
+    span: tuple[Array, Array],
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    settings: Settings,
+) -> inner.State:
+    images, targets = pairs
+
+    def step(state: inner.State, rows: Array) -> tuple[inner.State, None]:
+        x = images[rows]
+        x = preprocessing.images(x) if x.dtype == jnp.uint8 else x
+        return inner.step(state, x, targets[rows], settings=settings.sgd, network=network)[0], None
+
+    def epoch(number: Array, state: inner.State) -> inner.State:
+        key_epoch = jax.random.fold_in(key, number)
+        rows = epochs.shuffled(key_epoch, count=len(images), batch_size=settings.batch_size)
+        return lax.scan(step, state, rows)[0]
+
+    return lax.fori_loop(*span, epoch, state)
+
+
+def fresh(keys: Array, network: nn.Module, image_shape: tuple[int, ...]) -> Variables:
+    """Untrained networks: those that `train` begins with for these keys `(seeds,)`."""
+    state, _ = _start(keys, network=network, image_shape=tuple(image_shape), settings=Settings())
+    return state.variables
+
+
+def extract(
+    network: nn.Module, variables: Variables, images: np.ndarray, *, mean: np.ndarray, std: np.ndarray
+) -> np.ndarray:
+    """Features of a frozen network, a batch at a time: one program whatever the number of images.
+
+    Args:
+        network: The architecture.
+        variables: Of one network.
+        images: uint8 `(n,H,W,C)`.
+        mean: Of each channel `(C,)`, of pixels in 0..1.
+        std: Of each channel `(C,)`.
+
+    Returns:
+        Features `(n,F)`, float32.
+    """
+    constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    found = []
+    for begin in range(0, len(images), EXTRACT):
+        batch = images[begin : begin + EXTRACT]
+        padded = np.concatenate([batch, np.zeros((EXTRACT - len(batch), *batch.shape[1:]), np.uint8)])
+        found.append(np.asarray(_features(variables, padded, *constants, network=network))[: len(batch)])
+    return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _features(variables: Variables, images: Array, mean: Array, std: Array, *, network: nn.Module) -> Array:
+    return models.features(network, variables, normalize(images.astype(jnp.float32) / 255.0, mean, std))
+
+
+def side_by_side(network: nn.Module, batch_shape: Sequence[int]) -> int:
+    """How many networks can be trained side by side, from what their activations take; at least 1.
+
+    Args:
+        network: The architecture.
+        batch_shape: Of a batch of network inputs, `(B,H,W,C)`.
+    """
+    return max(1, int(SHARE * memory_bytes() / activation_bytes(network, tuple(batch_shape))))
+
+
+@functools.cache
+def activation_bytes(network: nn.Module, batch_shape: tuple[int, ...]) -> int:
+    """Bytes of all that a forward pass in training computes, an upper bound of what its backward pass keeps."""
+    x = jax.ShapeDtypeStruct(batch_shape, jnp.float32)
+    variables = jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0), x)
+    apply = functools.partial(network.apply, train=True, mutable=["batch_stats"])
+    equations = jax.make_jaxpr(apply)(variables, x).eqns
+    return sum(int(np.prod(out.aval.shape)) * 4 for equation in equations for out in equation.outvars)
+
+
+def memory_bytes() -> int:
+    """Memory of the device, or of the machine where the device is its CPU."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,10 @@
+"""Distilled sets from outside and to outside: other systems' files, archives, image folders, data set hubs.
+
+distilled = formats.read("downloads/krr_st")
+formats.write(distilled, "exported", "png")
+"""
+
+from ssdd_jax.formats.reading import FORMS, read
+from ssdd_jax.formats.writing import WRITABLE, Summary, write
+
+__all__ = ["FORMS", "WRITABLE", "Summary", "read", "write"]

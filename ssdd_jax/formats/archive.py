@@ -1,0 +1,87 @@
+"""Pairs in one `.npz` archive of NumPy arrays."""
+
+from __future__ import annotations
+
+import pathlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from ssdd_jax.data.images import one_line
+from ssdd_jax.errors import UserError
+from ssdd_jax.formats import constants
+from ssdd_jax.formats.content import Content, check_image_shape, check_inputs, check_targets
+
+NAME = "pairs.npz"
+UNDO = (
+    "images is what a network is given, (P,H,W,C), and targets what it regresses: pixels in 0..1 are images * "
+    "image_std + image_mean per channel, the teacher's features targets * target_scale + target_mean."
+)
+IMAGES, TARGETS = ("images", "x", "x_syn"), ("targets", "y", "y_syn")
+CONSTANTS = ("image_mean", "image_std", "target_mean", "target_scale", "learning_rate")
+_DAMAGE = (EOFError, ValueError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+def is_archive(path: pathlib.Path) -> bool:
+    """Whether it is an archive, or a folder with `pairs.npz`."""
+    return (path.is_file() and path.suffix == ".npz") or (path / NAME).is_file()
+
+
+def read(path: pathlib.Path) -> Content:
+    """Read an archive, and the `constants.json` beside a `pairs.npz`; the archive's own constants go before those.
+
+    Args:
+        path: The archive or its folder. Images `(P,H,W,C)` are under `images`, `x` or `x_syn`, uint8 pixels or floats
+            that are network inputs; targets `(P,D)` under `targets`, `y` or `y_syn`.
+
+    Raises:
+        UserError: If it is damaged, holds pickled objects, or not what it should.
+    """
+    path = path / NAME if path.is_dir() else path
+    arrays = load_arrays(path)
+    found = []
+    for names in (IMAGES, TARGETS):
+        name = next((name for name in names if name in arrays), None)
+        if name is None:
+            raise UserError(f"{path} holds no {names[0]}: name the array one of {', '.join(names)}")
+        found.append((f"{name} in {path}", arrays[name]))
+    (images_where, images), (targets_where, targets) = found
+    if images.dtype == np.uint8:
+        check_image_shape(images_where, images)
+    else:
+        images = check_inputs(images_where, images)
+    beside = constants.read(path.parent) if path.name == NAME else {}
+    facts = beside | {name: arrays[name] for name in CONSTANTS if name in arrays}
+    return Content(images, check_targets(targets_where, targets), facts)
+
+
+def write(folder: pathlib.Path, content: Content) -> None:
+    """Write `pairs.npz`: float32 network inputs, targets and constants.
+
+    Args:
+        folder: Where to.
+        content: Of a set.
+    """
+    facts = {name: np.asarray(content.facts[name]) for name in CONSTANTS if name in content.facts}
+    # As float32, in which the constants are: the decimal digits of the facts say exactly those.
+    facts = {name: value if name == "learning_rate" else value.astype(np.float32) for name, value in facts.items()}
+    np.savez(folder / NAME, allow_pickle=False, images=content.images, targets=content.targets, **facts)
+
+
+def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` archive, or of an `.npy` file under the name "", each `(...)`; nothing is unpickled.
+
+    Raises:
+        UserError: If it is damaged, or holds pickled objects.
+    """
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
+    except _DAMAGE as error:
+        if "allow_pickle" in str(error):
+            raise UserError(f"{path} holds pickled objects, which are never loaded: save plain arrays") from None
+        raise UserError(f"{path} is not a file of NumPy arrays, or a damaged one: {one_line(error)}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from None

@@ -1,0 +1,146 @@
+"""Pairs as a folder that `datasets.load_dataset` reads, and that can be uploaded as it is."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ssdd_jax.errors import UserError
+from ssdd_jax.formats import constants
+from ssdd_jax.formats.content import Content, check_inputs, check_targets, require
+from ssdd_jax.formats.pictures import encode
+
+CARD = "README.md"
+UNDO = (
+    "pixel_values is what a network is given, (H,W,C), and target what it regresses: pixels in 0..1 are pixel_values * "
+    "image_std + image_mean per channel, the teacher's features target * target_scale + target_mean."
+)
+_SHARD = "data/train-00000-of-00001.parquet"
+_COLUMNS = ("pixel_values", "target")
+_CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+tags:
+- dataset-distillation
+---
+# A distilled set of images and target features
+
+{count} pairs, made by {method} from {dataset}. A network trained from scratch on them by plain regression imitates a
+self-supervised teacher.
+
+| column | what it is |
+|---|---|
+| `image` | the image, 8 bits, to look at |
+| `pixel_values` | the network's input, float32, height x width x channels = {shape} |
+| `target` | what the network regresses, {dim} float32 numbers |
+
+{undo} These constants are in `constants.json`.
+
+    from datasets import load_dataset
+
+    pairs = load_dataset("{place}", split="train").with_format("numpy")
+    inputs, targets = pairs["pixel_values"][:], pairs["target"][:]
+"""
+
+
+def is_folder(path: pathlib.Path) -> bool:
+    """Whether a folder holds parquet files under `data/`."""
+    return any((path / "data").glob("*.parquet"))
+
+
+def read(path: pathlib.Path) -> Content:
+    """Read the columns `pixel_values` and `target` of all parquet files, in the order of their names.
+
+    Raises:
+        UserError: If pyarrow is missing, a file damaged, or a column missing or not what it should be.
+    """
+    parquet = require("pyarrow.parquet", "huggingface", "a parquet file")
+    arrow = require("pyarrow", "huggingface", "a parquet file")
+    parts: list[list[np.ndarray]] = [[], []]
+    for file in sorted((path / "data").glob("*.parquet")):
+        try:
+            table = parquet.read_table(file)
+        except (arrow.ArrowException, OSError):
+            raise UserError(f"{file} is not a parquet file, or a damaged one: restore it") from None
+        for name, part in zip(_COLUMNS, parts, strict=True):
+            if name not in table.column_names:
+                raise UserError(f"{file} has no column {name!r}: {' and '.join(_COLUMNS)} are needed")
+            part.append(_array(f"{name} in {file}", table.column(name).combine_chunks(), arrow))
+    shapes = [{array.shape[1:] for array in part} for part in parts]
+    if any(len(shape) > 1 for shape in shapes):
+        raise UserError(f"the parquet files in {path / 'data'} differ in shape: bring all rows to one")
+    images, targets = (np.concatenate(part) for part in parts)
+    return Content(
+        check_inputs(f"pixel_values in {path}", images),
+        check_targets(f"target in {path}", targets),
+        constants.read(path),
+    )
+
+
+def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: list[str]) -> None:
+    """Write one parquet file and a card.
+
+    Args:
+        folder: Where to.
+        content: Of a set.
+        pixels: uint8 `(P,H,W,C)`.
+        names: The images' names.
+
+    Raises:
+        UserError: If the library `datasets` is not installed.
+    """
+    datasets = require("datasets", "huggingface", "the form huggingface")
+    shape, dim = content.images.shape[1:], content.targets.shape[1]
+    columns = {
+        "image": datasets.Image(),
+        "pixel_values": datasets.Array3D(shape, "float32"),
+        "target": datasets.List(datasets.Value("float32"), length=dim),
+    }
+    pictures = [{"bytes": encode(p), "path": name} for p, name in zip(pixels, names, strict=True)]
+    rows = {"image": pictures, "pixel_values": content.images, "target": content.targets}
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
+    (folder / _SHARD).parent.mkdir()
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        table.to_parquet(folder / _SHARD)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    facts = content.facts
+    words = {
+        "count": len(pixels),
+        "method": facts.get("method", "an unknown method"),
+        "dataset": facts.get("dataset", "an unknown data set"),
+        "shape": " x ".join(map(str, shape)),
+        "dim": dim,
+        "undo": UNDO,
+        "place": "path/to/this/folder",
+    }
+    (folder / CARD).write_text(_CARD.format(**words))
+
+
+def _array(where: str, column: Any, arrow: Any) -> np.ndarray:
+    """Nested lists of one length at each depth as one array `(n,...)`."""
+    shape = [len(column)]
+    while True:
+        column = column.storage if isinstance(column, arrow.ExtensionArray) else column
+        if column.null_count:
+            raise UserError(f"{where} has empty cells: every row needs numbers")
+        if not isinstance(column, (arrow.ListArray, arrow.LargeListArray, arrow.FixedSizeListArray)):
+            break
+        fixed = isinstance(column, arrow.FixedSizeListArray)
+        lengths = [column.type.list_size] if fixed else column.value_lengths().unique().to_pylist()
+        if len(lengths) != 1:
+            raise UserError(f"{where} has rows of different sizes, or none: bring all to one")
+        shape.append(lengths[0])
+        column = column.flatten()
+    if not (arrow.types.is_floating(column.type) or arrow.types.is_integer(column.type)):
+        raise UserError(f"{where} holds {column.type}: floats are needed")
+    return column.to_numpy(zero_copy_only=False).reshape(shape)

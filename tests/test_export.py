@@ -1,0 +1,103 @@
+"""The command that converts a set: what it writes and says, and what it refuses."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import CHANNELS, DIM, SIZE, bytes_and_features
+
+from ssdd_jax import export, formats
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A set of five pairs as bytes and features, one of which is no grey level of the first's constants."""
+    images, features = bytes_and_features(5)
+    (tmp_path / "sets").mkdir()
+    np.savez(tmp_path / "sets" / "pairs.npz", images=images, targets=features)
+    return tmp_path / "sets" / "pairs.npz"
+
+
+def refusal(capsys, line):
+    assert export.main(line) == 2
+    out, said = capsys.readouterr()
+    assert not out and said.count("\n") == 1 and said.startswith("ssdd_jax: ")
+    return said
+
+
+def test_converts_beside_the_set(archive, capsys):
+    """From bytes to pictures: two lines, and the same bytes."""
+    assert export.main([f"--set={archive}", "--form=png"]) == 0
+    out, err = capsys.readouterr()
+    folder = archive.parent / "export-png"
+    first, second = out.splitlines()
+    assert not err
+    assert first.startswith(f"ssdd_jax: 5 pairs ({SIZE}x{SIZE}x{CHANNELS} images, {DIM} target numbers) as png, ")
+    assert first.endswith(f" bytes in {folder}")
+    assert f"0 of {5 * SIZE * SIZE * CHANNELS} pixel values lay outside 0..1" in second
+    assert str(folder / "constants.json") in second
+    images = np.asarray(formats.read(folder).images()) * 255
+    np.testing.assert_allclose(images, bytes_and_features(5)[0], atol=1e-3)
+
+
+def test_from_form_to_form(archive, tmp_path, capsys):
+    """What this command wrote, it reads; `--name value` works too."""
+    out = tmp_path / "npz"
+    assert export.main(["--set", str(archive), "--form", "npz", "--out", str(out)]) == 0
+    assert "the pairs are exact; how to undo" in capsys.readouterr().out
+    assert export.main([f"--set={out}", "--form=npz", f"--out={tmp_path / 'again'}"]) == 0
+    for found, expected in zip(formats.read(tmp_path / "again").pairs(), formats.read(archive).pairs(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_current_folder(archive, monkeypatch, capsys):
+    """Beside it is not in it."""
+    monkeypatch.chdir(archive.parent)
+    assert export.main(["--set=.", "--form=npz"]) == 0
+    assert (archive.parent.parent / "export-npz" / "pairs.npz").exists()
+    assert export.main(["--set=pairs.npz", "--form=npz"]) == 0
+    assert "bytes in export-npz" in capsys.readouterr().out
+
+
+REFUSED = {
+    "no set": (["--form=png"], "name the set to convert: --set=PATH"),
+    "no form": (["--set=SET"], "name a form, --form=FORM: there are krr_st, npz, png, huggingface"),
+    "unknown form": (["--set=SET", "--form=zip"], "unknown form 'zip': there are krr_st"),
+    "unknown option": (["--set=SET", "--form=png", "--fast"], "unrecognized arguments: --fast; --help"),
+    "an abbreviation": (["--se=SET", "--form=png"], "unrecognized arguments: --se=SET"),
+    "no value": (["--set"], "argument --set: expected one argument"),
+    "nothing there": (["--set=nowhere", "--form=png"], "there is nothing at nowhere"),
+    "no set there": (["--set=FOLDER", "--form=png"], "holds no distilled set"),
+    "occupied": (["--set=SET", "--form=png", "--out=FOLDER"], "is not empty, and is not overwritten"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refuses_in_one_line(case, archive, capsys):
+    line, words = REFUSED[case]
+    line = [part.replace("SET", str(archive)).replace("FOLDER", str(archive.parent.parent)) for part in line]
+    said = refusal(capsys, line)
+    assert words.replace("SET", str(archive)) in said
+
+
+def test_help_lists_the_forms(capsys):
+    assert export.main(["--help"]) == 0
+    page = capsys.readouterr().out
+    assert all(f" {form} " in page for form in formats.WRITABLE)
+    assert all(words in page for words in formats.FORMS.values())
+
+
+AS_A_MODULE = """
+import atexit, os, runpy, sys
+atexit.register(lambda: {"torch", "datasets"} & set(sys.modules) and os._exit(9))
+runpy.run_module("ssdd_jax.export", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_runs_as_a_module(archive):
+    """With an exit status, and without the libraries that it does not need."""
+    line = [sys.executable, "-c", AS_A_MODULE, f"--set={archive}", "--form=npz", f"--out={archive.parent.parent}"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and not done.stdout, done
+    assert done.stderr.startswith("ssdd_jax: ") and "is not overwritten" in done.stderr
