@@ -10,7 +10,7 @@ from helpers import CHANNELS, DIM, SIZE, WIDTHS, jit, pairs, relative
 from jax import lax
 
 from ssdd_jax import inner, matching
-from ssdd_jax.models import conv, convnet, convolution
+from ssdd_jax.models import conv, convolution, layers
 
 SETTINGS = matching.Settings(3, 4, image_learning_rate=2.0, target_learning_rate=0.5, rate_learning_rate=0.01)
 RATE = jnp.float32(0.1)
@@ -205,5 +205,5 @@ def test_gradients_through_convolutions_in_chunks(x64, task, monkeypatch):
     monkeypatch.setattr(convolution, "CHUNK_BYTES", 2 * SIZE * SIZE * 9 * CHANNELS * 8)
     monkeypatch.setattr(convolution, "CHUNKS_AT_LEAST", 0)
     chunked = found()
-    monkeypatch.setattr(convnet, "conv", plain)
+    monkeypatch.setattr(layers, "conv", plain)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), chunked, found())
