@@ -52,7 +52,14 @@ def run(key: Array, carry: Any, step: Callable[[Any, Array], Any], *, count: int
     """
 
     def epoch(carry: Any, number: Array) -> tuple[Any, None]:
-        rows = shuffled(jax.random.fold_in(key, number), count=count, batch_size=batch_size)
-        return lax.scan(lambda carry, row: (step(carry, row), None), carry, rows)[0], None
+        return one(key, carry, step, number, count=count, batch_size=batch_size), None
 
     return lax.scan(epoch, carry, jnp.arange(epochs))[0]
+
+
+def one(
+    key: Array, carry: Any, step: Callable[[Any, Array], Any], number: Array, *, count: int, batch_size: int
+) -> Any:
+    """Epoch `number`, a scalar, of those of `run`: `carry` after its mini-batches, rows int32 `(batch,)`."""
+    rows = shuffled(jax.random.fold_in(key, number), count=count, batch_size=batch_size)
+    return lax.scan(lambda carry, row: (step(carry, row), None), carry, rows)[0]

@@ -22,6 +22,7 @@ from jax import lax
 from ssdd_jax import loop, post_training
 from ssdd_jax.errors import UserError
 from ssdd_jax.models import initialize
+from ssdd_jax.preprocess import from_bytes
 
 Array = jax.Array
 Variables = Any
@@ -230,7 +231,7 @@ def step(
     images = augment(key, batch[0], padding=settings.padding, flip=settings.flip)
     params, stats = state.variables["params"], state.variables["batch_stats"]
     of = jax.value_and_grad(functools.partial(loss, network=network, classes=classes), has_aux=True)
-    (value, stats), gradient = of(params, stats, _normal(images, mean, std), batch[1])
+    (value, stats), gradient = of(params, stats, from_bytes(images, mean, std), batch[1])
     velocity = jax.tree.map(
         lambda v, g, p: settings.momentum * v + g + settings.weight_decay * p, state.velocity, gradient, params
     )
@@ -333,11 +334,6 @@ def _possible(logits: Array, classes: Array) -> Array:
     return jnp.where((jnp.arange(logits.shape[-1]) < classes)[None], logits, NEVER)
 
 
-def _normal(images: Array, mean: Array, std: Array) -> Array:
-    shape = (1, 1, 1, -1)
-    return (images.astype(jnp.float32) / 255.0 - mean.reshape(shape)) / std.reshape(shape)
-
-
 @functools.partial(jax.jit, static_argnames="network")
 def _predict(
     variables: Variables, images: Array, *, network: nn.Module, classes: Array, mean: Array, std: Array
@@ -345,7 +341,7 @@ def _predict(
     """Classes `(S,B)` that networks side by side see in the same images, in eval mode."""
 
     def one(variables: Variables) -> Array:
-        found: Any = network.apply(variables, _normal(images, mean, std), train=False)
+        found: Any = network.apply(variables, from_bytes(images, mean, std), train=False)
         return jnp.argmax(_possible(found[1], classes), -1)
 
     return jax.vmap(one)(variables)

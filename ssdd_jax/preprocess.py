@@ -28,9 +28,7 @@ class Preprocessing(NamedTuple):
 
     def images(self, images: Array) -> Array:
         """Network input `(...,C)` of uint8 images `(...,C)`."""
-        shape = (1,) * (images.ndim - 1) + (-1,)
-        pixels = images.astype(jnp.float32) / 255.0
-        return (pixels - self.image_mean.reshape(shape)) / self.image_std.reshape(shape)
+        return from_bytes(images, self.image_mean, self.image_std)
 
     def pixels(self, inputs: Array) -> Array:
         """Pixels in 0..1 `(...,C)` of network inputs `(...,C)`, clipped."""
@@ -47,6 +45,12 @@ class Preprocessing(NamedTuple):
         """A teacher's features `(...,D)` of regression targets `(...,D)`."""
         shape = (1,) * (targets.ndim - 1) + (-1,)
         return targets * self.target_scale + self.target_mean.reshape(shape)
+
+
+def from_bytes(images: Array, mean: Array, std: Array) -> Array:
+    """Network input of uint8 images `(...,C)`: pixels in 0..1, less the mean `(C,)`, over the deviation `(C,)`."""
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    return (images.astype(jnp.float32) / 255.0 - mean.reshape(shape)) / std.reshape(shape)
 
 
 def fit(images: np.ndarray, features: np.ndarray) -> Preprocessing:

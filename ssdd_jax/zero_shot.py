@@ -28,6 +28,7 @@ from jax import lax
 from ssdd_jax import diff_augment, epochs, finetune, loop
 from ssdd_jax.errors import UserError
 from ssdd_jax.models import initialize
+from ssdd_jax.preprocess import from_bytes
 
 Array = jax.Array
 Variables = Any
@@ -364,6 +365,5 @@ def _predict(
     variables: Variables, images: Array, constants: tuple[Array, Array], *, network: nn.Module, settings: Settings
 ) -> Array:
     """Classes int32 `(S,B)` that students predict for uint8 images `(B,H,W,C)`."""
-    mean, std = (constant.reshape(1, 1, 1, -1) for constant in constants)
-    x = (images.astype(jnp.float32) / 255.0 - mean) / std
+    x = from_bytes(images, *constants)
     return jax.vmap(lambda one: jnp.argmax(_logits(network, one, x, settings), -1))(variables)

@@ -21,7 +21,7 @@ _BLOCK = 128
 # CIFAR-10 (1 kB an image) 10 % slower than one does, but 10 kB PNG and 100 kB JPEG files 1.8 times as fast.
 _THREADS_FROM_BYTES = 4096
 # All that Pillow's decoders, files and archives raise for damaged content.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -91,13 +91,13 @@ class EncodedImages:
     def _fetch(self, rows: Sequence[int]) -> Sequence[bytes]:
         try:
             return self.fetch(rows)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise UserError(f"{self.describe(rows[0])} cannot be read: {one_line(error)}") from error
 
     def _decode(self, row: int, encoded: bytes) -> np.ndarray:
         try:
             return decode(encoded, self.channels, self.image_size)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             cause = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
             raise UserError(
                 f"{self.describe(row)} is not an image that can be read, or a damaged one ({cause}): "

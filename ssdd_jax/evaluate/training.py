@@ -15,8 +15,7 @@ import numpy as np
 from jax import lax
 
 from ssdd_jax import epochs, inner, loop, models
-from ssdd_jax.preprocess import Preprocessing
-from ssdd_jax.teacher.network import normalize
+from ssdd_jax.preprocess import Preprocessing, from_bytes
 
 Array = jax.Array
 Variables = Any
@@ -136,15 +135,13 @@ def _epochs(
 ) -> inner.State:
     images, targets = pairs
 
-    def step(state: inner.State, rows: Array) -> tuple[inner.State, None]:
+    def step(state: inner.State, rows: Array) -> inner.State:
         x = images[rows]
         x = preprocessing.images(x) if x.dtype == jnp.uint8 else x
-        return inner.step(state, x, targets[rows], settings=settings.sgd, network=network)[0], None
+        return inner.step(state, x, targets[rows], settings=settings.sgd, network=network)[0]
 
     def epoch(number: Array, state: inner.State) -> inner.State:
-        key_epoch = jax.random.fold_in(key, number)
-        rows = epochs.shuffled(key_epoch, count=len(images), batch_size=settings.batch_size)
-        return lax.scan(step, state, rows)[0]
+        return epochs.one(key, state, step, number, count=len(images), batch_size=settings.batch_size)
 
     return lax.fori_loop(*span, epoch, state)
 
@@ -181,7 +178,7 @@ def extract(
 
 @functools.partial(jax.jit, static_argnames="network")
 def _features(variables: Variables, images: Array, mean: Array, std: Array, *, network: nn.Module) -> Array:
-    return models.features(network, variables, normalize(images.astype(jnp.float32) / 255.0, mean, std))
+    return models.features(network, variables, from_bytes(images, mean, std))
 
 
 def side_by_side(network: nn.Module, batch_shape: Sequence[int]) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import pathlib
-import struct
-import zlib
 
 import numpy as np
 from PIL import Image
 
+from ssdd_jax.data.encoded import DAMAGE
 from ssdd_jax.data.folder import EXTENSIONS
 from ssdd_jax.data.images import decode, one_line
 from ssdd_jax.errors import UserError
@@ -20,19 +19,6 @@ FEATURES: tuple[str, ...] = ("features.npy", "features.npz")
 UNDO = (
     "A network is given (pixels / 255 - image_mean) / image_std per channel and regresses the row of features.npy that "
     "the image has in the order of the file names: the teacher's features are that row * target_scale + target_mean."
-)
-# All that Pillow's decoders raise for damaged content.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -124,14 +110,14 @@ def _is_grey(file: pathlib.Path) -> bool:
     try:
         with Image.open(file) as opened:
             return opened.mode in ("1", "L", "LA") or opened.mode.startswith("I")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _unreadable(file, error) from None
 
 
 def _decode(file: pathlib.Path, channels: int) -> np.ndarray:
     try:
         return decode(file.read_bytes(), channels)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _unreadable(file, error) from None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from ssdd_jax import files
 from ssdd_jax.models.norm import BatchNorm
 from ssdd_jax.models.resnet import ResNet, from_params
+from ssdd_jax.preprocess import from_bytes
 
 Array = jax.Array
 Variables = dict[str, Any]
@@ -176,7 +177,7 @@ def features(
 
 @jax.jit
 def _features_of_bytes(backbone: Variables, images: Array, mean: Array, std: Array) -> Array:
-    return features_of_inputs(backbone, normalize(images.astype(jnp.float32) / 255.0, mean, std))
+    return features_of_inputs(backbone, from_bytes(images, mean, std))
 
 
 def _kernel_std(shape: tuple[int, ...]) -> float:
