@@ -25,7 +25,6 @@ CPU: dict[str, Any] = {
     "storage.N": 50,
     "storage.M": 100,
     "student.widths": (32, 64, 128),
-    "pool.vectorize": 1,
     "pool.size": 4,
     "pool.steps": 150,
     "distill.steps": 800,
@@ -42,7 +41,6 @@ EXPERTS: dict[str, Any] = {
     "experts.widths": (32, 32, 32),
     "experts.count": 5,
     "experts.batch_size": 128,
-    "experts.vectorize": 1,
 }
 OWN: dict[str, dict[str, Any]] = {
     "cpu": CPU,
@@ -58,6 +56,4 @@ def get_config(edition: str = "") -> ConfigDict:
     config = default()
     config.data.name = "tfds:cifar10"
     config.storage.N = 100
-    config.pool.vectorize = 10
-    config.experts.vectorize = 10
     return edit(config, edition, OWN)

@@ -20,6 +20,4 @@ def get_config(edition: str = "") -> ConfigDict:
     config = default()
     config.data.name = "tfds:cifar100"
     config.storage.N = 100
-    config.pool.vectorize = 10
-    config.experts.vectorize = 10
     return edit(config, edition, OWN)

@@ -1,8 +1,9 @@
 """ImageNet at 64x64 (TFDS imagenet_resized/64x64), Boost-SSDD's hyperparameters.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
-Approximation", ICLR 2025. The images, 15.7 GB, and the features stay on the device: 1.28 million of both.
-Command: python -m ssdd_jax.main --config=configs/imagenet64.py [--config.data.data_dir=DIR]
+Approximation", ICLR 2025. The images, 15.7 GB, and the features, 2.6 GB, are streamed where they are more than half of
+the device's memory; with a folder to keep them in they need not fit in the host's: experiments/docs/large_data.md.
+Command: python -m ssdd_jax.main --config=configs/imagenet64.py --config.data.cache_dir=DIR [--config.data.data_dir=DIR]
 """
 
 from typing import Any
@@ -38,7 +39,5 @@ def get_config(edition: str = "") -> ConfigDict:
     config.storage.hidden = 16
     config.student.widths = (64, 128, 256, 512)
     config.distill.steps = 20_000
-    config.pool.vectorize = 10
     config.evaluate.full_epochs = 10
-    config.experts.vectorize = 10
     return edit(config, edition, OWN)

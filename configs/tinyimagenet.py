@@ -30,6 +30,4 @@ def get_config(edition: str = "") -> ConfigDict:
     config.storage.hidden = 16
     config.student.widths = (64, 128, 256, 512)
     config.distill.steps = 20_000
-    config.pool.vectorize = 10
-    config.experts.vectorize = 10
     return edit(config, edition, OWN)

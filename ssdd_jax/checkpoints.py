@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ssdd_jax import files
+from ssdd_jax import devices, files
 
 KEEP = 2
 # What a checkpoint takes beside its arrays, generously.
@@ -23,7 +23,10 @@ SPARE_BYTES = 2**20
 
 
 class Checkpoints:
-    """The checkpoints in one folder, the last two of which are kept."""
+    """The checkpoints in one folder, the last two of which are kept.
+
+    Of several processes, which see the same folder, all do the same with it at the same time.
+    """
 
     def __init__(self, folder: pathlib.Path, *, say: Callable[[str], None]):
         """Open or make the folder; `say` is told what a user should know."""
@@ -50,7 +53,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         with files.saving(self.folder / str(step)):
-            self._check_room(state)
+            with devices.agreed():  # before any of them writes, which would change what the next one finds
+                self._check_room(state)
             self._manager.save(step, args=ocp.args.StandardSave(_raw(state)))
 
     def _check_room(self, state: Any) -> None:
@@ -72,7 +76,8 @@ class Checkpoints:
         """The newest readable state.
 
         Args:
-            like: A state, or its abstract values, of the same structure.
+            like: A state, or its abstract values, of the same structure: abstract leaves with a sharding are restored
+                to it, from whatever devices they were saved, all else to this process's first device.
 
         Returns:
             The state and its step, or None if there is none. Unreadable ones are moved aside.
@@ -98,9 +103,11 @@ class Checkpoints:
             f"moved to {aside}, going back to the one before it"
         )
         self._manager.close()
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(self.folder / str(step), aside)
+        with devices.agreed():
+            if devices.is_first():
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(self.folder / str(step), aside)
         self._manager = self._open()
 
     def close(self) -> None:
@@ -129,7 +136,8 @@ def _raw(state: Any) -> Any:
         if not _is_key(leaf):
             return leaf
         if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.eval_shape(jax.random.key_data, leaf)
+            raw = jax.eval_shape(jax.random.key_data, leaf)
+            return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=leaf.sharding)
         return jax.random.key_data(leaf)
 
     return jax.tree.map(plain, state)
@@ -140,5 +148,6 @@ def _typed(raw: Any, like: Any) -> Any:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    found = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
+    sharding = found or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)

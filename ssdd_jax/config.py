@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssdd_jax import augment, decoder
+from ssdd_jax import augment, decoder, precision
+from ssdd_jax.devices import HOSTS
 from ssdd_jax.errors import UserError
 from ssdd_jax.models import convnet
 
@@ -19,14 +20,23 @@ def default() -> ConfigDict:
     config.seed = 0
     config.method = "boost"  # boost | krr_st | mkdt | scdd | subset | noise
 
+    config.precision = "auto"  # of the pool and the teacher: float32 | bfloat16 | auto (bfloat16 on accelerators)
+
     config.data = data = ConfigDict()
-    data.name = "digits"  # digits | tfds:NAME | tiny_imagenet | aircraft | folder:PATH | npz:PATH
+    data.name = "digits"  # digits | tfds:NAME | tiny_imagenet | aircraft | folder:PATH | npz:PATH | npy:PATH
     data.data_dir = ""  # where TFDS keeps its data, or the original files of Tiny ImageNet or FGVC-Aircraft are
     data.train_split = "train"
     data.test_split = "test"
     data.image_size = 0  # side in pixels; 0: as stored
     data.train_limit = 0  # use so many training images; 0: all
     data.test_fraction = 0.2  # held out where the data have no test split
+    data.cache_dir = ""  # a folder to keep decoded images in, mapped from there instead of held in memory
+
+    config.devices = devices = ConfigDict()  # may change from one start of a run to the next
+    devices.pool = 0  # devices to split the models of a step over; 0: as many as divide them and the devices there are
+    devices.data = 0  # devices to split batches of images over; 0: those that are left, as far as they divide these
+    devices.gigabytes = 0.0  # images and features that take more are streamed from the host; 0: half of the memory
+    devices.hosts = ""  # several processes: auto (SLURM, GKE, TPU pods), or ADDRESS:PORT,COUNT,INDEX
 
     config.teacher = teacher = ConfigDict()
     teacher.seed = 0  # of the teacher and of what else runs may share
@@ -204,6 +214,11 @@ def _widths(value: Any) -> bool:
     return len(value) > 0 and all(isinstance(width, int) and width > 0 for width in value)
 
 
+def _hosts(value: str) -> bool:
+    found = HOSTS.fullmatch(value)
+    return value in ("", "auto") or (found is not None and int(found["index"]) < int(found["count"]))
+
+
 _COUNTS = (
     "teacher.width teacher.projector_hidden teacher.projector_out teacher.epochs teacher.steps_per_call "
     "teacher.save_every storage.N storage.base_size storage.hidden pool.size pool.models_per_step pool.vectorize "
@@ -221,7 +236,8 @@ _NOT_NEGATIVE = (
     "seed data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
     "storage.V inner.weight_decay distill.weight_decay evaluate.weight_decay teacher.seed experts.weight_decay "
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
-    "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay"
+    "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
+    "devices.gigabytes devices.pool devices.data"
 ).split()
 
 ENTRIES = ("distilled", "random_real", "random_init", "full_data", "teacher")
@@ -232,6 +248,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{key: _positive() for key in _RATES},
     **{key: _at_least(0) for key in _NOT_NEGATIVE},
     "data.test_fraction": _between(0.01, 0.9),
+    "devices.hosts": (_hosts, "auto, or ADDRESS:PORT,COUNT,INDEX with INDEX below COUNT, such as node1:8476,2,0"),
     "teacher.batch_size": _at_least(2),
     "teacher.blocks": ((lambda v: len(v) == 4 and _widths(v)), "four whole numbers above 0, such as (2, 2, 2, 2)"),
     "teacher.crop_scale": (
@@ -258,6 +275,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda v: len(v) > 0 and v[0] == "distilled" and all(name in ENTRIES for name in v)),
         f"'distilled' and any of {', '.join(ENTRIES[1:])}",
     ),
+    "precision": _one_of(precision.NAMES),
     "distill.samples": _one_of(SAMPLES),
     "distill.start": _one_of(tuple(decoder.STARTS)),
     "evaluate.batch_size": _at_least(2),

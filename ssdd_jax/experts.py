@@ -22,15 +22,16 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
-from ssdd_jax import epochs, files, inner, loop
+from ssdd_jax import epochs, files, inner, loop, streaming
 from ssdd_jax.errors import UserError
 from ssdd_jax.models import convnet
 from ssdd_jax.preprocess import Preprocessing
 
 Array = jax.Array
 
-# Images per forward pass when losses are measured.
+# Images per forward pass when losses are measured, and those that are read from the host at a time.
 MEASURE = 256
+PART = 32 * MEASURE
 
 
 class Settings(NamedTuple):
@@ -133,6 +134,36 @@ def train_epoch(
 
     options = {"count": len(images), "batch_size": settings.batch_size, "epochs": 1}
     return jax.vmap(lambda key, state: epochs.run(key, state, step, **options))(keys, states)
+
+
+def train_epoch_streamed(
+    keys: Array, states: inner.State, pairs: streaming.Pairs, *, settings: Settings
+) -> inner.State:
+    """The same as `train_epoch`, of images and features that stay on the host; `keys` `(k,)`, one per expert."""
+    read, steps = streaming.shuffled(keys, pairs, batch_size=settings.batch_size)
+    size, _ = epochs.batch_of(len(pairs.images), settings.batch_size)
+    advance = functools.partial(_advance_fed, pairs.preprocessing, settings=settings)
+    per_call = streaming.steps_per_call(pairs, len(keys) * size, steps)
+    return streaming.run(advance, states, read, steps=steps, per_call=per_call)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _advance_fed(
+    preprocessing: Preprocessing, states: inner.State, items: tuple[Array, Array], count: Array, *, settings: Settings
+) -> inner.State:
+    def one(state: inner.State, x: Array, y: Array) -> inner.State:
+        return inner.step(state, preprocessing.images(x), y, settings=settings.inner)[0]
+
+    return streaming.loop(lambda states, item: jax.vmap(one)(states, *item), states, items, count)
+
+
+def _losses(variables: inner.Variables, data: streaming.Pairs | _Data) -> np.ndarray:
+    """`image_losses`, of what is on the host a part at a time."""
+    if isinstance(data, _Data):
+        return np.asarray(image_losses(variables, *data))
+    rows = np.arange(len(data.images))
+    some = (data.take(rows[begin : begin + PART]) for begin in range(0, len(rows), PART))
+    return np.concatenate([np.asarray(image_losses(variables, *part, data.preprocessing)) for part in some])
 
 
 @jax.jit
@@ -241,6 +272,20 @@ def make(
     say: Callable[[str], None],
     keep: bool = True,
 ) -> Store:
+    """As `make_of`, of images uint8 `(n,H,W,C)` and regression targets `(n,D)` that are kept on the device."""
+    data = _Data(jnp.asarray(images), jnp.asarray(targets), preprocessing)
+    return make_of(key, folder, data, settings=settings, say=say, keep=keep)
+
+
+def make_of(
+    key: Array,
+    folder: pathlib.Path,
+    data: streaming.Pairs | _Data,
+    *,
+    settings: Settings,
+    say: Callable[[str], None],
+    keep: bool = True,
+) -> Store:
     """Train the experts that are missing, a group of `vectorize` at a time.
 
     Interrupted, it continues with the first group that is not whole, with the same bits as if left alone: an expert
@@ -249,9 +294,7 @@ def make(
     Args:
         key: PRNG key; folded by expert.
         folder: Where trajectories and losses are kept.
-        images: uint8 `(n,H,W,C)`.
-        targets: Regression targets `(n,D)`.
-        preprocessing: Constants of the data set.
+        data: What they are trained on: on the device, or streamed from the host.
         settings: How many experts, and how they are trained.
         say: Called with a line for the user before anything is trained.
         keep: Whether trajectories are written. Without them only the losses are, and one epoch is enough.
@@ -264,10 +307,9 @@ def make(
         ssdd_jax.loop.Stopped: If SIGTERM or SIGINT came; the groups that are done are kept.
     """
     store = Store(folder)
-    data = _Data(jnp.asarray(images), jnp.asarray(targets), preprocessing)
-    size = settings.vectorize
+    size, (shape, dim) = settings.vectorize, _shapes(data)
     groups = [range(first, min(first + size, settings.count)) for first in range(0, settings.count, size)]
-    expected = (settings.epochs + 1, numbers(settings, data.images.shape[1:], data.targets.shape[1]))
+    expected = (settings.epochs + 1, numbers(settings, shape, dim))
     missing = [group for group in groups if not _is_done(store, group, expected if keep else None)]
     if missing:
         passes = settings.epochs if keep else 1
@@ -291,7 +333,14 @@ class _Progress(NamedTuple):
     requested: Sequence[int]
 
 
-def _make_group(key: Array, store: Store, group: range, data: _Data, settings: Settings, progress: _Progress) -> None:
+def _shapes(data: streaming.Pairs | _Data) -> tuple[tuple[int, ...], int]:
+    """`(H,W,C)` and D."""
+    return data.images.shape[1:], (data.targets if isinstance(data, _Data) else data.features).shape[1]
+
+
+def _make_group(
+    key: Array, store: Store, group: range, data: streaming.Pairs | _Data, settings: Settings, progress: _Progress
+) -> None:
     """Train a group, write its trajectories, and last its losses, which say that it is whole."""
     snapshots, losses = [], np.zeros(len(data.images))
     for epoch, states in enumerate(_train(key, group, data, settings, progress.passes)):
@@ -301,7 +350,7 @@ def _make_group(key: Array, store: Store, group: range, data: _Data, settings: S
             snapshots.append(vectors)
         if epoch == 1:
             members = [jax.tree.map(lambda leaf: leaf[i], states.variables) for i in range(len(group))]  # noqa: B023
-            each = np.stack([image_losses(variables, *data) for variables in members])
+            each = np.stack([_losses(variables, data) for variables in members])
             _check_finite(each, group, "losses after epoch 1")
             losses = each.sum(0, dtype=np.float64)
         progress.bar.update(len(group) if epoch else 0)
@@ -312,15 +361,20 @@ def _make_group(key: Array, store: Store, group: range, data: _Data, settings: S
     files.write_array(_group_losses(store, group), losses)
 
 
-def _train(key: Array, group: range, data: _Data, settings: Settings, passes: int) -> Iterator[inner.State]:
+def _train(
+    key: Array, group: range, data: streaming.Pairs | _Data, settings: Settings, passes: int
+) -> Iterator[inner.State]:
     """The group's experts at the start and after every epoch."""
     keys = jax.vmap(lambda expert: jax.random.split(jax.random.fold_in(key, expert)))(jnp.asarray(group))
-    shape, dim = data.images.shape[1:], data.targets.shape[1]
+    shape, dim = _shapes(data)
     states = _fresh(keys[:, 0], settings=settings, image_shape=shape, dim=dim)
     yield states
     for epoch in range(passes):
         orders = jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], epoch)
-        states = train_epoch(orders, states, *data, settings=settings)
+        if isinstance(data, _Data):
+            states = train_epoch(orders, states, *data, settings=settings)
+        else:
+            states = train_epoch_streamed(orders, states, data, settings=settings)
         yield states
 
 

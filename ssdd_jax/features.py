@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import pathlib
 import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from ssdd_jax import files
+from ssdd_jax.data import mapped
 from ssdd_jax.errors import UserError
+from ssdd_jax.preprocess import parts
 
 
 class Features(NamedTuple):
     """The teacher's features, float32.
 
     Attributes:
-        train: Of the training images `(n,D)`.
+        train: Of the training images `(n,D)`; mapped from disk where they were loaded.
         test: Of the test images `(m,D)`, or None if the user brought none.
     """
 
@@ -53,8 +56,8 @@ class Brought(NamedTuple):
 def read(path: str, *, train: int, test: int, views: tuple[str, ...]) -> Brought:
     """Read a user's features and check them against the data set.
 
-    A `.npy` holds those of the training images. A `.npz` holds `train`, and may hold `test` and, under the names of
-    views (`rot90`, ...), the features of the training images in these views.
+    A `.npy` holds those of the training images, and stays on disk if they are float32. A `.npz` holds `train`, and may
+    hold `test` and, under the names of views (`rot90`, ...), the features of the training images in these views.
 
     Args:
         path: The file.
@@ -87,7 +90,7 @@ def _arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise UserError(f"teacher.features: there is no file {file}")
     if file.suffix == ".npy":
-        return {"train": files.read_array(file)}
+        return {"train": mapped.read(file)}
     if file.suffix != ".npz":
         raise UserError(f"teacher.features: {file} is neither .npy nor .npz")
     try:
@@ -106,10 +109,13 @@ def _check(file: pathlib.Path, name: str, array: np.ndarray, count: int) -> np.n
             f"{file}: {name} has features of {len(array)} images, the data set has {count} {part} images: "
             "they must be in the same number and order"
         )
-    if not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array).all(1))[0])
-        raise UserError(f"{file}: {name} holds numbers that are not finite, first in row {row}")
-    return array.astype(np.float32)
+    for some in parts(len(array)):
+        bad = np.flatnonzero(~np.isfinite(array[some]).all(1))
+        if len(bad):
+            raise UserError(
+                f"{file}: {name} holds numbers that are not finite, first in row {some.start + int(bad[0])}"
+            )
+    return array.astype(np.float32, copy=False)
 
 
 def of_samples(brought: Brought, samples: np.ndarray, views: tuple[str, ...]) -> np.ndarray:
@@ -118,11 +124,26 @@ def of_samples(brought: Brought, samples: np.ndarray, views: tuple[str, ...]) ->
 
 
 def save(folder: pathlib.Path, features: Features, images: str) -> None:
-    """Write the folder; the description comes last. `images` is the fingerprint of the training images."""
-    for name, array in features._asdict().items():
-        if array is not None:
-            files.write_array(folder / f"{name}.npy", array)
-    files.write_json(folder / "features.json", {"images": images, "test": features.test is not None})
+    """Write the folder. `images` is the fingerprint of the training images."""
+    known = {name: array for name, array in features._asdict().items() if array is not None}
+    write(folder, {name: (_pieces(array), len(array)) for name, array in known.items()}, images)
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    return (array[some] for some in parts(len(array)))
+
+
+def write(folder: pathlib.Path, pieces: Mapping[str, tuple[Iterable[np.ndarray], int]], images: str) -> None:
+    """Write the folder from features that are in memory a piece at a time; the description comes last.
+
+    Args:
+        folder: The folder.
+        pieces: For `train`, and `test` if there is any, float32 arrays `(k,D)` and the sum of their k.
+        images: The fingerprint of the training images.
+    """
+    for name, (some, count) in pieces.items():
+        mapped.write(folder / f"{name}.npy", some, count)
+    files.write_json(folder / "features.json", {"images": images, "test": "test" in pieces})
 
 
 def complete(folder: pathlib.Path) -> bool:
@@ -142,9 +163,7 @@ def load(folder: pathlib.Path, images: str) -> Features:
             f"{folder} holds features of other images than the data set has now: "
             "bring the data back to what they were, or choose another folder"
         )
-    return Features(
-        files.read_array(folder / "train.npy"), files.read_array(folder / "test.npy") if about["test"] else None
-    )
+    return Features(mapped.read(folder / "train.npy"), mapped.read(folder / "test.npy") if about["test"] else None)
 
 
 def save_samples(folder: pathlib.Path, samples: Samples) -> None:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and read without unpickling anything."""
+"""Files written whole or not at all, by one process of several, and read without unpickling anything."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
+from ssdd_jax import devices
 from ssdd_jax.errors import UserError
 
 Path = pathlib.Path
@@ -41,6 +42,15 @@ def saving(path: Path) -> Iterator[None]:
         raise
 
 
+def machine_bytes() -> int:
+    """Memory of the machine, or of the container that the process is in, if that has less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # "max", where there is none
+            memory = min(memory, int(limit.read_text()))
+    return memory
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether an error, or one that it was raised from, says that the disk is full."""
     seen: BaseException | None = error
@@ -56,6 +66,10 @@ def is_full_disk(error: BaseException) -> bool:
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
     """A file that is written under another name, and renamed when all of it is on the disk."""
+    if not devices.is_first():
+        with open(os.devnull, "wb") as nowhere:
+            yield nowhere
+        return
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")

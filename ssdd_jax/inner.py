@@ -18,17 +18,26 @@ from jax import lax
 
 from ssdd_jax.models import convnet
 from ssdd_jax.models import network as networks
+from ssdd_jax.precision import network_input
 
 Array = jax.Array
 Variables = Any
 
 
 class Settings(NamedTuple):
-    """How an inner model is trained: the rate, the momentum and the weight decay of SGD."""
+    """How an inner model is trained.
+
+    Attributes:
+        learning_rate: Rate of SGD.
+        momentum: Its momentum.
+        weight_decay: Its weight decay.
+        precision: Of the convolutions: see `ssdd_jax.precision`.
+    """
 
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-3
+    precision: str = "float32"
 
 
 class State(NamedTuple):
@@ -81,9 +90,9 @@ def init(
     return State(variables, optimizer(settings).init(variables["params"]))
 
 
-def features(variables: Variables, x: Array) -> Array:
+def features(variables: Variables, x: Array, *, precision: str = "float32") -> Array:
     """Flattened last block in eval mode (running statistics): images `(S,H,W,C)` to `(S,F)`."""
-    return networks.features(convnet.from_variables(variables), variables, x)
+    return networks.features(convnet.from_variables(variables), variables, network_input(x, precision))
 
 
 def predict(variables: Variables, x: Array) -> Array:
@@ -96,7 +105,15 @@ def _forward(variables: Variables, x: Array) -> tuple[Array, Array]:
     return found
 
 
-def loss(params: Any, batch_stats: Any, x: Array, y: Array, *, network: nn.Module | None = None) -> tuple[Array, Any]:
+def loss(
+    params: Any,
+    batch_stats: Any,
+    x: Array,
+    y: Array,
+    *,
+    network: nn.Module | None = None,
+    precision: str = "float32",
+) -> tuple[Array, Any]:
     """Mean squared error over all `S*D` entries in train mode, and the updated running statistics.
 
     Args:
@@ -105,6 +122,7 @@ def loss(params: Any, batch_stats: Any, x: Array, y: Array, *, network: nn.Modul
         x: Images `(S,H,W,C)`.
         y: Targets `(S,D)`.
         network: The architecture; if left out the `ConvNet` that the parameters belong to.
+        precision: Of the convolutions.
 
     Returns:
         The loss, a scalar, and the new `batch_stats`.
@@ -112,7 +130,8 @@ def loss(params: Any, batch_stats: Any, x: Array, y: Array, *, network: nn.Modul
     chex.assert_rank([x, y], [4, 2])
     chex.assert_equal_shape_prefix([x, y], 1)
     variables = {"params": params, "batch_stats": batch_stats}
-    found: Any = (network or convnet.from_variables(variables)).apply(variables, x, train=True, mutable=["batch_stats"])
+    network = network or convnet.from_variables(variables)
+    found: Any = network.apply(variables, network_input(x, precision), train=True, mutable=["batch_stats"])
     (_, prediction), updated = found
     chex.assert_equal_shape([prediction, y])
     return jnp.mean(jnp.square(prediction - y)), updated.get("batch_stats", {})
@@ -127,14 +146,14 @@ def step(
         state: The model.
         x: Images `(S,H,W,C)`.
         y: Targets `(S,D)`.
-        settings: Rate, momentum and weight decay.
+        settings: SGD's constants, and the precision.
         network: The architecture; if left out the `ConvNet` that the parameters belong to.
 
     Returns:
         The model after the step, and the loss before it.
     """
     params, stats = state.variables["params"], state.variables["batch_stats"]
-    of = jax.value_and_grad(functools.partial(loss, network=network), has_aux=True)
+    of = jax.value_and_grad(functools.partial(loss, network=network, precision=settings.precision), has_aux=True)
     (value, stats), gradient = of(params, stats, x, y)
     updates, opt_state = optimizer(settings).update(gradient, state.opt_state, params)
     params = optax.apply_updates(params, updates)

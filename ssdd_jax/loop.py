@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
-from ssdd_jax import files
+from ssdd_jax import devices, files
 from ssdd_jax.checkpoints import Checkpoints
 from ssdd_jax.errors import Stopped, UserError
 
@@ -35,6 +35,8 @@ class Training(NamedTuple):
         advice: What to try when the loss is no longer a number.
         feed: `(done, count) -> items`, leaves with a leading axis `count`: what the steps after the first `done` need
             from the host, read while the device computes. `step` is given the step's item as its third argument.
+        shardings: Where each leaf of the state lies on a mesh, a pytree like it, as `init` gives it; None for one
+            device.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Training(NamedTuple):
     save_every: int
     advice: str
     feed: Callable[[int, int], Any] | None = None
+    shardings: Any = None
 
 
 class Progress(NamedTuple):
@@ -70,7 +73,7 @@ def run(
 
     Args:
         training: What to do.
-        data: A pytree on the device, passed to every step.
+        data: A pytree on the device, or on the mesh, passed to every step.
         checkpoints: Where states are kept.
         metrics: A file of JSON lines to append to; lines after the step that is resumed from are dropped.
         watch: Called after every compiled call.
@@ -80,22 +83,24 @@ def run(
 
     Raises:
         UserError: If the loss is not a number any more; the last good state is kept.
-        Stopped: If SIGTERM or SIGINT came; the state is saved.
+        Stopped: If SIGTERM or SIGINT came, to any of several processes; the state is saved.
     """
-    restored = checkpoints.restore(jax.eval_shape(training.init))
+    restored = checkpoints.restore(_abstract(training))
     state, done = restored if restored else (training.init(), 0)
+    if done >= training.steps:
+        return state
     # Always whole calls, the last one too, so that one program serves all.
-    items = jax.device_put(training.feed(done, training.per_call)) if training.feed else None
-    call = _compile(training, state, data, items)
+    items = _items(training, done)
+    call = compiled(training, state, data, items)
     _drop_lines(metrics, training.name, done)
     saved = done
     with stop_requests() as requested, bar(training.name, training.steps, initial=done) as progress:
         while done < training.steps:
             count = min(training.per_call, training.steps - done)
             began = time.perf_counter()
-            state, info = call(state, data, items, jnp.int32(count))
-            if training.feed and done + count < training.steps:
-                items = jax.device_put(training.feed(done + count, training.per_call))
+            state, info = call(state, data, items, np.int32(count))
+            if done + count < training.steps:
+                items = _items(training, done + count)
             info = jax.tree.map(lambda values: np.asarray(values)[:count], info)  # noqa: B023, used at once
             _check_finite(training, info.loss, done, saved)
             done += count
@@ -105,17 +110,48 @@ def run(
             progress.update(count)
             if watch is not None:
                 watch(Progress(done, state, info))
-            if done - saved >= training.save_every or done == training.steps or requested:
+            stop = devices.any_process(bool(requested))
+            if done - saved >= training.save_every or done == training.steps or stop:
                 checkpoints.save(done, state)
                 saved = done
-            if requested and done < training.steps:
+            if stop and done < training.steps:
                 checkpoints.wait()
                 raise Stopped(f"{training.name}: stopped at step {done} of {training.steps}")
     checkpoints.wait()
     return state
 
 
-def _compile(training: Training, state: Any, data: Any, items: Any) -> Callable[..., tuple[Any, Any]]:
+def _abstract(training: Training) -> Any:
+    like = jax.eval_shape(training.init)
+    if training.shardings is None:
+        return like
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), like, training.shardings
+    )
+
+
+def _items(training: Training, done: int) -> Any:
+    if training.feed is None:
+        return None
+    items = training.feed(done, training.per_call)
+    if training.shardings is None:
+        return jax.device_put(items)
+    return devices.place(jax.tree.leaves(training.shardings)[0].mesh, items)
+
+
+def compiled(training: Training, state: Any, data: Any, items: Any) -> Any:
+    """The function that `run` calls, `(state, data, items, count) -> (state, infos)`; the state is given away.
+
+    Args:
+        training: What to do.
+        state: Its state, or abstract values of it; `data` and `items` likewise.
+        data: As for `run`.
+        items: What the feed gives, None without one.
+
+    Returns:
+        A function under `jax.jit`; the infos have leading axes `per_call`, of which the first `count` are filled.
+    """
+
     def step(state: Any, data: Any, items: Any, i: Any) -> tuple[Any, Any]:
         if training.feed is None:
             return training.step(state, data)
@@ -127,12 +163,17 @@ def _compile(training: Training, state: Any, data: Any, items: Any) -> Callable[
         def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             state, infos = carry
             state, info = step(state, data, items, i)
+            if training.shardings is not None:
+                state = lax.with_sharding_constraint(state, training.shardings)
             return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), infos, info)
 
         infos = jax.tree.map(lambda one: jnp.zeros((training.per_call, *one.shape), one.dtype), like)
         return lax.fori_loop(0, count, body, (state, infos))
 
-    return jax.jit(call, donate_argnums=0)
+    if training.shardings is None:
+        return jax.jit(call, donate_argnums=0)
+    everywhere = devices.sharding(jax.tree.leaves(training.shardings)[0].mesh)
+    return jax.jit(call, donate_argnums=0, out_shardings=(training.shardings, everywhere))
 
 
 def _check_finite(training: Training, losses: np.ndarray, done: int, saved: int) -> None:
@@ -155,10 +196,13 @@ def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
         mininterval=every,
         maxinterval=every,
         dynamic_ncols=True,
+        disable=not devices.is_first(),
     )
 
 
 def _log(path: pathlib.Path, name: str, done: int, info: Any, rate: float) -> None:
+    if not devices.is_first():
+        return
     line = {"stage": name, "step": done}
     line |= {field: float(np.mean(values)) for field, values in info._asdict().items()}
     with files.saving(path), open(path, "a") as file:
@@ -167,7 +211,7 @@ def _log(path: pathlib.Path, name: str, done: int, info: Any, rate: float) -> No
 
 def _drop_lines(path: pathlib.Path, name: str, done: int) -> None:
     """Drop what was logged beyond the step that is resumed from, and a line cut short by a kill."""
-    if path.exists():
+    if path.exists() and devices.is_first():
         kept = [line for line in read_metrics(path) if line["stage"] != name or line["step"] <= done]
         files.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 
@@ -28,9 +29,12 @@ Distil a set of images into a tiny set of images and target features, and measur
   --help                   print this page
 
 A run's folder holds config.json, teacher/, features/, samples/, checkpoints/, distilled/ (the set:
-ssdd_jax.load(path)), metrics.jsonl, results.json and figures/.
+ssdd_jax.load(path)), metrics.jsonl, results.json, figures/ and compiled/ (what XLA compiled, so that a second start is
+quick; another folder if JAX_COMPILATION_CACHE_DIR names one).
 
-Images come from config.data.name: digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH or npz:PATH.
+Several accelerators are used as they are found, several hosts with --config.devices.hosts=auto.
+Images come from config.data.name: digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH, npz:PATH
+or npy:PATH.
 Examples:
   python -m ssdd_jax.main
   python -m ssdd_jax.main --config=configs/digits.py:krr_st
@@ -60,8 +64,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> None:
+    import jax
+
     import ssdd_jax
-    from ssdd_jax import commandline, pipeline
+    from ssdd_jax import commandline, devices, pipeline
     from ssdd_jax import config as configuration
 
     if "--help" in arguments or "-h" in arguments:
@@ -73,8 +79,13 @@ def _run(arguments: list[str]) -> None:
         print(ssdd_jax.__version__)
     else:
         options = commandline.parse(arguments)
+        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            compiled = (options.shared or options.workdir) / "compiled"
+            jax.config.update("jax_compilation_cache_dir", str(compiled.absolute()))
+        devices.join(options.config.devices.hosts)
         pipeline.run(options.config, options.workdir, shared=options.shared, until=options.stage, say=_say)
-        print(f"ssdd_jax: done; everything is in {pathlib.Path(options.workdir)}", file=sys.stderr)
+        if devices.is_first():
+            print(f"ssdd_jax: done; everything is in {pathlib.Path(options.workdir)}", file=sys.stderr)
 
 
 def _say(line: str) -> None:
@@ -83,7 +94,11 @@ def _say(line: str) -> None:
 
 def cli() -> None:
     """Run and exit with the status."""
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    from ssdd_jax import devices
+
+    devices.leave(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,18 @@ data -> teacher -> features -> (the method's own) -> samples -> distill -> appro
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import scipy.linalg  # noqa: F401, loads the LAPACK that XLA calls
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from ssdd_jax import config as configuration
-from ssdd_jax import data, files, methods, selection
+from ssdd_jax import data, devices, files, methods, selection, streaming
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import Stage
 from ssdd_jax.models.convnet import check_divisible
@@ -31,12 +34,12 @@ def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Probl
     # One of each name: the method's own experts, whose trajectories are kept, serve the choice of samples as well.
     own = {stage.name: stage for stage in (*choice, *method.stages)}
     return [
-        Stage("teacher", teacher.train, shared=("data", "teacher")),
-        Stage("features", features.compute, shared=("data", "teacher")),
+        Stage("teacher", teacher.train, shared=("data", "teacher", "precision"), together=True),
+        Stage("features", features.compute, shared=("data", "teacher", "precision"), together=True),
         *own.values(),
         Stage("samples", features.choose),
-        Stage("distill", distill.distill),
-        Stage("approximate", distill.export),
+        Stage("distill", distill.distill, together=True),
+        Stage("approximate", distill.export, together=True),
         *method.after,
         Stage("evaluate", evaluation.measure),
         Stage("report", evaluation.draw),
@@ -71,20 +74,49 @@ def run(
     configuration.validate(config)
     methods.check(config.method)
     work = Workdir(workdir, shared)
+    say = say if devices.is_first() else _nothing
     # LAPACK's own threads stand in XLA's way: a Cholesky factorisation of 400 rows takes 0.5 ms with one thread, and
     # was seen to take 350 ms with two.
-    with work.claim(config), threadpool_limits(1, "blas"):
+    with contextlib.ExitStack() as held, threadpool_limits(1, "blas"):
+        with devices.agreed():
+            held.enter_context(work.claim(config))
         with work.timed("data"):
-            job = prepare(config, work, say)
+            job = _in_turn(lambda: prepare(config, work, say))
             stages = stages_of(job.method, config, job.problem)
             names = ["data", *(stage.name for stage in stages)]
             if until not in names:
                 raise UserError(f"unknown stage {until!r}: the stages are {', '.join(names)}")
             work.record(config)
         for stage in stages[: names.index(until)]:
-            with work.bound(stage.name, config, stage.shared, say=say), work.timed(stage.name):
-                stage.run(job)
+            _do(stage, job)
         return files.read_json(work.results) if work.results.exists() else None
+
+
+def _nothing(line: str) -> None:
+    """The first of several processes speaks for all."""
+
+
+def _in_turn(work: Callable[[], Run]) -> Run:
+    """The first of several processes begins, so that the others find what it leaves in a cache."""
+    found = None
+    with devices.agreed():
+        if devices.is_first():
+            found = work()
+    with devices.agreed():
+        return found or work()
+
+
+def _do(stage: Stage, job: Run) -> None:
+    """One stage: on all processes if it is made for that, else on the first; all wait for its end."""
+    with contextlib.ExitStack() as bound:
+        with devices.agreed():
+            bound.enter_context(job.work.bound(stage.name, job.config, stage.shared, say=job.say))
+        with job.work.timed(stage.name):
+            if stage.together:
+                stage.run(job)
+            with devices.agreed():
+                if not stage.together and devices.is_first():
+                    stage.run(job)
 
 
 def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
@@ -104,5 +136,19 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     else:
         teacher.trainer_of(config, dataset)
         dim = 8 * config.teacher.width
-    problem = methods.Problem(shape, dim, count, dataset.classes, network=not config.teacher.features)
-    return Run(config, work, dataset, problem, methods.make(config, problem), say)
+    mesh = mesh_of(config)
+    if mesh is not None:
+        say(devices.words(mesh))
+    problem = methods.Problem(shape, dim, count, dataset.classes, network=not config.teacher.features, mesh=mesh)
+    memory = devices.least(streaming.memory_bytes() // 10**6)
+    return Run(config, work, dataset, problem, methods.make(config, problem), say, memory)
+
+
+def mesh_of(config: ConfigDict) -> Mesh | None:
+    """The devices that a config asks for, None for one alone; see `devices.make`."""
+    batches = {} if config.teacher.features else {"teacher.batch_size": config.teacher.batch_size}
+    pooled = config.method in methods.POOLED
+    if pooled:
+        batches["distill.batch_size"] = config.distill.batch_size
+    models = config.pool.models_per_step if pooled else 1
+    return devices.make(config.devices.pool, config.devices.data, models=models, batches=batches)

@@ -6,14 +6,17 @@ accelerator, one or two where memory or cache says so.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
-from ssdd_jax import inner
+from ssdd_jax import devices, inner
+from ssdd_jax.devices import DATA, POOL
 
 Array = jax.Array
 
@@ -28,6 +31,7 @@ class Settings(NamedTuple):
         widths: Channels of each block of a model.
         norm: Its norm, `batch` or `instance`.
         inner: How a model is trained.
+        mesh: Devices over whose axis `pool` the models are split; None for one device.
     """
 
     size: int = 10
@@ -36,6 +40,7 @@ class Settings(NamedTuple):
     widths: tuple[int, ...] = (128, 256, 512)
     norm: str = "batch"
     inner: inner.Settings = inner.Settings()
+    mesh: Mesh | None = None
 
 
 class Pool(NamedTuple):
@@ -68,18 +73,34 @@ def init(key: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> 
     key_ages, key_models, key_next = jax.random.split(key, 3)
     ages = jax.random.randint(key_ages, (settings.size,), 1, max(settings.steps, 2))
 
-    def grow(member: tuple[Array, Array]) -> inner.State:
-        key, age = member
-        model = _fresh(key, x, y, settings)
-        return lax.fori_loop(0, age, lambda _, model: inner.step(model, x, y, settings=settings.inner)[0], model)
+    def grow(members: tuple[Array, Array], pairs: tuple[Array, Array]) -> inner.State:
+        def one(member: tuple[Array, Array]) -> inner.State:
+            key, age = member
+            model = _fresh(key, *pairs, settings)
+            return lax.fori_loop(0, age, lambda _, model: inner.step(model, *pairs, settings=settings.inner)[0], model)
 
-    models = lax.map(grow, (jax.random.split(key_models, settings.size), ages), batch_size=settings.vectorize)
+        return lax.map(one, members, batch_size=settings.vectorize)
+
+    models = _split(grow, (jax.random.split(key_models, settings.size), ages), (x, y), settings)
     return Pool(models, ages, key_next)
 
 
 def draw(key: Array, size: int, count: int) -> Array:
     """`count` of `size` models without repetition, int32 `(count,)`."""
     return jax.random.permutation(key, size)[:count] if count < size else jnp.arange(size)
+
+
+def drawn(leaves: Any, indices: Array) -> Any:
+    """Those of these indices out of a pytree whose leading axes are the models', and all as they are if all are drawn.
+
+    Args:
+        leaves: A pytree with leading axes L.
+        indices: Which models, int `(k,)`, no repetition.
+
+    Returns:
+        The pytree with leading axes k; where k = L in the order of the models, without a copy.
+    """
+    return jax.tree.map(lambda leaf: leaf if len(indices) == len(leaf) else leaf[indices], leaves)
 
 
 def step(pool: Pool, indices: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> Pool:
@@ -96,23 +117,64 @@ def step(pool: Pool, indices: Array, x: Array, y: Array, *, settings: Settings =
         The pool after the step.
     """
     chex.assert_rank([indices, x, y], [1, 4, 2])
-    drawn = jax.tree.map(lambda leaf: leaf[indices], pool.models)
-    ages = pool.ages[indices]
+    models, ages = drawn((pool.models, pool.ages), indices)
     old = ages >= settings.steps
     key_next, *keys = jax.random.split(pool.key, len(indices) + 1)
 
-    def trained(model: inner.State) -> inner.State:
-        return inner.step(model, x, y, settings=settings.inner)[0]
+    def stepped(members: tuple[inner.State, Array, Array], pairs: tuple[Array, Array]) -> inner.State:
+        models, old, keys = members
 
-    def renewed(models: inner.State) -> inner.State:
-        fresh = jax.vmap(lambda key: _fresh(key, x, y, settings))(jnp.stack(keys))
-        return jax.tree.map(lambda new, was: jnp.where(_like(old, new), new, was), fresh, models)
+        def trained(model: inner.State) -> inner.State:
+            return inner.step(model, *pairs, settings=settings.inner)[0]
 
-    stepped = lax.map(trained, drawn, batch_size=settings.vectorize)
-    # Fresh weights are drawn only when a model is renewed, which is once in Z steps.
-    stepped = lax.cond(jnp.any(old), renewed, lambda models: models, stepped)
-    models = jax.tree.map(lambda all_, new: all_.at[indices].set(new), pool.models, stepped)
-    return Pool(models, pool.ages.at[indices].set(jnp.where(old, 0, ages + 1)), key_next)
+        def renewed(models: inner.State) -> inner.State:
+            fresh = jax.vmap(lambda key: _fresh(key, *pairs, settings))(keys)
+            return jax.tree.map(lambda new, was: jnp.where(_like(old, new), new, was), fresh, models)
+
+        after = lax.map(trained, models, batch_size=settings.vectorize)
+        # Fresh weights are drawn only when a model is renewed, which is once in Z steps.
+        return lax.cond(jnp.any(old), renewed, lambda models: models, after)
+
+    after = _split(stepped, (models, old, jnp.stack(keys)), (x, y), settings)
+    changed = after, jnp.where(old, 0, ages + 1)
+    if len(indices) < settings.size:  # in place, where the caller gives the pool away
+        changed = jax.tree.map(lambda all_, new: all_.at[indices].set(new), (pool.models, pool.ages), changed)
+    return Pool(*changed, key_next)
+
+
+def spread(mesh: Mesh, like: Pool) -> Any:
+    """Where the leaves of a pool lie: the models over the axis `pool`, if it divides them, all else on every device.
+
+    Args:
+        mesh: The devices.
+        like: A pool, or its abstract values.
+
+    Returns:
+        A pool of shardings.
+    """
+    divides = len(like.ages) % mesh.shape[POOL] == 0
+    over_pool = devices.sharding(mesh, POOL) if divides else devices.sharding(mesh)
+    return devices.shardings(mesh, like)._replace(models=jax.tree.map(lambda _: over_pool, like.models))
+
+
+def _split(
+    work: Callable[[Any, Any], inner.State], members: Any, pairs: tuple[Array, Array], settings: Settings
+) -> inner.State:
+    """`work(members, pairs)`, each device along `pool` for its own members.
+
+    Batch norm sees all pairs, so that along `data` all devices do the same; unless there is nothing to split along
+    `pool`: then each has a part of the pairs, and XLA sums over all of them.
+    """
+    mesh = settings.mesh
+    if mesh is None:
+        return work(members, pairs)
+    if mesh.shape[POOL] == 1:
+        split = len(pairs[0]) % mesh.shape[DATA] == 0
+        return work(members, devices.over_data(mesh, pairs) if split else pairs)
+    if len(jax.tree.leaves(members)[0]) % mesh.shape[POOL]:
+        return work(members, pairs)
+    specs = PartitionSpec(POOL), PartitionSpec()
+    return jax.shard_map(work, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(members, pairs)
 
 
 def _fresh(key: Array, x: Array, y: Array, settings: Settings) -> inner.State:

@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from ssdd_jax.methods import Problem, Stage
+from ssdd_jax.preprocess import parts
 from ssdd_jax.stages import experts
 from ssdd_jax.stages.base import Run
 
@@ -66,7 +67,7 @@ def nearest_to_centres(features: np.ndarray, count: int, seed: int) -> np.ndarra
         found = KMeans(count, n_init=1, random_state=seed).fit(features)
         sizes = np.bincount(found.labels_, minlength=count)
         taken = np.zeros(len(features), bool)
-        squares = np.square(features).sum(1)
+        squares = np.concatenate([np.square(features[part]).sum(1) for part in parts(len(features))])
         rows = []
         for centre in found.cluster_centers_[np.argsort(-sizes, kind="stable")]:
             distances = squares - 2 * (features @ centre)  # but for a constant

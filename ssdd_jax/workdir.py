@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
-from ssdd_jax import files
+from ssdd_jax import devices, files
 from ssdd_jax.errors import UserError
 
 try:
@@ -24,7 +24,7 @@ except ImportError:  # not on Windows, where two runs in one folder are the user
 
 
 # Of what outputs depend on, these only say where things are and how often they are saved.
-CHANGES_NOTHING = {"data.data_dir", "teacher.save_every", "teacher.steps_per_call"}
+CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call"}
 
 
 class Workdir:
@@ -56,11 +56,16 @@ class Workdir:
 
     @contextlib.contextmanager
     def claim(self, config: ConfigDict) -> Iterator[None]:
-        """Make the folder, or check that it is bound to the same config, and hold it.
+        """Make the folder, or check that it is bound to the same config, and hold it: the first of several processes.
+
+        What devices a run uses may change from one start to the next.
 
         Raises:
             UserError: If it was made with another config (what differs is named), or another run is using it.
         """
+        if not devices.is_first():
+            yield
+            return
         with held(self.folder):
             self._check(config)
             yield
@@ -68,7 +73,11 @@ class Workdir:
     def _check(self, config: ConfigDict) -> None:
         if not self.config.exists():
             return
-        _compare(self.folder, configuration.flatten(config), files.read_json(self.config), "choose another --workdir")
+        wanted, found = (
+            {key: value for key, value in flat.items() if not key.startswith("devices.")}
+            for flat in (configuration.flatten(config), files.read_json(self.config))
+        )
+        _compare(self.folder, wanted, found, "choose another --workdir")
 
     def record(self, config: ConfigDict) -> None:
         """Bind the folder to its config: once the config is known to be workable, so that a mistake can be mended."""
@@ -94,7 +103,7 @@ class Workdir:
         Raises:
             UserError: If the output is there, or begun, with other values; what differs is named.
         """
-        if self.shared == self.folder or not parts:
+        if self.shared == self.folder or not parts or not devices.is_first():
             yield  # the work dir is bound to its config as a whole
             return
         wanted = _of_parts(configuration.flatten(config), parts)
@@ -159,6 +168,9 @@ def _of_parts(flat: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _compare(folder: pathlib.Path, wanted: dict[str, Any], found: dict[str, Any], advice: str) -> None:
+    # A key that did not exist yet stood for what its default does.
+    now = configuration.flatten(configuration.default())
+    found = {key: now[key] for key in wanted if key in now} | found
     different = [
         f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)"
         for key in sorted(set(wanted) | set(found))

@@ -11,7 +11,7 @@ from ssdd_jax.errors import UserError
 
 # Any value of their type is allowed here: names and paths, which are checked where they are used, and a switch.
 FREE = {"method", "data.name", "data.data_dir", "data.train_split", "data.test_split", "teacher.features"}
-FREE |= {"evaluate.own_rate"}
+FREE |= {"evaluate.own_rate", "data.cache_dir"}
 SHIPPED = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
 
@@ -37,6 +37,7 @@ WRONG = {
     "seed": -1,
     "data.image_size": -1,
     "data.train_limit": -5,
+    "devices.gigabytes": -0.5,
     "data.test_fraction": 1.0,
     "teacher.width": 0,
     "teacher.learning_rate": 0.0,

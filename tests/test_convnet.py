@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import jit, normal
 
-from ssdd_jax.models import ConvNet, conv, convnet
+from ssdd_jax.models import ConvNet, conv, convnet, norm
 from ssdd_jax.models.norm import InstanceNorm
 
 initialize = jit(convnet.initialize, static_argnums=(1, 2))
@@ -94,6 +94,30 @@ def test_features_are_the_flattened_last_block():
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-6)
     linear = expected @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
     np.testing.assert_allclose(predictions, linear, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_is_pytorchs(x64):
+    """Values, gradients, and gradients of these: `normalize` brings a derivative of its own."""
+    torch = pytest.importorskip("torch")
+    x, scale, bias = (jnp.asarray(value, jnp.float64) for value in norm_arrays())
+    weights = jnp.asarray(normal(9, *x.shape), jnp.float64)
+
+    def value(x, scale, bias):
+        return jnp.sum(weights * jnp.square(norm.normalize(x, scale, bias)[0]))
+
+    def squares(*arrays):
+        return sum(jnp.sum(jnp.square(part)) for part in jax.grad(value, argnums=(0, 1, 2))(*arrays))
+
+    found = jit(lambda *a: (jax.grad(value, argnums=(0, 1, 2))(*a), jax.grad(squares, argnums=(0, 1, 2))(*a)))(
+        x, scale, bias
+    )
+    inputs = [torch.tensor(np.asarray(array), requires_grad=True) for array in (x, scale, bias)]
+    y = torch.nn.functional.batch_norm(inputs[0].permute(0, 3, 1, 2), None, None, *inputs[1:], training=True)
+    total = (torch.tensor(np.asarray(weights)) * y.permute(0, 2, 3, 1) ** 2).sum()
+    first = torch.autograd.grad(total, inputs, create_graph=True)
+    second = torch.autograd.grad(sum((part**2).sum() for part in first), inputs)
+    for mine, theirs in zip(jax.tree.leaves(found), (*first, *second), strict=True):
+        np.testing.assert_allclose(mine, theirs.detach().numpy(), rtol=1e-8, atol=1e-8)
 
 
 def instance_norm(x, scale, bias):

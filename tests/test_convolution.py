@@ -7,7 +7,7 @@ import pytest
 from helpers import jit
 from jax import lax
 
-from ssdd_jax.models import conv, convolution
+from ssdd_jax.models import chunks, conv, convolution, winograd
 
 
 def reference(x, kernel, stride, padding):
@@ -37,43 +37,86 @@ def derivatives(apply):
     return jit(lambda *a: (apply(*a), first(*a), jax.grad(squares, argnums=(0, 1))(*a)))
 
 
-# Two of the five images of 7x8 and two channels fit into a chunk of these bytes (float64), so that one is left over.
-SMALL = 2 * 7 * 8 * 9 * 2 * 8
+FORMS = [
+    ("im2col", 1, 1, 3),
+    ("im2col", 1, 0, 3),
+    ("im2col", 1, 2, 5),
+    ("im2col", 1, 0, 1),
+    ("im2col", 2, 1, 3),
+    ("winograd", 1, 1, 3),
+    ("lax", 2, 1, 3),
+]
 
 
-def chunked(monkeypatch, chunk_bytes):
-    """Chunks of so many bytes, and no batch too small for them."""
-    monkeypatch.setattr(convolution, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr(convolution, "CHUNKS_AT_LEAST", 0)
+def two_per_chunk(monkeypatch):
+    """Chunks that hold Winograd's sums of two of the five images of 7x8 (8x8 with a row of zeros), float64."""
+    monkeypatch.setattr(chunks, "BYTES", 2 * 4 * 8 * 8 * (2 + 3) * 8)
 
 
-@pytest.mark.parametrize(
-    ("stride", "padding", "size", "chunk_bytes"),
-    [(1, 1, 3, SMALL), (1, 0, 3, SMALL), (1, 2, 5, SMALL), (1, 1, 3, 2**22), (1, 1, 1, SMALL), (2, 1, 3, SMALL)],
-)
-def test_equals_lax(x64, monkeypatch, stride, padding, size, chunk_bytes):
-    chunked(monkeypatch, chunk_bytes)
+@pytest.mark.parametrize(("form", "stride", "padding", "size"), FORMS)
+def test_equals_lax(x64, monkeypatch, form, stride, padding, size):
+    two_per_chunk(monkeypatch)
     x, kernel = arrays(size)
-    found = derivatives(lambda x, kernel: conv(x, kernel, stride=stride, padding=padding))(x, kernel)
+    found = derivatives(lambda x, kernel: convolution.FORMS[form](x, kernel, stride, padding))(x, kernel)
     expected = derivatives(lambda x, kernel: reference(x, kernel, stride, padding))(x, kernel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, expected)
 
 
 def test_small_chunks_are_used(x64, monkeypatch):
     """Otherwise the test above would compare one chunk with itself: two and two images in a loop, and one more."""
+    x, kernel = arrays()
 
     def graph():
-        return str(jax.make_jaxpr(lambda *a: conv(*a))(*arrays()))
+        return str(jax.make_jaxpr(lambda *a: winograd.conv(*a))(x, kernel))
 
-    chunked(monkeypatch, SMALL)
-    assert convolution._images_per_chunk(*arrays()) == 2
-    assert "scan[" in graph()
-    chunked(monkeypatch, 2**22)
     assert "scan[" not in graph()
+    two_per_chunk(monkeypatch)
+    assert chunks.images_per_chunk(5, 4 * 8 * 8 * (2 + 3) * 8) == 2
+    assert "scan[" in graph()
 
 
-def test_vmap_over_kernels(x64, monkeypatch):
-    chunked(monkeypatch, SMALL)
+def test_winograd_is_as_exact_as_another_order_of_the_sum():
+    """In float32, against float64: no worse than twice the error of the plain products."""
+    generator = np.random.default_rng(1)
+    x, kernel = generator.normal(size=(4, 8, 8, 64)), generator.normal(size=(3, 3, 64, 32)) / 24
+
+    def errors(form, exact):
+        found = convolution.FORMS[form](jnp.float32(x), jnp.float32(kernel), 1, 1)
+        return np.abs(np.asarray(found, np.float64) - exact).max()
+
+    with jax.enable_x64(True):
+        exact = np.asarray(reference(jnp.asarray(x), jnp.asarray(kernel), 1, 1))
+    assert errors("winograd", exact) < 2 * errors("im2col", exact) + 1e-7
+
+
+@pytest.mark.parametrize(
+    ("expected", "channels", "dtype", "stride"),
+    [
+        ("winograd", (8, 8), "float32", 1),
+        ("im2col", (3, 64), "float32", 1),
+        ("im2col", (64, 3), "float32", 1),
+        ("im2col", (64, 64), "float32", 2),
+        ("im2col", (64, 64), "bfloat16", 1),
+    ],
+)
+def test_which_form_on_a_cpu(expected, channels, dtype, stride):
+    x, kernel = jnp.ones((2, 8, 8, channels[0]), dtype), jnp.ones((3, 3, *channels), dtype)
+    assert convolution.form(x, kernel, stride, 1) == expected
+
+
+def test_accelerators_use_their_own(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert convolution.form(jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16)), 1, 1) == "lax"
+
+
+def test_winograd_is_for_its_own_size():
+    with pytest.raises(ValueError, match="winograd is for 3x3, stride 1, padding 1, not \\(3, 3\\), 2, 1"):
+        convolution.FORMS["winograd"](jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16)), 2, 1)
+
+
+@pytest.mark.parametrize("form", ["im2col", "winograd"])
+def test_vmap_over_kernels(x64, monkeypatch, form):
+    two_per_chunk(monkeypatch)
     x, kernel = arrays()
     kernels = jnp.stack([kernel, -2 * kernel, kernel**2])
 
@@ -81,7 +124,8 @@ def test_vmap_over_kernels(x64, monkeypatch):
         return jit(jax.vmap(jax.grad(lambda kernel: jnp.sum(jnp.sin(apply(x, kernel))))))(kernels)
 
     expected = gradients(lambda x, kernel: reference(x, kernel, 1, 1))
-    np.testing.assert_allclose(gradients(conv), expected, rtol=1e-9, atol=1e-9)
+    found = gradients(lambda x, kernel: convolution.FORMS[form](x, kernel, 1, 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_inside_a_scan(x64):

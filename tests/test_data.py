@@ -23,6 +23,7 @@ DEFAULTS = {
     "image_size": 0,
     "train_limit": 0,
     "test_fraction": 0.2,
+    "cache_dir": "",
 }
 
 
@@ -110,7 +111,7 @@ def test_no_part_held_out():
     [
         ("cifar10", {}, "digits, tfds:NAME.*did you mean tfds:cifar10"),
         ("imagenet_resized/64x64", {}, "did you mean tfds:imagenet_resized/64x64"),
-        ("folder:", {}, "must be digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH or npz:PATH"),
+        ("folder:", {}, "must be digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH, npz:PATH or npy:PATH"),
         ("", {}, "must be"),
         ("digits", {"image_size": -1}, "image_size must be 0 or"),
         ("digits", {"train_limit": -1}, "train_limit must be 0"),

@@ -17,6 +17,7 @@ DEFAULTS = {
     "image_size": 0,
     "train_limit": 0,
     "test_fraction": 0.0,
+    "cache_dir": "",
 }
 
 

@@ -75,7 +75,7 @@ def test_full_names_pass_through(name):
         ("dogs", "did you mean stanford_dogs[?]$"),
         ("CUB", "did you mean cub2011[?]$"),
         ("tinyimagenet", "did you mean tiny_imagenet"),
-        ("zebra", r"no target 'zebra': give cifar10, .*, flowers, digits, tfds:NAME, folder:PATH or npz:PATH$"),
+        ("zebra", r"no target 'zebra': give cifar10, .*, digits, tfds:NAME, folder:PATH, npz:PATH or npy:PATH$"),
         ("tfds:", "no target 'tfds:'"),
         ("zip:x", "no target 'zip:x'"),
         ("", "no target ''"),

@@ -26,6 +26,7 @@ DEFAULTS = {
     "image_size": 0,
     "train_limit": 0,
     "test_fraction": 0.2,
+    "cache_dir": "",
 }
 WNIDS = ("n3", "n1", "n2")
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]

@@ -271,7 +271,8 @@ def test_scdd_labels_come_in_turn(make):
     start = made.start()
     images = np.array(start.recovery.images)
     assert images.shape == (1, 6, SIZE, SIZE, CHANNELS)
-    found = jit(inversion.logits)(inversion.Network(made.run.backbone(), made.data.prepared), jnp.asarray(images[0]))
+    network = inversion.Network(made.run.backbone(), made.data.prepared.weights)
+    found = jit(inversion.logits)(network, jnp.asarray(images[0]))
 
     def cross_entropy(*labels):
         return float(optax.softmax_cross_entropy_with_integer_labels(found, jnp.array(labels)).mean())

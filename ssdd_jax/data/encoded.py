@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ssdd_jax.data.images import decode, one_line
+from ssdd_jax.data.images import check_memory, decode, one_line
 from ssdd_jax.errors import UserError
 
 _BLOCK = 128
@@ -62,11 +62,13 @@ class EncodedImages:
             `(k, H, W, channels)` uint8.
 
         Raises:
-            UserError: an image cannot be read, which the text names, or two differ in size.
+            UserError: an image cannot be read, which the text names, two differ in size, or all are more than the
+                memory holds.
         """
         order: list[int] = rows.tolist()
         sample = self._fetch(order[:1])[0]
         first = self._decode(order[0], sample)
+        check_memory((len(order), *first.shape))
         images = np.empty((len(order), *first.shape), np.uint8)
 
         def fill(start: int) -> None:

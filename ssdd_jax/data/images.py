@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ssdd_jax import files
 from ssdd_jax.data.source import Part
+from ssdd_jax.errors import UserError
 
 
 def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
@@ -45,6 +48,7 @@ def resize(images: np.ndarray, image_size: int) -> np.ndarray:
     """
     if image_size in (0, images.shape[1]) and image_size in (0, images.shape[2]):
         return images
+    check_memory((len(images), image_size, image_size, images.shape[3]))
     resized = np.empty((len(images), image_size, image_size, images.shape[3]), np.uint8)
     for row, pixels in enumerate(images):
         image = Image.fromarray(pixels[..., 0] if images.shape[3] == 1 else pixels)
@@ -80,8 +84,32 @@ def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
 
 
 def array_part(images: np.ndarray, labels: np.ndarray | None, image_size: int) -> Part:
-    """A part whose images are in memory: `(n, H, W, C)` uint8, resized when they are read."""
-    return Part(len(images), labels, lambda rows: resize(images[rows], image_size))
+    """A part whose images are an array, in memory or mapped from disk: `(n, H, W, C)` uint8, resized when read.
+
+    All rows in their order are the array itself, not a copy.
+    """
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        if len(rows) == len(images) and np.array_equal(rows, np.arange(len(images))):
+            return resize(images, image_size)
+        check_memory((len(rows), *images.shape[1:]))
+        return resize(images[rows], image_size)
+
+    return Part(len(images), labels, read)
+
+
+def check_memory(shape: tuple[int, ...]) -> None:
+    """Refuses to decode or copy more images `(n, H, W, C)`, a byte per number, than the machine's memory can hold.
+
+    Raises:
+        UserError: they do not fit; the text names the setting that keeps them on disk.
+    """
+    size, memory = math.prod(shape), files.machine_bytes()
+    if size > memory:
+        raise UserError(
+            f"{shape[0]:,} images take {size / 1e9:.1f} GB and the machine has {memory / 1e9:.1f} GB of memory: name a "
+            "folder with --config.data.cache_dir, where they are kept and mapped into memory"
+        )
 
 
 def one_line(error: BaseException) -> str:

@@ -10,24 +10,27 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax.data import aircraft_files, tiny_imagenet_files
+from ssdd_jax.data.cache import Cache
 from ssdd_jax.data.dataset import Dataset
 from ssdd_jax.data.digits import open_digits
 from ssdd_jax.data.folder import open_folder
+from ssdd_jax.data.npy import open_npy
 from ssdd_jax.data.npz import open_npz
-from ssdd_jax.data.source import Source, hold_out, limit
+from ssdd_jax.data.source import Part, Source, hold_out, limit
 from ssdd_jax.data.tfds_source import open_tfds
 from ssdd_jax.errors import UserError
 
-FORMS = "digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH or npz:PATH"
+FORMS = "digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH, npz:PATH or npy:PATH"
 
 
 def load(settings: ConfigDict) -> Dataset:
-    """Loads a data set into memory.
+    """Loads a data set into memory, or maps it there from disk.
 
     Args:
         settings: the `data` part of a run's config:
 
-            * `name`: `digits`, `tfds:NAME`, `tiny_imagenet`, `aircraft`, `folder:PATH` or `npz:PATH`.
+            * `name`: `digits`, `tfds:NAME`, `tiny_imagenet`, `aircraft`, `folder:PATH`, `npz:PATH` or
+              `npy:PATH`, whose images stay on disk.
             * `data_dir`: where TFDS, Tiny ImageNet or FGVC-Aircraft is; "" is the default folder of TFDS.
             * `train_split`, `test_split`: splits of a TFDS data set, or subfolders of a folder. A
               `test_split` of "" ignores the test part of any source.
@@ -37,6 +40,8 @@ def load(settings: ConfigDict) -> Dataset:
               shuffle that is always the same (so a smaller number gives a part of a larger).
             * `test_fraction`: the share of the training images that is held out, always the same and by
               class, where there is no test part; 0 leaves the data set without one.
+            * `cache_dir`: "" to hold the images in memory; otherwise a folder where they are kept decoded, and
+              mapped from, so that they may be larger than the memory.
 
     Returns:
         The data set.
@@ -61,14 +66,20 @@ def load(settings: ConfigDict) -> Dataset:
         test = train
     rows = limit(rows, settings.train_limit)
     tested = len(test_rows) > 0
+    read = Cache(settings).read if settings.cache_dir else _into_memory
     return Dataset(
         name=settings.name,
-        train_images=train.read(rows),
+        train_images=read("train_images", train, rows),
         train_labels=None if train.labels is None else train.labels[rows],
-        test_images=test.read(test_rows) if tested else None,
+        test_images=read("test_images", test, test_rows) if tested else None,
         test_labels=test.labels[test_rows] if tested and test.labels is not None else None,
         class_names=source.class_names,
     )
+
+
+def _into_memory(name: str, part: Part, rows: np.ndarray) -> np.ndarray:
+    """The counterpart of `Cache.read`, which needs the name."""
+    return part.read(rows)
 
 
 def _open(settings: ConfigDict) -> Source:
@@ -88,6 +99,8 @@ def _open(settings: ConfigDict) -> Source:
         return open_folder(pathlib.Path(rest).expanduser(), **splits, image_size=settings.image_size)
     if kind == "npz" and rest:
         return open_npz(pathlib.Path(rest).expanduser(), settings.image_size)
+    if kind == "npy" and rest:
+        return open_npy(pathlib.Path(rest).expanduser(), settings.image_size)
     hint = f"; did you mean tfds:{settings.name}?" if re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?", settings.name) else ""
     raise UserError(f"--config.data.name must be {FORMS}, not {settings.name!r}{hint}")
 

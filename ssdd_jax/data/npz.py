@@ -38,7 +38,15 @@ def open_npz(path: pathlib.Path, image_size: int) -> Source:
     Raises:
         UserError: the file is missing or damaged, or its arrays are not as described.
     """
-    arrays = _read(path)
+    return as_source(path, _read(path), image_size)
+
+
+def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int) -> Source:
+    """The source that arrays under the first of each of `open_npz`'s names are; `path` is for messages.
+
+    Raises:
+        UserError: as `open_npz`.
+    """
     if "train_images" not in arrays:
         raise UserError(f"{path} holds no images: name the array one of {', '.join(_KEYS['train_images'])}")
     if "test_labels" in arrays and "test_images" not in arrays:

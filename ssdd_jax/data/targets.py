@@ -35,14 +35,14 @@ NAMES = {
     "stanford_dogs": "tfds:stanford_dogs",
     "flowers": "tfds:oxford_flowers102",
 }
-_KINDS = ("tfds", "folder", "npz")
+_KINDS = ("tfds", "folder", "npz", "npy")
 
 
 def settings(name: str, *, data_dir: str = "", image_size: int = 0) -> ConfigDict:
     """The settings that load a target.
 
     Args:
-        name: one of `NAMES`, or any full name: `digits`, `tfds:NAME`, `folder:PATH` or `npz:PATH`.
+        name: one of `NAMES`, or any full name: `digits`, `tfds:NAME`, `folder:PATH`, `npz:PATH` or `npy:PATH`.
         data_dir: where TFDS keeps its data sets, or the original files of Tiny ImageNet or FGVC-Aircraft are; "" is the
             default folder of TFDS.
         image_size: the height and width in pixels to resize to, or 0 for the size as stored.
@@ -58,7 +58,8 @@ def settings(name: str, *, data_dir: str = "", image_size: int = 0) -> ConfigDic
     if not full and name not in NAMES:
         hint = f"; did you mean {' or '.join(alike)}?" if (alike := _alike(name)) else ""
         raise UserError(
-            f"there is no target {name!r}: give {', '.join(NAMES)}, digits, tfds:NAME, folder:PATH or npz:PATH{hint}"
+            f"there is no target {name!r}: give {', '.join(NAMES)}, digits, tfds:NAME, folder:PATH, npz:PATH "
+            f"or npy:PATH{hint}"
         )
     chosen: ConfigDict = config.default().data
     chosen.update(name=NAMES.get(name, name), data_dir=data_dir, image_size=image_size)

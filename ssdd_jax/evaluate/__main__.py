@@ -20,7 +20,8 @@ Train networks on a distilled set and on what it is compared with, and judge the
   --models=A,B             architectures: {models};
                            with widths of your own convnet_16_32_64_bn (or _in), resnet18_16
   --targets=A,B            labelled data: {targets},
-                           digits, tfds:NAME, folder:PATH, npz:PATH; default the data that the set was distilled from
+                           digits, tfds:NAME, folder:PATH, npz:PATH, npy:PATH; default the data that the set was
+                           distilled from
   --protocol=A,B           {protocols}
   --references=A,B         rows beside the set: {references}, or none; chance always
   --seeds=N                networks per row

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax import data, features, inner
+from ssdd_jax import data, features, inner, streaming
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.store import mark
@@ -103,12 +103,14 @@ class Settings(NamedTuple):
         full: On the full source set.
         own_rate: Train on a set at the rate that it came with, where it came with one (MKDT).
         together: Networks side by side; 0: as many as the memory holds.
+        gigabytes: The source set is streamed if it takes more of the device than this; 0: as `streaming.fits` says.
     """
 
     pairs: training.Settings
     full: training.Settings
     own_rate: bool = False
     together: int = 0
+    gigabytes: float = 0.0
 
 
 def of_set(name: str, distilled: DistilledSet, settings: Settings) -> Entry:
@@ -165,14 +167,15 @@ def _random_init(like: DistilledSet) -> Entry:
 def _random_real(source: Source, count: int, settings: Settings) -> Entry:
     images = source.dataset.train_images
     count = min(count, len(images))
-    targets = np.asarray(source.preprocessing.targets(jnp.asarray(source.features.train)))
+    pairs = streaming.Pairs(images, source.features.train, source.preprocessing)
 
     def drawn(keys: Array) -> tuple[Array, Array]:
         def draw(key: Array) -> Array:
             return jax.random.choice(jax.random.fold_in(key, DRAW), len(images), (count,), replace=False)
 
         rows = np.asarray(jax.jit(jax.vmap(draw))(keys))
-        return source.preprocessing.images(jnp.asarray(images[rows])), jnp.asarray(targets[rows])
+        drawn_images, targets = pairs.take(rows)
+        return source.preprocessing.images(jnp.asarray(drawn_images)), jnp.asarray(targets)
 
     def train(keys: Array, network: nn.Module) -> Any:
         return training.train(
@@ -186,22 +189,17 @@ def _random_real(source: Source, count: int, settings: Settings) -> Entry:
         )
 
     what = {**_of_source(source), "drawn": count, "training": _plain(settings.pairs)}
-    return Entry("random_real", what, targets.shape[-1], train, lambda keys: Images(drawn(keys)[0]), count)
+    dim = source.features.train.shape[-1]
+    return Entry("random_real", what, dim, train, lambda keys: Images(drawn(keys)[0]), count)
 
 
 def _full_data(source: Source, settings: Settings) -> Entry:
     def train(keys: Array, network: nn.Module) -> Any:
-        images = jnp.asarray(source.dataset.train_images)
-        targets = source.preprocessing.targets(jnp.asarray(source.features.train))
-        return training.train(
-            keys,
-            network,
-            (images, targets),
-            preprocessing=source.preprocessing,
-            settings=settings.full,
-            together=settings.together,
-            name="full_data",
-        )
+        pairs = streaming.Pairs(source.dataset.train_images, source.features.train, source.preprocessing)
+        options: dict[str, Any] = {"settings": settings.full, "together": settings.together, "name": "full_data"}
+        if not streaming.fits(pairs.nbytes, settings.gigabytes):
+            return training.train_streamed(keys, network, pairs, **options)
+        return training.train(keys, network, pairs.on_device(), preprocessing=source.preprocessing, **options)
 
     what = {**_of_source(source), "training": _plain(settings.full)}
     return Entry("full_data", what, source.features.train.shape[-1], train, None)
@@ -226,4 +224,5 @@ def _own_rate(settings: Settings, distilled: DistilledSet) -> inner.Settings:
 
 
 def _plain(settings: training.Settings) -> list[Any]:
-    return [settings.epochs, settings.batch_size, *settings.sgd]
+    sgd = settings.sgd
+    return [settings.epochs, settings.batch_size, sgd.learning_rate, sgd.momentum, sgd.weight_decay]

@@ -93,7 +93,7 @@ def of_run(folder: Path, *, shared: Path | None = None, data_dir: str = "") -> S
     if (work.teacher / "teacher.json").exists():
         variables, about = teacher.load(work.teacher)
         network = as_network(teacher.backbone(variables), about["width"], tuple(about["blocks"]))
-    constants = preprocess.fit(dataset.train_images, found.train)
+    constants = preprocess.fit(dataset.train_images, found.train, moments=preprocess.dataset_moments(dataset))
     return Source(dataset, found, constants, network, whole=_is_whole(config.data))
 
 
@@ -165,7 +165,7 @@ def target(
 
 def as_target(name: str, dataset: data.Dataset) -> Target:
     """A data set of the right shape as a target, normalised by the moments of its own training images (KRR-ST)."""
-    mean, std = preprocess.channel_moments(dataset.train_images)
+    mean, std = preprocess.dataset_moments(dataset)
     assert dataset.test_images is not None
     labels = [part for part in (dataset.train_labels, dataset.test_labels) if part is not None]
     return Target(name, dataset, mean, std, mark(content(dataset), dataset.classes, *labels))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from tqdm import tqdm
 
-from ssdd_jax import epochs, inner, loop, models
+from ssdd_jax import epochs, inner, loop, models, streaming
+from ssdd_jax.errors import UserError
 from ssdd_jax.preprocess import Preprocessing, from_bytes
+from ssdd_jax.streaming import memory_bytes
 
 Array = jax.Array
 Variables = Any
@@ -94,6 +96,67 @@ def train(
     return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
 
 
+def train_streamed(
+    keys: Array,
+    network: nn.Module,
+    pairs: streaming.Pairs,
+    *,
+    settings: Settings,
+    together: int = 0,
+    name: str = "",
+) -> Variables:
+    """The networks that `train` makes of the same pairs, which here stay on the host.
+
+    Args:
+        keys: PRNG keys `(seeds,)`; each network's start and order come from its own key alone.
+        network: The architecture.
+        pairs: Images and features.
+        settings: Passes, batch size and SGD.
+        together: Networks side by side in one program, each with batches of its own; 0: as many as the memory holds.
+        name: What the progress bar says; no bar if empty.
+
+    Returns:
+        Variables with a leading axis of seeds.
+    """
+    shape = pairs.images.shape[1:]
+    size, per_epoch = epochs.batch_of(len(pairs.images), settings.batch_size)
+    together, steps = together or side_by_side(network, (size, *shape)), settings.epochs * per_epoch
+    advance = functools.partial(_advance_fed, pairs.preprocessing, network=network, settings=settings)
+    trained = []
+    bar = loop.bar(name, len(keys) * steps) if name else None
+    for begin in range(0, len(keys), together):
+        some = keys[begin : begin + together]
+        start, orders = _start(some, network=network, image_shape=shape, settings=settings._replace(epochs=0))
+        read, _ = streaming.shuffled(orders, pairs, batch_size=settings.batch_size)
+        per_call = streaming.steps_per_call(pairs, len(some) * size, steps)
+        after = bar and functools.partial(_update, bar, len(some))
+        state = streaming.run(advance, start, read, steps=steps, per_call=per_call, after=after)
+        trained.append(state.variables)
+    if bar is not None:
+        bar.close()
+    return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
+
+
+def _update(bar: tqdm, networks: int, steps: int) -> None:
+    bar.update(networks * steps)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "settings"), donate_argnums=1)
+def _advance_fed(
+    preprocessing: Preprocessing,
+    state: inner.State,
+    items: tuple[Array, Array],
+    count: Array,
+    *,
+    network: nn.Module,
+    settings: Settings,
+) -> inner.State:
+    def one(state: inner.State, x: Array, y: Array) -> inner.State:
+        return inner.step(state, preprocessing.images(x), y, settings=settings.sgd, network=network)[0]
+
+    return streaming.loop(lambda state, item: jax.vmap(one)(state, *item), state, items, count)
+
+
 @functools.partial(jax.jit, static_argnames=("network", "image_shape", "settings"))
 def _start(
     keys: Array, *, network: nn.Module, image_shape: tuple[int, ...], settings: Settings
@@ -166,6 +229,9 @@ def extract(
 
     Returns:
         Features `(n,F)`, float32.
+
+    Raises:
+        UserError: If they are more than the memory of the device, which probes take them to, holds.
     """
     constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     found = []
@@ -173,6 +239,12 @@ def extract(
         batch = images[begin : begin + EXTRACT]
         padded = np.concatenate([batch, np.zeros((EXTRACT - len(batch), *batch.shape[1:]), np.uint8)])
         found.append(np.asarray(_features(variables, padded, *constants, network=network))[: len(batch)])
+        needed = len(images) * found[0][0].nbytes
+        if needed > memory_bytes():
+            raise UserError(
+                f"evaluate: {len(images):,} features of {found[0].shape[1]:,} numbers take {needed / 1e9:.0f} GB, and "
+                f"there are {memory_bytes() / 1e9:.0f} GB: evaluate on smaller targets (python -m ssdd_jax.evaluate)"
+            )
     return np.concatenate(found)
 
 
@@ -199,9 +271,3 @@ def activation_bytes(network: nn.Module, batch_shape: tuple[int, ...]) -> int:
     apply = functools.partial(network.apply, train=True, mutable=["batch_stats"])
     equations = jax.make_jaxpr(apply)(variables, x).eqns
     return sum(int(np.prod(out.aval.shape)) * 4 for equation in equations for out in equation.outvars)
-
-
-def memory_bytes() -> int:
-    """Memory of the device, or of the machine where the device is its CPU."""
-    stats = jax.devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -18,7 +18,10 @@ METHODS: dict[str, Callable[[ConfigDict, Problem], Method]] = {
     "noise": noise.make,
 }
 
-__all__ = ["METHODS", "Feed", "Method", "Problem", "Source", "Stage", "check", "make"]
+# Those that learn against the pool: their steps split over several devices.
+POOLED = ("boost", "krr_st")
+
+__all__ = ["METHODS", "POOLED", "Feed", "Method", "Problem", "Source", "Stage", "check", "make"]
 
 
 def check(name: str) -> None:

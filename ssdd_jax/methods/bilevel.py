@@ -7,15 +7,20 @@ AdamW, and trains the drawn models by one step on the new pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssdd_jax import inner, outer, pool
+from ssdd_jax import devices, inner, outer, pool, streaming
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Problem, Source
+from ssdd_jax.methods.base import Feed, Problem, Source
+
+if TYPE_CHECKING:
+    from ssdd_jax.stages.base import Run
 
 Array = jax.Array
 
@@ -47,10 +52,11 @@ class Info(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """`init(key, source) -> State` and `step(state, source) -> (State, Info)`."""
+    """`init(key, source) -> State`, `step(state, source) -> (State, Info)`, and a feed for data that are streamed."""
 
     init: Callable[[Array, Source], State]
-    step: Callable[[State, Source], tuple[State, Info]]
+    step: Callable[..., tuple[State, Info]]
+    feed: Callable[[Run], Feed | None]
 
 
 def make(
@@ -66,12 +72,12 @@ def make(
     Args:
         config: See `ssdd_jax.config.default`; its keys `distill`, `pool`, `inner` and `student`.
         problem: Shapes of the data.
-        start: From two PRNG keys `(2,)` and the data to what is learned, a pytree.
+        start: From a PRNG key and the data to what is learned, a pytree.
         decode: From that to images `(S,H,W,C)` and targets `(S,D)`.
         learned: From that to a pytree of booleans: what weight decay applies to. None for everything.
 
     Returns:
-        Both functions.
+        The functions.
 
     Raises:
         UserError: If a batch is larger than the data set.
@@ -79,24 +85,44 @@ def make(
     size = config.distill.batch_size
     if size > problem.images:
         raise UserError(f"config.distill.batch_size={size} is more than the {problem.images} images")
-    settings, pool_set = outer_settings(config), pool_settings(config)
+    settings = outer_settings(config)._replace(mesh=problem.mesh)
+    pool_set = pool_settings(config)._replace(mesh=problem.mesh)
 
     def init(key: Array, source: Source) -> State:
-        *keys, key_pool, key_steps = jax.random.split(key, 4)
-        params = start(jnp.stack(keys), source)
+        key_start, _, key_pool, key_steps = jax.random.split(key, 4)
+        params = start(key_start, source)
         models = pool.init(key_pool, *decode(params), settings=pool_set)
         return State(
             jnp.zeros((), jnp.int32), key_steps, outer.init(params, settings=settings, mask=learned(params)), models
         )
 
-    def step(state: State, source: Source) -> tuple[State, Info]:
-        key_models, key_batch = jax.random.split(jax.random.fold_in(state.key, state.step))
+    def keys_of(key: Array, step: Array) -> tuple[Array, Array]:
+        """Keys of a step's models and of its batch; `key` is the state's."""
+        key_models, key_batch = jax.random.split(jax.random.fold_in(key, step))
+        return key_models, key_batch
+
+    def rows_of(key_batch: Array) -> Array:
+        return jax.random.randint(key_batch, (size,), 0, problem.images)
+
+    def feed(run: Run) -> Feed | None:
+        if run.resident():
+            return None
+        pairs, key = run.pairs(), jax.random.split(run.key("distill"), 4)[3]
+        rows = streaming.on_host(lambda key, step: rows_of(keys_of(key, step)[1]))
+        return streaming.feed(lambda step: pairs.take(rows(key, np.int32(step))), steps=config.distill.steps)
+
+    def step(state: State, source: Source, item: tuple[Array, Array] | None = None) -> tuple[State, Info]:
+        key_models, key_batch = keys_of(state.key, state.step)
         indices = pool.draw(key_models, pool_set.size, config.pool.models_per_step)
-        rows = jax.random.randint(key_batch, (size,), 0, len(source.images))
+        if item is None:
+            rows = devices.over_data(problem.mesh, rows_of(key_batch))
+            item = source.images[rows], source.targets[rows]
+        else:
+            item = devices.over_data(problem.mesh, item)
         batch = outer.Batch(
-            models=jax.tree.map(lambda leaf: leaf[indices], state.pool.models.variables),
-            x_real=source.preprocessing.images(source.images[rows]),
-            y_real=source.targets[rows],
+            models=pool.drawn(state.pool.models.variables, indices),
+            x_real=source.preprocessing.images(item[0]),
+            y_real=item[1],
         )
         mask = learned(state.outer.params)
         after, info = outer.step(state.outer, batch, settings=settings, decode=decode, mask=mask)
@@ -106,7 +132,17 @@ def make(
             Info(info.loss, info.gradient_norm, models.ages.astype(jnp.float32).mean()),
         )
 
-    return Functions(init, step)
+    return Functions(init, step, feed)
+
+
+def key_of_look(key: Array) -> Array:
+    """The PRNG key, a scalar `()`, to choose with what a start looks at; `key`, likewise, is what `init` is given."""
+    return jax.random.split(key, 4)[1]
+
+
+def spread(mesh: Mesh, like: State) -> Any:
+    """Where the leaves of a state lie: see `pool.spread`; all else on every device."""
+    return devices.shardings(mesh, like)._replace(pool=pool.spread(mesh, like.pool))
 
 
 def pool_settings(config: ConfigDict) -> pool.Settings:
@@ -117,7 +153,7 @@ def pool_settings(config: ConfigDict) -> pool.Settings:
         vectorize=config.pool.vectorize,
         widths=tuple(config.student.widths),
         norm=config.student.norm,
-        inner=inner.Settings(**config.inner),
+        inner=inner.Settings(**config.inner, precision=config.precision),
     )
 
 
@@ -129,4 +165,5 @@ def outer_settings(config: ConfigDict) -> outer.Settings:
         weight_decay=config.distill.weight_decay,
         ridge_scale=config.distill.ridge_scale,
         vectorize=config.pool.vectorize,
+        precision=config.precision,
     )

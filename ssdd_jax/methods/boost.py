@@ -4,7 +4,6 @@ Augmentation, and Approximation", ICLR 2025): parameterized pairs under fixed vi
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssdd_jax import approximate, augment, decoder, distilled, storage
@@ -55,17 +54,16 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     except ValueError as error:
         raise UserError(f"{error}; choose other config.views") from None
 
-    def start(keys: Array, source: Source) -> decoder.Params:
-        images, targets, samples = _start_images(keys[1], source)
+    def start(key: Array, source: Source) -> decoder.Params:
         return decoder.init(
-            keys[0],
-            source.preprocessing.images(images),
-            targets,
+            key,
+            source.preprocessing.images(source.images),
+            source.targets,
             source.view_targets,
             image_bases=plan.U,
             feature_bases=plan.V,
             base_size=plan.base_size,
-            samples=samples,
+            samples=source.samples,
             views=views,
             start=config.distill.start,
         )
@@ -82,14 +80,23 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         )
         return distilled.from_params(params, networks, source.preprocessing)
 
-    init, step = bilevel.make(config, problem, start=start, decode=decoder.decode_pairs, learned=decoder.learned)
-    return Method(init, step, export, steps=config.distill.steps, samples=plan.M, views=views, advice=bilevel.ADVICE)
+    functions = bilevel.make(config, problem, start=start, decode=decoder.decode_pairs, learned=decoder.learned)
+    return Method(
+        functions.init,
+        functions.step,
+        export,
+        steps=config.distill.steps,
+        samples=plan.M,
+        views=views,
+        feed=functions.feed,
+        look=_look,
+        advice=bilevel.ADVICE,
+        spread=bilevel.spread,
+    )
 
 
-def _start_images(key: Array, source: Source) -> tuple[Array, Array, Array]:
-    """The images and targets that the start looks at, and the positions of the samples among them."""
-    if len(source.images) <= START_IMAGES:
-        return source.images, source.targets, source.samples
-    more = jax.random.choice(key, len(source.images), (START_IMAGES,), replace=False)
-    rows = jnp.concatenate([source.samples, more])
-    return source.images[rows], source.targets[rows], jnp.arange(len(source.samples))
+def _look(key: Array, count: int) -> Array | None:
+    """The images that the start looks at besides the samples: all of the `count`, or `START_IMAGES`."""
+    if count <= START_IMAGES:
+        return None
+    return jax.random.choice(bilevel.key_of_look(key), count, (START_IMAGES,), replace=False)

@@ -35,12 +35,21 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         UserError: If a batch is larger than the data set.
     """
 
-    def start(keys: Array, source: Source) -> tuple[Array, Array]:
+    def start(key: Array, source: Source) -> tuple[Array, Array]:
         return source.preprocessing.images(source.images[source.samples]), source.view_targets[0]
 
     def export(key: Array, state: bilevel.State, source: Source) -> distilled.DistilledSet:
         images, targets = state.outer.params
         return distilled.from_pairs(images, targets, source.preprocessing)
 
-    init, step = bilevel.make(config, problem, start=start, decode=lambda pairs: pairs)
-    return Method(init, step, export, steps=config.distill.steps, samples=config.storage.N, advice=bilevel.ADVICE)
+    functions = bilevel.make(config, problem, start=start, decode=lambda pairs: pairs)
+    return Method(
+        functions.init,
+        functions.step,
+        export,
+        steps=config.distill.steps,
+        samples=config.storage.N,
+        feed=functions.feed,
+        advice=bilevel.ADVICE,
+        spread=bilevel.spread,
+    )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssdd_jax import distilled, files, inversion, post_training, probes
+from ssdd_jax import distilled, files, inversion, post_training, preprocess, probes
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import statistics
 from ssdd_jax.methods.base import Method, Problem, Source, Stage
@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 Array = jax.Array
 
 # What the probe depends on.
-PROBE_PARTS = ("data", "teacher", *(f"evaluate.probe_{name}" for name in ("steps", "batch_size", "learning_rate")))
+PROBE_PARTS = (
+    "data",
+    "teacher",
+    "precision",
+    *(f"evaluate.probe_{name}" for name in ("steps", "batch_size", "learning_rate")),
+)
 
 
 class State(NamedTuple):
@@ -48,6 +53,15 @@ class State(NamedTuple):
     step: Array
     key: Array
     recovery: inversion.State
+
+
+class Prepared(NamedTuple):
+    """The probe's weights, and of its logits of the training images, whose scale a network regresses, as it does that
+    of their features elsewhere: the mean `(classes,)`, and the mean of their deviations."""
+
+    weights: Array
+    mean: Array
+    deviation: Array
 
 
 def images_per_class(config: ConfigDict, problem: Problem) -> int:
@@ -112,9 +126,9 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
         images = state.recovery.images.reshape(-1, *problem.image_shape)[:stored]
         network = _network(source)
-        # The logits of the training images set the scale that a network regresses, as their features do elsewhere.
-        known = probes.logits(network.probe, source.preprocessing.features(source.targets))
-        constants = source.preprocessing._replace(target_mean=known.mean(0), target_scale=known.std(0).mean())
+        constants = source.preprocessing._replace(
+            target_mean=source.prepared.mean, target_scale=source.prepared.deviation
+        )
         soft = jax.lax.map(lambda group: inversion.logits(network, group), state.recovery.images)
         targets = constants.targets(soft.reshape(-1, problem.classes)[:stored])
         return distilled.from_pairs(images, targets, constants, soft_labels=True)
@@ -127,7 +141,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         steps=config.distill.steps,
         samples=0,
         stages=(Stage("probe", _fit_probe, shared=PROBE_PARTS),),
-        load=_read_probe,
+        load=_prepared,
         after=after,
     )
 
@@ -152,7 +166,7 @@ def valid_range(constants: Preprocessing) -> tuple[Array, Array]:
 
 
 def _network(source: Source) -> inversion.Network:
-    return inversion.Network(source.teacher, source.prepared)
+    return inversion.Network(source.teacher, source.prepared.weights)
 
 
 def _probe_path(run: Run) -> pathlib.Path:
@@ -161,6 +175,15 @@ def _probe_path(run: Run) -> pathlib.Path:
 
 def _read_probe(run: Run) -> Array:
     return jnp.asarray(files.read_array(_probe_path(run)))
+
+
+def _prepared(run: Run) -> Prepared:
+    weights, known = _read_probe(run), run.features().train
+    logits = jax.jit(probes.logits)
+    mean, deviation = preprocess.column_moments(
+        lambda: (np.asarray(logits(weights, known[part])) for part in preprocess.parts(len(known)))
+    )
+    return Prepared(weights, jnp.asarray(mean, jnp.float32), jnp.asarray(deviation.mean(), jnp.float32))
 
 
 def _fit_probe(run: Run) -> None:

@@ -16,6 +16,7 @@ import jax
 from ssdd_jax.models.layers import Conv, Linear, average_pool
 from ssdd_jax.models.network import initialize
 from ssdd_jax.models.norm import BatchNorm, InstanceNorm
+from ssdd_jax.precision import at_least_float32
 
 __all__ = ["NORMS", "ConvNet", "check_divisible", "from_variables", "initialize"]
 
@@ -49,7 +50,7 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Features `(B,F)`, the flattened last block, and predictions `(B,dim)`.
+        """Features `(B,F)`, the flattened last block, and predictions `(B,dim)`, both float32 or more.
 
         Batch norm uses the batch's own statistics and updates the running ones (collection `batch_stats`) when
         `train`, and the running ones otherwise. Instance norm does the same in both.
@@ -66,7 +67,7 @@ class ConvNet(nn.Module):
             else:
                 x = InstanceNorm(name=name)(x)
             x = average_pool(nn.relu(x))
-        features = x.reshape(x.shape[0], -1)
+        features = at_least_float32(x.reshape(x.shape[0], -1))
         return features, Linear(self.dim, name="fc")(features)
 
 

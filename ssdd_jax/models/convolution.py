@@ -1,26 +1,28 @@
 """The one convolution that every network here uses, and the one of single channels.
 
-XLA runs `lax.conv_general_dilated` on a CPU through a slow path as soon as it stands in a `lax.scan` or under a
-`vmap` over kernels, and on a GPU a `vmap` over kernels turns it into a grouped convolution. Written as one matrix
-product over patches ("im2col") it stays a (batched) matrix product everywhere. On a CPU the patches of a whole
-batch do not fit into the cache, so they are made, used and dropped a few images at a time, in the backward pass
-too: that is what the custom derivative is for.
+What runs best differs by backend (measured: `experiments/docs/speed.md`). XLA runs `lax.conv_general_dilated` on a CPU
+through a slow path as soon as it stands in a `lax.scan` or under a `vmap` over kernels; as a matrix product over
+patches ("im2col") it stays a (batched) matrix product everywhere, and with many channels Winograd's algorithm needs
+less than half of its multiplications. Accelerators bring convolutions of their own.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-Array = jax.Array
+from ssdd_jax.models import chunks, winograd
 
-# Patches made at a time on a CPU: about the second-level cache of two cores; 1 to 32 MiB are within 10 % of it.
-CHUNK_BYTES = 4 * 2**20
-# With fewer chunks than this, they gain nothing and only take longer to compile.
-CHUNKS_AT_LEAST = 8
+Array = jax.Array
+Form = Callable[[Array, Array, int, int], Array]
+
+# With fewer channels on either side, Winograd's sums cost more than the multiplications that they save.
+WINOGRAD_CHANNELS = 8
 
 
 def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array:
@@ -40,16 +42,17 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array
     """
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
         raise ValueError(f"conv needs x (B,H,W,I) and kernel (h,w,I,O), got {x.shape} and {kernel.shape}")
-    size = kernel.shape[0]
-    # A 1x1 kernel needs no patches but the images themselves.
-    suited = stride == 1 and size == kernel.shape[1] and padding < size and size > 1
-    if (
-        suited
-        and jax.default_backend() == "cpu"
-        and x.shape[0] * _patch_bytes(x, kernel) >= CHUNKS_AT_LEAST * CHUNK_BYTES
-    ):
-        return _chunked(x, kernel, padding)
-    return _matmul(_patches(x, kernel.shape[:2], stride, padding), kernel)
+    return FORMS[form(x, kernel, stride, padding)](x, kernel, stride, padding)
+
+
+def form(x: Array, kernel: Array, stride: int, padding: int) -> str:
+    """Which of `FORMS` runs best where the program runs, for images `(B,H,W,I)` and a kernel `(h,w,I,O)`."""
+    if jax.default_backend() != "cpu":
+        return "lax"
+    suited = kernel.shape[:2] == (3, 3) and stride == 1 and padding == 1 and min(x.shape[1:3]) > 1
+    # In half precision the sums would lose what the plain products keep.
+    exact = jnp.finfo(x.dtype).bits >= 32
+    return "winograd" if suited and exact and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS else "im2col"
 
 
 def depthwise(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array:
@@ -89,76 +92,57 @@ def _patches(x: Array, window: tuple[int, ...], stride: int, padding: int) -> Ar
     return jnp.concatenate(shifted, axis=-1) if len(shifted) > 1 else shifted[0]
 
 
-def _matmul(patches: Array, kernel: Array) -> Array:
+def _lax(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    sides = ((padding, padding), (padding, padding))
+    return lax.conv_general_dilated(x, kernel, (stride, stride), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _im2col(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    def some(images: Array) -> Array:
+        return _product(images, kernel, stride, padding)
+
+    return chunks.mapped(some, x, _images_per_chunk(x, kernel, stride, padding))
+
+
+def _im2col_backward(stride: int, padding: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    size = _images_per_chunk(x, kernel, stride, padding)
+
+    def in_some(gradients: Array) -> Array:
+        like = jax.ShapeDtypeStruct((len(gradients), *x.shape[1:]), x.dtype)
+        return jax.linear_transpose(lambda images: _product(images, kernel, stride, padding), like)(gradients)[0]
+
+    def in_kernel(images: Array, gradients: Array) -> Array:
+        # XLA's product over the rows of both is several times slower than a transposition and a product.
+        patches = _patches(images, kernel.shape[:2], stride, padding)
+        turned = lax.optimization_barrier(patches.reshape(-1, patches.shape[-1]).T)
+        return jnp.matmul(turned, gradients.reshape(-1, gradients.shape[-1]))
+
+    in_images = chunks.mapped(in_some, gradient, size)
+    return in_images, chunks.summed(in_kernel, x, gradient, size).reshape(kernel.shape)
+
+
+_im2col.defvjp(lambda x, kernel, *sizes: (_im2col(x, kernel, *sizes), (x, kernel)), _im2col_backward)
+
+
+def _product(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    patches = _patches(x, kernel.shape[:2], stride, padding)
     return lax.dot_general(patches, kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())))
 
 
-def _patch_bytes(x: Array, kernel: Array) -> int:
-    """Size of one image's patches."""
-    return x.shape[1] * x.shape[2] * kernel.shape[0] * kernel.shape[1] * x.shape[3] * x.dtype.itemsize
+def _images_per_chunk(x: Array, kernel: Array, stride: int, padding: int) -> int:
+    windows = zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    sides = [(side + 2 * padding - window) // stride + 1 for side, window in windows]
+    numbers = math.prod(sides) * (math.prod(kernel.shape[:3]) + kernel.shape[3])
+    return chunks.images_per_chunk(len(x), numbers * x.dtype.itemsize)
 
 
-def _images_per_chunk(x: Array, kernel: Array) -> int:
-    most = max(1, min(x.shape[0], CHUNK_BYTES // _patch_bytes(x, kernel)))
-    # A chunk left over would be joined to the others by copying them all.
-    even = [size for size in range(most, most // 2, -1) if x.shape[0] % size == 0]
-    return even[0] if even else most
+def _winograd(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    if kernel.shape[:2] != (3, 3) or (stride, padding) != (1, 1):
+        raise ValueError(f"winograd is for 3x3, stride 1, padding 1, not {kernel.shape[:2]}, {stride}, {padding}")
+    return winograd.conv(x, kernel)
 
 
-def _split(x: Array, size: int) -> tuple[Array, Array]:
-    """The whole chunks `(count,size,...)` of `x`, and what is left over."""
-    count = x.shape[0] // size
-    return x[: count * size].reshape(count, size, *x.shape[1:]), x[count * size :]
-
-
-def _forward(x: Array, kernel: Array, padding: int) -> Array:
-    def one(chunk: Array) -> Array:
-        return _matmul(_patches(chunk, kernel.shape[:2], 1, padding), kernel)
-
-    chunks, rest = _split(x, _images_per_chunk(x, kernel))
-    if len(chunks) < 2:
-        return one(x)
-    out = lax.map(one, chunks)
-    out = out.reshape(-1, *out.shape[2:])
-    return jnp.concatenate([out, one(rest)]) if len(rest) else out
-
-
-def _kernel_gradient(x: Array, kernel: Array, gradient: Array, padding: int) -> Array:
-    def one(chunk: Array, gradient_chunk: Array) -> Array:
-        patches = _patches(chunk, kernel.shape[:2], 1, padding)
-        return lax.dot_general(patches, gradient_chunk, (((0, 1, 2), (0, 1, 2)), ((), ())))
-
-    size = _images_per_chunk(x, kernel)
-    chunks, rest = _split(x, size)
-    gradient_chunks, gradient_rest = _split(gradient, size)
-    if len(chunks) < 2:
-        return one(x, gradient).reshape(kernel.shape)
-    total, _ = lax.scan(
-        lambda total, pair: (total + one(*pair), None),
-        one(chunks[0], gradient_chunks[0]),
-        (chunks[1:], gradient_chunks[1:]),
-    )
-    total = total + one(rest, gradient_rest) if len(rest) else total
-    return total.reshape(kernel.shape)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _chunked(x: Array, kernel: Array, padding: int) -> Array:
-    return _forward(x, kernel, padding)
-
-
-def _chunked_forward(x: Array, kernel: Array, padding: int) -> tuple[Array, tuple[Array, Array]]:
-    return _forward(x, kernel, padding), (x, kernel)
-
-
-def _chunked_backward(padding: int, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    # The derivative in the images is the convolution with the kernel turned by 180 degrees, channels swapped.
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    return (
-        _chunked(gradient, turned, kernel.shape[0] - 1 - padding),
-        _kernel_gradient(x, kernel, gradient, padding),
-    )
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+# By name, each `(x, kernel, stride, padding) -> (B,H',W',O)`; `winograd` is for 3x3, stride 1 and padding 1 alone.
+FORMS: dict[str, Form] = {"lax": _lax, "im2col": _im2col, "winograd": _winograd}

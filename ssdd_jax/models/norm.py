@@ -56,6 +56,50 @@ def standardize(x: Array, mean: Array, variance: Array, scale: Array | None = No
     return (x.astype(mean.dtype) - mean.reshape(shape)) * factor.reshape(shape)
 
 
+@jax.custom_vjp
+def normalize(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """Batch normalisation by the input's own statistics, with the derivative that takes the fewest passes over it.
+
+    Args:
+      x: activations `(..., C)`.
+      scale: `(C,)`, in the precision of the statistics.
+      bias: `(C,)`, likewise.
+
+    Returns:
+      `scale (x - mean) / sqrt(variance + 1e-5) + bias`, like `x`; and the mean and the biased variance `(C,)`, which
+      are to be kept, not differentiated: a gradient in them is ignored.
+    """
+    return _normalized(x, scale, bias)
+
+
+def _normalized(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    mean, variance = moments(x)
+    y = standardize(x, mean, variance, scale) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+    return y.astype(x.dtype), mean, variance
+
+
+def _normalize_forward(x: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    y, mean, variance = _normalized(x, scale, bias)  # by its own derivative: the second one needs that of the moments
+    return (y, mean, variance), (x, scale, mean, variance)
+
+
+def _normalize_backward(saved: tuple[Array, ...], gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    x, scale, mean, variance = saved
+    gradient = gradients[0].astype(mean.dtype)
+    axes, shape = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
+    centred = x.astype(mean.dtype) - mean.reshape(shape)
+    inverse = jax.lax.rsqrt(variance + EPSILON)
+    in_bias = jnp.sum(gradient, axis=axes)
+    in_scale = inverse * jnp.sum(gradient * centred, axis=axes)
+    count = x.size // x.shape[-1]
+    along = (inverse * in_scale / count).reshape(shape)
+    in_x = (inverse * scale).reshape(shape) * (gradient - (in_bias / count).reshape(shape) - centred * along)
+    return in_x.astype(x.dtype), in_scale, in_bias
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, as `torch.nn.BatchNorm1d` and `BatchNorm2d` do it.
 
@@ -82,28 +126,25 @@ class BatchNorm(nn.Module):
         Returns:
           An array of `x`'s shape and dtype.
         """
-        channels = x.shape[-1]
+        channels, dtype = x.shape[-1], _statistics_dtype(x)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        dtype = _statistics_dtype(x)
+        scale, bias = jnp.ones(channels, dtype), jnp.zeros(channels, dtype)
+        if self.affine:
+            scale = parameter(self, "scale", constant(self.first_scale), (channels,)).astype(dtype)
+            bias = parameter(self, "bias", constant(0.0), (channels,)).astype(dtype)
         if use_running_average:
-            mean, variance = running_mean.value.astype(dtype), running_var.value.astype(dtype)
             if not self.is_initializing() and self.is_mutable_collection("moments"):
                 for name, value in zip(("mean", "var"), moments(x), strict=True):
                     self.sow("moments", name, value, init_fn=lambda: None, reduce_fn=lambda _, last: last)
-        else:
-            mean, variance = moments(x)
-            if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
-                count = x.size // channels
-                unbiased = variance * (count / max(count - 1, 1))
-                running_mean.value = _moved(running_mean.value, mean)
-                running_var.value = _moved(running_var.value, unbiased)
-        if not self.affine:
-            return standardize(x, mean, variance).astype(x.dtype)
-        scale = parameter(self, "scale", constant(self.first_scale), (channels,))
-        bias = parameter(self, "bias", constant(0.0), (channels,))
-        y = standardize(x, mean, variance, scale.astype(dtype))
-        return (y + bias.astype(dtype).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+            y = standardize(x, running_mean.value.astype(dtype), running_var.value.astype(dtype), scale)
+            return (y + bias.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+        y, mean, variance = normalize(x, scale, bias)
+        if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+            count = x.size // channels
+            running_mean.value = _moved(running_mean.value, mean)
+            running_var.value = _moved(running_var.value, variance * (count / max(count - 1, 1)))
+        return y
 
 
 class InstanceNorm(nn.Module):

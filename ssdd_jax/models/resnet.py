@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ssdd_jax.models import layers, starts
 from ssdd_jax.models.norm import BatchNorm
+from ssdd_jax.precision import at_least_float32
 
 Array = jax.Array
 
@@ -111,7 +112,7 @@ class ResNet(nn.Module):
           train: normalise by the batch and move the running statistics (`batch_stats` must be mutable).
 
         Returns:
-          Features `(B, D)`, `D = width * 2 ** (stages - 1)`, four times that with bottlenecks.
+          Features `(B, D)`, float32 or more, `D = width * 2 ** (stages - 1)`, four times that with bottlenecks.
         """
         chex.assert_rank(x, 4)
         make = Bottleneck if self.bottleneck else BasicBlock
@@ -122,7 +123,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"stage{stage + 1}_block{block + 1}"
                 x = make(self.width * 2**stage, stride, self.last_scale, name=name)(x, train=train)
-        return jnp.mean(x, axis=(1, 2))
+        return jnp.mean(at_least_float32(x), axis=(1, 2))
 
 
 class ResNetClassifier(nn.Module):

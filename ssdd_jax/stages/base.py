@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from ssdd_jax import data, features, methods, preprocess, teacher
+from ssdd_jax import data, features, methods, preprocess, streaming, teacher
 from ssdd_jax.workdir import Workdir, fingerprint
 
+Array = jax.Array
 Say = Callable[[str], None]
 
 # Each stage draws from a key of its own. These numbers stay what they are, so that seeds keep their meaning; a stage
@@ -30,6 +32,7 @@ class Run(NamedTuple):
         problem: What is known of them before any work.
         method: Its method.
         say: Told what a user should know.
+        memory: Megabytes of the smallest device of any process, so that all stream or none; 0: of this one.
     """
 
     config: ConfigDict
@@ -38,6 +41,7 @@ class Run(NamedTuple):
     problem: methods.Problem
     method: methods.Method
     say: Say
+    memory: int = 0
 
     def key(self, stage: str, *, shared: bool = False) -> jax.Array:
         """The PRNG key of a stage: from `config.seed`, or from `config.teacher.seed` for what runs may share."""
@@ -51,7 +55,18 @@ class Run(NamedTuple):
 
     def preprocessing(self) -> preprocess.Preprocessing:
         """The data set's constants."""
-        return preprocess.fit(self.dataset.train_images, self.features().train)
+        return self.pairs().preprocessing
+
+    def pairs(self) -> streaming.Pairs:
+        """The training images and the teacher's features of them, on the host."""
+        images, known = self.dataset.train_images, self.features().train
+        moments = preprocess.dataset_moments(self.dataset)
+        return streaming.Pairs(images, known, preprocess.fit(images, known, moments=moments))
+
+    def resident(self, *, features: bool = True) -> bool:
+        """Whether the training images, with the teacher's features or without, are kept on the device."""
+        size = self.problem.images * (self.problem.image_numbers + (4 * self.problem.dim if features else 0))
+        return streaming.fits(size, self.config.devices.gigabytes, memory=self.memory * 10**6)
 
     def backbone(self) -> Any:
         """Variables of the teacher's backbone; None if its features were brought."""
@@ -64,14 +79,35 @@ class Run(NamedTuple):
         return teacher.load(self.work.teacher)
 
     def source(self) -> methods.Source:
-        """The data that the method distils, once all before it is there."""
-        constants, samples = self.preprocessing(), features.load_samples(self.work.samples)
-        return methods.Source(
-            images=jnp.asarray(self.dataset.train_images),
-            targets=constants.targets(jnp.asarray(self.features().train)),
-            samples=jnp.asarray(samples.rows),
-            view_targets=constants.targets(jnp.asarray(samples.views)),
-            preprocessing=constants,
-            teacher=self.backbone(),
-            prepared=self.method.load(self) if self.method.load else None,
-        )
+        """The data that the method's steps are given: all, or none of the images where they are streamed."""
+        if not self.resident():
+            return _some(self, np.zeros(0, np.int32), np.zeros(0, np.int32))
+        pairs = self.pairs()
+        return _as_source(self, pairs, pairs.on_device(), features.load_samples(self.work.samples).rows)
+
+    def start(self) -> methods.Source:
+        """The data that the method's `init` and `export` are given: its samples, and what else it looks at."""
+        samples, count = features.load_samples(self.work.samples).rows, self.problem.images
+        rows = self.method.look(self.key("distill"), count) if self.method.look else np.zeros(0, np.int32)
+        if rows is None:
+            return _some(self, np.arange(count), samples)
+        return _some(self, np.concatenate([samples, np.asarray(rows)]), np.arange(len(samples)))
+
+
+def _some(run: Run, rows: np.ndarray, samples: np.ndarray) -> methods.Source:
+    """Some rows alone; `samples` are positions among them."""
+    pairs = run.pairs()
+    some = pairs._replace(images=streaming.gather(pairs.images, rows), features=streaming.gather(pairs.features, rows))
+    return _as_source(run, pairs, some.on_device(), samples)
+
+
+def _as_source(run: Run, pairs: streaming.Pairs, on_device: tuple[Array, Array], samples: np.ndarray) -> methods.Source:
+    views = jnp.asarray(features.load_samples(run.work.samples).views)
+    return methods.Source(
+        *on_device,
+        samples=jnp.asarray(samples, jnp.int32),
+        view_targets=pairs.preprocessing.targets(views),
+        preprocessing=pairs.preprocessing,
+        teacher=run.backbone(),
+        prepared=run.method.load(run) if run.method.load else None,
+    )

@@ -11,7 +11,7 @@ import numpy as np
 
 import ssdd_jax
 from ssdd_jax import config as configuration
-from ssdd_jax import distilled, loop, methods
+from ssdd_jax import devices, distilled, loop, methods
 from ssdd_jax.checkpoints import Checkpoints
 from ssdd_jax.errors import UserError
 from ssdd_jax.stages import teacher
@@ -22,14 +22,16 @@ from ssdd_jax.workdir import fingerprint
 def distill(run: Run) -> None:
     """Run the method's outer steps, unless it has none or the set is there."""
     if run.method.step is not None and not (run.work.distilled / distilled.DESCRIPTION).exists():
-        _state(run, run.source())
+        _state(run, run.start())
 
 
-def _state(run: Run, source: methods.Source) -> Any:
+def _state(run: Run, start: methods.Source) -> Any:
     method, options = run.method, run.config.distill
-    init = functools.partial(jax.jit(method.init), run.key("distill"), source)
+    mesh, key = run.problem.mesh, run.key("distill")
     if method.step is None:
-        return init()
+        return jax.jit(method.init)(key, start)
+    shardings = _shardings(run, jax.eval_shape(method.init, key, start))
+    init = functools.partial(jax.jit(method.init, out_shardings=shardings), *devices.place(mesh, (key, start)))
     training = loop.Training(
         name="distill",
         init=init,
@@ -39,19 +41,33 @@ def _state(run: Run, source: methods.Source) -> Any:
         save_every=options.save_every,
         advice=method.advice,
         feed=method.feed(run) if method.feed else None,
+        shardings=shardings,
     )
     with Checkpoints(run.work.checkpoints, say=run.say) as checkpoints:
         if not checkpoints.steps():
             run.say("distill: preparing the start")
+        source = devices.place(mesh, run.source())
         return loop.run(training, source, checkpoints=checkpoints, metrics=run.work.metrics)
+
+
+def _shardings(run: Run, like: Any) -> Any:
+    mesh = run.problem.mesh
+    if mesh is None or run.method.spread is None:
+        return devices.shardings(mesh, like)
+    return run.method.spread(mesh, like)
 
 
 def export(run: Run) -> None:
     """Fit what remains to be fitted and write the set, unless it is there."""
     if (run.work.distilled / distilled.DESCRIPTION).exists():
         return
-    source = run.source()
-    found = run.method.export(run.key("approximate"), _state(run, source), source)
+    start = run.start()
+    state = _state(run, start)
+    if run.method.step is not None:
+        state = devices.local(run.problem.mesh, state)
+    if not devices.is_first():
+        return
+    found = run.method.export(run.key("approximate"), state, start)
     about = {
         "method": run.config.method,
         "dataset": run.config.data.name,

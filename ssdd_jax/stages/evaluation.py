@@ -59,6 +59,7 @@ def training_of(config: ConfigDict) -> entries.Settings:
         pairs=training.Settings(options.epochs, options.batch_size, sgd),
         full=training.Settings(options.full_epochs, options.batch_size, sgd),
         own_rate=options.own_rate,
+        gigabytes=config.devices.gigabytes,
     )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssdd_jax import experts, inner
@@ -41,19 +40,14 @@ def stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
         raise UserError(f"config.experts.widths: {error}") from None
 
     def train(run: Run) -> None:
-        constants = run.preprocessing()
-        experts.make(
-            run.key(NAME, shared=True),
-            run.work.own(NAME, shared=True),
-            jnp.asarray(run.dataset.train_images),
-            constants.targets(jnp.asarray(run.features().train)),
-            constants,
-            settings=settings,
-            say=run.say,
-            keep=keep,
-        )
+        pairs, key, folder = run.pairs(), run.key(NAME, shared=True), run.work.own(NAME, shared=True)
+        options: dict[str, Any] = {"settings": settings, "say": run.say, "keep": keep}
+        if run.resident():
+            experts.make(key, folder, *pairs.on_device(), pairs.preprocessing, **options)
+        else:
+            experts.make_of(key, folder, pairs, **options)
 
-    return Stage(NAME, train, shared=("data", "teacher", "experts"))
+    return Stage(NAME, train, shared=("data", "teacher", "precision", "experts"))
 
 
 def store(run: Run) -> experts.Store:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssdd_jax import augment, data, features, selection, teacher
+from ssdd_jax import augment, data, devices, features, selection, teacher
 from ssdd_jax.errors import UserError
 from ssdd_jax.stages.base import Run
 from ssdd_jax.workdir import fingerprint
@@ -20,15 +25,31 @@ def compute(run: Run) -> None:
         return
     if run.config.teacher.features:
         brought = read_brought(run.config, run.dataset)
-        found = features.Features(brought.train, brought.test)
-    else:
-        assert run.dataset.test_images is not None
-        found = features.Features(_of(run, run.dataset.train_images), _of(run, run.dataset.test_images))
-    if not all(np.isfinite(part).all() for part in found if part is not None):
-        raise UserError(
-            "the teacher's features are not finite: train another with a smaller config.teacher.learning_rate"
-        )
-    features.save(run.work.features, found, mark)
+        if devices.is_first():
+            features.save(run.work.features, features.Features(brought.train, brought.test), mark)
+        return
+    assert run.dataset.test_images is not None
+    images = {"train": run.dataset.train_images, "test": run.dataset.test_images}
+    parts = {name: (_batches(run, part, mesh=run.problem.mesh), len(part)) for name, part in images.items()}
+    if devices.is_first():
+        features.write(run.work.features, parts, mark)
+    else:  # takes part in the work
+        collections.deque(itertools.chain(*(batches for batches, _ in parts.values())), maxlen=0)
+
+
+def _batches(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Iterator[np.ndarray]:
+    """The teacher's features of images, a batch after the other; with a mesh by all its devices together.
+
+    Raises:
+        UserError: If they are not finite.
+    """
+    variables, about = run.teacher()
+    for batch in teacher.feature_batches(variables, images, mean=about["mean"], std=about["std"], mesh=mesh):
+        if not np.isfinite(batch).all():
+            raise UserError(
+                "the teacher's features are not finite: train another with a smaller config.teacher.learning_rate"
+            )
+        yield batch
 
 
 def choose(run: Run) -> None:
@@ -51,7 +72,8 @@ def choose(run: Run) -> None:
         turned = augment.apply(
             augment.table(views, *run.dataset.image_shape[:2]), jnp.asarray(run.dataset.train_images[rows])
         )
-        of_views = _of(run, np.asarray(turned).reshape(-1, *run.dataset.image_shape)).reshape(len(views), len(rows), -1)
+        found_views = list(_batches(run, np.asarray(turned).reshape(-1, *run.dataset.image_shape)))
+        of_views = np.concatenate(found_views).reshape(len(views), len(rows), -1)
     features.save_samples(run.work.samples, features.Samples(rows, of_views))
 
 
@@ -64,8 +86,3 @@ def read_brought(config: ConfigDict, dataset: data.Dataset) -> features.Brought:
         test=len(dataset.test_images),
         views=tuple(config.views),
     )
-
-
-def _of(run: Run, images: np.ndarray) -> np.ndarray:
-    variables, about = run.teacher()
-    return teacher.features(variables, images, mean=about["mean"], std=about["std"])

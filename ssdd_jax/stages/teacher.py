@@ -8,11 +8,13 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssdd_jax import data, files, loop, preprocess, teacher
+from ssdd_jax import data, devices, files, loop, preprocess, streaming, teacher
 from ssdd_jax.checkpoints import Checkpoints
 from ssdd_jax.errors import UserError
+from ssdd_jax.methods import Feed
 from ssdd_jax.stages.base import Run
 
 
@@ -20,35 +22,47 @@ def train(run: Run) -> None:
     """Train the teacher, unless there is one or its features were brought."""
     if run.config.teacher.features or (run.work.teacher / "teacher.json").exists():
         return
-    trainer, options = trainer_of(run.config, run.dataset), run.config.teacher
+    mesh, options = run.problem.mesh, run.config.teacher
+    trainer = trainer_of(run.config, run.dataset, mesh=mesh)
+    key, resident = run.key("teacher", shared=True), run.resident(features=False)
     folder = run.work.teacher / "checkpoints"
+    init = functools.partial(trainer.init, key)
+    shardings = devices.shardings(mesh, jax.eval_shape(init))
     training = loop.Training(
         name="teacher",
-        init=jax.jit(functools.partial(trainer.init, run.key("teacher", shared=True))),
+        init=jax.jit(init, out_shardings=shardings),
         step=trainer.step,
         steps=trainer.steps,
         per_call=options.steps_per_call,
         save_every=options.save_every,
         advice="try a smaller config.teacher.learning_rate in another folder",
+        feed=None if resident else _feed(run, trainer, key),
+        shardings=shardings,
     )
     with Checkpoints(folder, say=run.say) as checkpoints:
-        state = loop.run(
-            training, jnp.asarray(run.dataset.train_images), checkpoints=checkpoints, metrics=run.work.metrics
-        )
+        images = devices.place(mesh, jnp.asarray(run.dataset.train_images)) if resident else None
+        state = loop.run(training, images, checkpoints=checkpoints, metrics=run.work.metrics)
+    if not devices.is_first():
+        return
     checksum = files.write_tensors(run.work.teacher / "teacher.safetensors", jax.device_get(state.variables))
-    mean, std = preprocess.channel_moments(run.dataset.train_images)
+    mean, std = preprocess.dataset_moments(run.dataset)
     about = {"blocks": list(options.blocks), "width": options.width, "mean": mean.tolist(), "std": std.tolist()}
     files.write_json(run.work.teacher / "teacher.json", about | {"sha256": checksum})
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def trainer_of(config: ConfigDict, dataset: data.Dataset) -> teacher.Trainer:
+def _feed(run: Run, trainer: teacher.Trainer, key: jax.Array) -> Feed:
+    rows, images = trainer.rows(key), run.dataset.train_images
+    return streaming.feed(lambda step: streaming.gather(images, rows(step)), steps=trainer.steps)
+
+
+def trainer_of(config: ConfigDict, dataset: data.Dataset, *, mesh: Mesh | None = None) -> teacher.Trainer:
     """The teacher's training as the config describes it.
 
     Raises:
         UserError: If the data set is too small for it.
     """
-    mean, std = preprocess.channel_moments(dataset.train_images)
+    mean, std = preprocess.dataset_moments(dataset)
     options = config.teacher
     settings = teacher.Settings(
         width=options.width,
@@ -62,6 +76,7 @@ def trainer_of(config: ConfigDict, dataset: data.Dataset) -> teacher.Trainer:
         warmup_epochs=options.warmup_epochs,
         off_diagonal=options.off_diagonal,
         scale=options.scale,
+        precision=config.precision,
         augmentation=teacher.Augmentation(
             crop_scale=tuple(options.crop_scale),
             flip_probability=options.flip_probability,
@@ -75,6 +90,7 @@ def trainer_of(config: ConfigDict, dataset: data.Dataset) -> teacher.Trainer:
             images_count=len(dataset.train_images),
             mean=mean.tolist(),
             std=std.tolist(),
+            mesh=mesh,
         )
     except ValueError as error:
         raise UserError(f"config.teacher: {error}") from None

@@ -3,7 +3,7 @@
 from ssdd_jax.teacher.augmentations import Augmentation, random_views
 from ssdd_jax.teacher.barlow_twins import Info, Settings, State, Trainer, loss, make
 from ssdd_jax.teacher.lars import lars
-from ssdd_jax.teacher.network import backbone, features, features_of_inputs, load
+from ssdd_jax.teacher.network import backbone, feature_batches, features, features_of_inputs, load
 
 __all__ = [
     "Augmentation",
@@ -12,6 +12,7 @@ __all__ = [
     "State",
     "Trainer",
     "backbone",
+    "feature_batches",
     "features",
     "features_of_inputs",
     "lars",

@@ -4,12 +4,13 @@ Zbontar, Jing, Misra, LeCun, Deny, "Barlow Twins: self-supervised learning via r
 2021 (https://arxiv.org/abs/2103.03230), with solo-learn's settings for CIFAR, whose published linear
 accuracies are 92.10 on CIFAR-10 and 70.90 on CIFAR-100 after 1,000 epochs.
 
-`make` gives pure functions and jits nothing. One compiled loop over `Trainer.step` is the whole training:
-batches are drawn, augmented and normalised on the device.
+`make` gives pure functions and jits no step. One compiled loop over `Trainer.step` is the whole training: batches are
+drawn, unless they are streamed, augmented and normalised on the device.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,9 +18,13 @@ import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from ssdd_jax import devices, streaming
 from ssdd_jax.models import norm
+from ssdd_jax.precision import network_input
 from ssdd_jax.teacher.augmentations import Augmentation, random_views
 from ssdd_jax.teacher.lars import lars
 from ssdd_jax.teacher.network import Network, Variables, initialize, normalize
@@ -46,6 +51,7 @@ class Settings(NamedTuple):
       warmup_start: rate of the first step, not scaled.
       min_learning_rate: rate at the end of the cosine, not scaled.
       augmentation: how the two views are drawn.
+      precision: of the convolutions: see `ssdd_jax.precision`.
     """
 
     width: int = 64
@@ -62,6 +68,7 @@ class Settings(NamedTuple):
     warmup_start: float = 3e-5
     min_learning_rate: float = 0.0
     augmentation: Augmentation = Augmentation()
+    precision: str = "float32"
 
 
 @flax.struct.dataclass
@@ -99,13 +106,17 @@ class Trainer(NamedTuple):
 
     Attributes:
       init: `init(key) -> State`.
-      step: `step(state, images) -> (State, Info)`, images uint8 `(n, H, W, C)`, the whole set.
+      step: `step(state, images) -> (State, Info)`, images uint8 `(n, H, W, C)`, the whole set; or
+        `step(state, None, batch)`, with the step's images alone `(batch_size, H, W, C)`.
       steps: number of steps of the whole training.
+      rows: `rows(key)`, with the key that `init` is given, is a function from the number of a step to the rows of
+        its images, int32 `(batch_size,)`: NumPy, on the host's CPU.
     """
 
     init: Callable[[Array], State]
-    step: Callable[[State, Array], tuple[State, Info]]
+    step: Callable[..., tuple[State, Info]]
     steps: int
+    rows: Callable[[Array], Callable[[int], np.ndarray]]
 
 
 def loss(z1: Array, z2: Array, *, off_diagonal: float = 0.0051, scale: float = 0.1) -> Array:
@@ -136,6 +147,7 @@ def make(
     images_count: int,
     mean: Sequence[float],
     std: Sequence[float],
+    mesh: Mesh | None = None,
 ) -> Trainer:
     """The training of one teacher.
 
@@ -145,6 +157,7 @@ def make(
       images_count: number of images n that `step` will be given.
       mean: mean of each channel, of images in [0, 1].
       std: standard deviation of each channel, likewise.
+      mesh: devices to split a batch over; its statistics are those of the whole batch. None for one device.
 
     Returns:
       Pure functions and the number of steps.
@@ -172,13 +185,17 @@ def make(
         opt_state = optimizer.init(variables["params"])
         return State(step=jnp.zeros((), jnp.int32), variables=variables, opt_state=opt_state, key=key_run)
 
-    def step(state: State, images: Array) -> tuple[State, Info]:
-        chex.assert_shape(images, (images_count, *image_shape))
+    def step(state: State, images: Array | None, batch: Array | None = None) -> tuple[State, Info]:
         key_order, key_views = jax.random.split(state.key)
-        rows = _batch_rows(key_order, state.step, images_count, settings.batch_size)
-        batch = images[rows].astype(jnp.float32) / 255.0
+        if batch is None:
+            chex.assert_shape(images, (images_count, *image_shape))
+            assert images is not None
+            batch = images[_batch_rows(key_order, state.step, images_count, settings.batch_size)]
+        chex.assert_shape(batch, (settings.batch_size, *image_shape))
+        batch = devices.over_all(mesh, batch).astype(jnp.float32) / 255.0
         key_views = jax.random.fold_in(key_views, state.step)
         views = normalize(random_views(key_views, batch, settings=settings.augmentation), mean, std)
+        views = network_input(views, settings.precision)
         params, batch_stats = state.variables["params"], state.variables["batch_stats"]
 
         def objective(params: Variables) -> tuple[Array, Variables]:
@@ -191,7 +208,26 @@ def make(
         info = Info(loss=value, learning_rate=schedule(state.step))
         return State(step=state.step + 1, variables=variables, opt_state=opt_state, key=state.key), info
 
-    return Trainer(init=init, step=step, steps=steps)
+    def rows(key: Array) -> Callable[[int], np.ndarray]:
+        key_order = jax.random.split(jax.random.split(key)[1])[0]
+        return functools.partial(_rows_on_host, _orders(key_order, images_count), settings.batch_size, steps_per_epoch)
+
+    return Trainer(init=init, step=step, steps=steps, rows=rows)
+
+
+def _orders(key: Array, count: int) -> Callable[[int], np.ndarray]:
+    """From an epoch to its order of `count` images; the last two are kept, 5 MB each for a million images."""
+    order = streaming.on_host(lambda key, epoch: _order(key, epoch, count))
+    return functools.lru_cache(maxsize=2)(lambda epoch: order(key, np.int32(epoch)))
+
+
+def _rows_on_host(orders: Callable[[int], np.ndarray], batch_size: int, steps_per_epoch: int, step: int) -> np.ndarray:
+    epoch, position = divmod(step, steps_per_epoch)
+    return orders(epoch)[position * batch_size :][:batch_size]
+
+
+def _order(key: Array, epoch: Array, count: int) -> Array:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), count)
 
 
 def _batch_rows(key: Array, step: Array, count: int, batch_size: int) -> Array:
@@ -201,7 +237,7 @@ def _batch_rows(key: Array, step: Array, count: int, batch_size: int) -> Array:
     CPU cores, where a step takes seconds.
     """
     epoch, position = jnp.divmod(step, count // batch_size)
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), count)
+    order = _order(key, epoch, count)
     return jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)
 
 
@@ -210,15 +246,14 @@ def _forward_views(
 ) -> tuple[Array, Variables]:
     """Projections `(2, B, P)` of two views `(2, B, H, W, C)`, and the running statistics after both.
 
-    Each view is normalised by its own statistics, as in one forward pass after the other. `vmap` does it in
-    one: half the compilation. The running averages r, moved once each to s_1 and s_2, are then composed:
-    moving r first by the one, then by the other batch, is `(1 - m) s_1 + m b_2 = (1 - m) (s_1 - r) + s_2`.
+    One forward pass after the other, each normalised by its own statistics. Unrolled: a loop would copy what the
+    backward pass needs, which is all activations.
     """
 
-    def forward(view: Array) -> tuple[Array, Variables]:
+    def forward(batch_stats: Variables, view: Array) -> tuple[Variables, Array]:
         variables = {"params": params, "batch_stats": batch_stats}
         z, updated = network.apply(variables, view, train=True, mutable=["batch_stats"])
-        return z, updated["batch_stats"]
+        return updated["batch_stats"], z
 
-    z, moved = jax.vmap(forward)(views)
-    return z, jax.tree.map(lambda r, s: (1.0 - norm.MOMENTUM) * (s[0] - r) + s[1], batch_stats, moved)
+    moved, z = jax.lax.scan(forward, batch_stats, views, unroll=True)
+    return z, moved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ssdd_jax import files
+from ssdd_jax import devices, files
 from ssdd_jax.models.norm import BatchNorm
 from ssdd_jax.models.resnet import ResNet, from_params
 from ssdd_jax.preprocess import from_bytes
@@ -153,8 +154,6 @@ def features(
 ) -> np.ndarray:
     """Features of a trained teacher, in evaluation mode, without the projector.
 
-    One compiled program goes over the images in batches; the last one is padded, so that it serves any number of them.
-
     Args:
         variables: `params` and `batch_stats` of a `Network`.
         images: uint8 `(n, H, W, C)`.
@@ -165,19 +164,37 @@ def features(
     Returns:
         Features `(n, D)`, float32, `D = 8 * width`.
     """
+    return np.concatenate(list(feature_batches(variables, images, mean=mean, std=std, batch_size=batch_size)))
+
+
+def feature_batches(
+    variables: Variables,
+    images: Array | np.ndarray,
+    *,
+    mean: Sequence[float] | Array,
+    std: Sequence[float] | Array,
+    batch_size: int = 256,
+    mesh: Mesh | None = None,
+) -> Iterator[np.ndarray]:
+    """The same `features`, a batch of images after the other: `(batch_size, D)`, of the last batch fewer.
+
+    One compiled program serves all batches: the last one is padded. With a mesh each of its devices has `batch_size` of
+    the images, and all processes get all features.
+    """
     chex.assert_rank(images, 4)
-    network, constants = backbone(variables), (jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
-    found = []
+    constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    arguments = devices.place(mesh, (jax.tree.map(jnp.asarray, backbone(variables)), *constants))
+    batch_size *= mesh.size if mesh else 1
     for begin in range(0, len(images), batch_size):
         batch = np.asarray(images[begin : begin + batch_size])
         padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        found.append(_features_of_bytes(network, padded, *constants)[: len(batch)])
-    return np.concatenate([np.asarray(part) for part in found])
+        yield np.asarray(_features_of_bytes(devices.place(mesh, padded), *arguments, mesh=mesh))[: len(batch)]
 
 
-@jax.jit
-def _features_of_bytes(backbone: Variables, images: Array, mean: Array, std: Array) -> Array:
-    return features_of_inputs(backbone, from_bytes(images, mean, std))
+@partial(jax.jit, static_argnames="mesh")
+def _features_of_bytes(images: Array, backbone: Variables, mean: Array, std: Array, *, mesh: Mesh | None) -> Array:
+    inputs = from_bytes(devices.over_all(mesh, images), mean, std)
+    return devices.replicated(mesh, features_of_inputs(backbone, inputs))
 
 
 def _kernel_std(shape: tuple[int, ...]) -> float:
