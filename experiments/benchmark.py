@@ -1,12 +1,20 @@
-"""How fast a distillation step is, beside the machine's matrix product and the same arithmetic in eager PyTorch.
+"""How fast every stage is, beside the machine's matrix product and the same arithmetic in PyTorch, in one run.
 
     python -m experiments.benchmark --quick
-    python -m experiments.benchmark --images=100 --batch=256 --output=benchmark.json
+    python -m experiments.benchmark --pairs=100,400 --stages=outer,inner,whole --official=CLONE --output=benchmark.json
 
-`outer` is one outer step (views decoded, features of synthetic and real images, kernel regression, gradient, AdamW),
-`inner` one full-batch step of SGD of one model on the pairs, `whole` both, as `methods.boost` does them. On the JAX
-side each is timed inside a compiled loop, as `loop.run` calls it. JAX and PyTorch take turns, so that a machine that
-drifts slows both; ratios are of medians. Measure on an idle machine.
+Stages: `teacher` (a Barlow Twins step), `features` (the teacher's, of a batch), `inner` (a full-batch step of SGD of
+one model on the pairs), `outer` (views decoded, features of synthetic and real images, kernel regression, gradient,
+AdamW), `whole` (both, as `methods.boost` does them, and with one model per step beside it that of KRR-ST's published
+loop: see `experiments.official`), `approximation` (a step of the fit), `evaluation` (a step of SGD on a mini-batch).
+
+On the JAX side a step is timed inside its compiled loop, as in a run. The sides take turns, so that a machine that
+drifts slows all; ratios are of medians. The teacher's step draws and makes its random views on the JAX side; PyTorch's
+is given its views. Of PyTorch's two layouts of images the faster is taken. Measure on an idle machine.
+
+Memory is what XLA's compiler counts (arguments, results, temporaries), and for PyTorch what its allocator does on a
+GPU; `process` is by how much the whole process grew during a call, which shows large arrays only. Operations are those
+of direct convolution: one with fewer multiplications can have a share above 1 of the rate of matrix products.
 """
 
 from __future__ import annotations
@@ -15,256 +23,267 @@ import os
 
 # As in a run: LAPACK's own threads stand in the way of XLA's. PyTorch's products are not done by OpenBLAS.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# PyTorch needs a part of a GPU's memory, which JAX would take whole. Read when JAX meets its device.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import argparse
-import json
 import pathlib
-import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from importlib import util
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
-from experiments import jax_loops
-from ssdd_jax import augment, inner, outer
+from experiments import jax_loops, jax_stages
+from experiments.measure import counts, machine, output, tables, timing
+from experiments.measure.timing import Timed
+from ssdd_jax import augment, precision
 from ssdd_jax.models import convnet
 
-PARTS = ("outer", "inner", "whole")
-QUICK = {"images": 16, "batch": 64, "size": 16, "widths": (32, 64), "dim": 64, "product": 1024}
+TEACHER = ("teacher", "features")
+DISTILLATION = ("inner", "outer", "whole", "approximation", "evaluation")
+STAGES = (*TEACHER, *DISTILLATION)
+QUICK = {
+    "pairs": (16,), "batch": 32, "size": 16, "widths": (32, 64), "dim": 64, "product": 1024, "teacher_width": 8,
+    "projector": 64, "fit_steps": 50, "compile": False,
+}  # fmt: skip
 NO_TORCH = "PyTorch is not installed: pip install 'ssdd_jax[torch]' adds the comparison"
-# Idle worker threads of the other side keep spinning for a few milliseconds after their last task.
-REST_SECONDS = 0.05
 
 
-class Side(NamedTuple):
-    """One implementation: per part what runs `steps` steps and returns when they are done; and its matrix product."""
-
-    parts: dict[str, Callable[[], None]]
-    product: Callable[[], None]
-
-
-def take_turns(calls: Sequence[Callable[[], None]], repeats: int) -> list[list[float]]:
-    """Seconds of every call, `repeats` times in turn, after one call each that is not counted."""
-    for call in calls:
-        call()
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, seconds in zip(calls, times, strict=True):
-            time.sleep(REST_SECONDS)
-            began = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - began)
-    return times
-
-
-def compared(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
-    """First over second: the ratio of the medians, and the smallest and largest of the turns."""
-    turns = [a / b for a, b in zip(first, second, strict=True)]
-    return {
-        "ratio": statistics.median(first) / statistics.median(second),
-        "min": min(turns),
-        "max": max(turns),
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The report of everything that was asked for; each row is printed when it is there."""
+    sides, notes = torch_sides(options)
+    report: dict[str, Any] = {
+        "machine": machine.describe(),
+        "options": output.plain(options),
+        "product_gflops": products(sides, options),
+        "rows": [],
+        "scan_overhead": None,
+        "notes": notes,
     }
-
-
-def measure(sides: dict[str, Side], options: argparse.Namespace) -> dict[str, Any]:
-    """Time the sides in turn: per side the matrix product's rate and the parts, and ratios of JAX to the others."""
-    products = take_turns([side.product for side in sides.values()], max(options.repeats, 5))
-    rates = [2e-9 * options.product**3 / min(times) for times in products]
-    report: dict[str, Any] = {name: {"product_gflops": rate} for name, rate in zip(sides, rates, strict=True)}
-    counts = jax_loops.flops(options)
-    for part in PARTS:
-        times = take_turns([side.parts[part] for side in sides.values()], options.repeats)
-        for name, rate, total in zip(sides, rates, times, strict=True):
-            seconds = [value / options.steps for value in total]
-            median = statistics.median(seconds)
-            report[name][part] = {
-                "seconds": median,
-                "best_seconds": min(seconds),
-                "repeats": seconds,
-                "gflops": 1e-9 * counts[part] / median,
-                "share": 1e-9 * counts[part] / median / rate,
-            }
-        for name, other in list(zip(sides, times, strict=True))[1:]:
-            report[name].setdefault("jax_over_this", {})[part] = compared(times[0], other)
+    for stage, pairs, calls, flops in prepared(sides, options):
+        rows = of_stage(stage, pairs, calls, flops, report["product_gflops"], options)
+        report["rows"] += rows
+        for row in rows:
+            _say(f"{stage} {pairs or ''} {row['side']}: {row['seconds']:.4g} s per step")
+    if "inner" in options.stages and options.scan:
+        train, steps = timing.take_turns(
+            jax_loops.train_and_steps(jax_loops.make_problem(sized(options, options.pairs[0])), options),
+            options.repeats,
+        )
+        report["scan_overhead"] = timing.compared(train.seconds, steps.seconds)
+    if sides is not None:
+        report["notes"] += sides.notes
+        report["layout_seconds"] = sides.layouts
+    report["official"] = "clone" if options.official else "description"
+    report["process_peak_bytes"] = timing.peak_process_bytes()
+    report["device_peak_bytes"] = machine.device_peak_bytes()
     return report
 
 
-def scan_overhead(problem: jax_loops.Problem, options: argparse.Namespace) -> dict[str, float]:
-    """Time of `inner.train` over that of as many single calls of a jitted `inner.step`, taking turns."""
-    train, steps = take_turns(jax_loops.train_and_steps(problem, options), options.repeats)
-    medians = {"train_seconds": statistics.median(train), "steps_seconds": statistics.median(steps)}
-    return compared(train, steps) | medians
+def prepared(sides: Any, options: argparse.Namespace) -> Iterator[tuple[str, int | None, dict[str, Timed], Any]]:
+    """Every stage, its number of pairs, its calls by side, and its counts of operations by stage."""
+    asked = tuple(stage for stage in TEACHER if stage in options.stages)
+    if asked:
+        flops = counts.stages(sizes(options))
+        made = jax_stages.make_teacher(options)
+        others = sides.teacher(made, asked) if sides else {}
+        for stage in asked:
+            call = jax_stages.teacher_loop(made, options).timed() if stage == "teacher" else None
+            yield stage, None, {"jax": call or jax_stages.features(made, options), **others.get(stage, {})}, flops
+    asked = tuple(stage for stage in DISTILLATION if stage in options.stages)
+    for pairs in options.pairs if asked else ():
+        one = sized(options, pairs)
+        flops = counts.stages(sizes(one))
+        problem = jax_loops.make_problem(one)
+        others = sides.distillation(problem, one, asked) if sides else {}
+        for stage in asked:
+            yield stage, pairs, {"jax": jax_call(stage, problem, one), **others.get(stage, {})}, flops
 
 
-def torch_sides(problem: jax_loops.Problem, options: argparse.Namespace) -> tuple[dict[str, Side], dict[str, Any]]:
-    """PyTorch's side, with `--compile` that one too, and what to report of them; a note alone where it cannot run."""
+def jax_call(stage: str, problem: jax_loops.Problem, options: argparse.Namespace) -> Timed:
+    """Our side of a stage of the distillation."""
+    if stage == "approximation":
+        return jax_stages.approximation(problem, options)
+    if stage == "evaluation":
+        return jax_stages.evaluation(problem, options).timed()
+    return jax_loops.loop(stage, problem, options).timed()
+
+
+def of_stage(
+    stage: str,
+    pairs: int | None,
+    calls: dict[str, Timed],
+    flops: dict[str, float],
+    rates: dict[str, dict[str, float]],
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """The rows of one stage, one per side, measured in turns."""
+    found = dict(zip(calls, timing.take_turns(list(calls.values()), options.repeats), strict=True))
+    rows = []
+    for side, measured in found.items():
+        used = used_precision(stage, side, options)
+        count = flops["official" if side == "official" else stage]
+        rate = rates["jax" if side == "jax" else "torch"][used]
+        row: dict[str, Any] = {"stage": stage, "pairs": pairs, "side": side, "precision": used}
+        row |= timing.summary(measured, count, rate)
+        row["compile_seconds"] = calls[side].compile_seconds
+        row["jax_over_this"] = None if side == "jax" else timing.compared(found["jax"].seconds, measured.seconds)
+        rows.append(row)
+    return rows
+
+
+def used_precision(stage: str, side: str, options: argparse.Namespace) -> str:
+    """What a side computes a stage in: the precision asked for is that of the students."""
+    lowered = stage in ("inner", "outer", "whole", "evaluation") and side != "official"
+    return jax_loops.precision(options) if lowered else "float32"
+
+
+def products(sides: Any, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """GFLOP/s of matrix products, by side and precision."""
+    makers = {"jax": lambda dtype: machine.product(options.product, dtype)}
+    makers |= {"torch": sides.product} if sides else {}
+    calls = {(side, dtype): make(dtype) for side, make in makers.items() for dtype in machine.DTYPES}
+    found = timing.take_turns(list(calls.values()), max(options.repeats, 5))
+    rates: dict[str, dict[str, float]] = {side: {} for side in makers}
+    for (side, dtype), measured in zip(calls, found, strict=True):
+        rates[side][dtype] = machine.gflops(measured, options.product)
+    return rates
+
+
+def torch_sides(options: argparse.Namespace) -> tuple[Any, list[str]]:
+    """`torch_sides.Sides`, or None and a note why there is no comparison."""
+    if options.no_torch:
+        return None, []
     if util.find_spec("torch") is None:
-        return {}, {"note": NO_TORCH}
+        return None, [NO_TORCH]
     # Threads of OpenMP that wait for work asleep leave the cores to the other side. Read when PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from experiments import torch_reference
+    from experiments import torch_sides
 
     if jax.default_backend() != "cpu" and not torch.cuda.is_available():
-        return {}, {"note": f"this PyTorch cannot use the {jax.default_backend()} that JAX runs on: no comparison"}
-    torch.set_num_threads(cores())
-    learning = inner.Settings()
-    settings = torch_reference.Settings(
-        outer_rate=outer.Settings().learning_rate,
-        inner_rate=learning.learning_rate,
-        momentum=learning.momentum,
-        weight_decay=learning.weight_decay,
-        ridge_scale=outer.Settings().ridge_scale,
-    )
-    params, stacked, images, targets = jax.tree.map(
-        np.asarray, (problem.params, problem.models.models.variables, problem.images, problem.targets)
-    )
-    models = [jax.tree.map(lambda leaf: leaf[i], stacked) for i in range(options.pool)]  # noqa: B023, used at once
-    device = torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
-    work = torch_reference.Work(
-        images=torch.tensor(images, device=device).permute(0, 3, 1, 2),
-        targets=torch.tensor(targets, device=device),
-        batch=options.batch,
-        models_per_step=options.models_per_step,
-        steps=options.steps,
-    )
-    settings, layouts = torch_reference.with_faster_layout(params, models, settings, work)
-    product = torch_reference.product(options.product, device)
-    reference = torch_reference.Reference(params, models, settings, device)
-    sides = {"torch": Side(torch_reference.parts(reference, work), product)}
-    report: dict[str, Any] = {"version": torch.__version__, "layout_seconds": layouts}
-    if options.compile:
-        reference = torch_reference.Reference(params, models, settings, device, compiled=True)
-        try:
-            reference.whole_step([0], work.images[: work.batch], work.targets[: work.batch])
-            sides["torch_compiled"] = Side(torch_reference.parts(reference, work), product)
-        except RuntimeError as error:  # no C++ compiler, most often
-            report["note"] = f"torch.compile does not work here: {str(error).splitlines()[0]}"
-    return sides, report
+        return None, [f"this PyTorch cannot use the {jax.default_backend()} that JAX runs on: no comparison"]
+    notes = [f"PyTorch {torch.__version__}; its teacher is given views already augmented, ours makes them."]
+    if "whole" in options.stages and options.models_per_step == 1:
+        source = "its own modules" if options.official else "written from its description"
+        notes.append(f"KRR-ST's loop: {source}, without its random crops and flips, whose library is left out.")
+    return torch_sides.Sides(options), notes
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def sized(options: argparse.Namespace, pairs: int) -> argparse.Namespace:
+    """The options with as many images as make so many pairs."""
+    return argparse.Namespace(**vars(options) | {"images": pairs // options.views})
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers belong to."""
-    info = pathlib.Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
+def sizes(options: argparse.Namespace) -> counts.Sizes:
+    """The shapes that operations are counted from."""
+    known = {name: getattr(options, name) for name in counts.Sizes._fields if hasattr(options, name)}
+    known |= {"images": getattr(options, "images", 1)}
+    return counts.Sizes(**known, bases=max(1, known["images"] // 2), hidden=jax_stages.HIDDEN)
+
+
+def count(text: str) -> int:
+    """A number above 0."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return int(text)
+
+
+def several(text: str) -> tuple[int, ...]:
+    """Numbers above 0."""
+    return tuple(count(part) for part in text.split(","))
+
+
+def stages(text: str) -> tuple[str, ...]:
+    """Names of stages, in the order of `STAGES`."""
+    for name in text.split(","):
+        if name not in STAGES:
+            raise argparse.ArgumentTypeError(f"there is no stage {name}: choose among {', '.join(STAGES)}")
+    return tuple(stage for stage in STAGES if stage in text.split(","))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
+    made.add_argument("--stages", type=stages, default=STAGES, help=f"out of {', '.join(STAGES)}")
+    made.add_argument("--pairs", type=several, default=(100, 400), help="numbers of pairs: views of decoded images")
+    made.add_argument("--images", type=count, help="decoded images M, instead of --pairs")
+    made.add_argument("--views", type=count, default=4, help=f"views of each, out of {', '.join(augment.VIEWS)}")
+    made.add_argument("--batch", type=count, default=256, help="real images: of an outer step, of the teacher's")
+    made.add_argument("--data", type=count, help="images of the data set; default: four batches")
+    made.add_argument("--size", type=count, default=32, help="side of an image in pixels")
+    made.add_argument("--widths", type=several, default=(128, 256, 512), help="channels of the blocks: 128,256,512")
+    made.add_argument("--dim", type=count, default=512, help="length of a target")
+    made.add_argument("--models-per-step", type=count, default=1)
+    made.add_argument("--pool", type=count, default=2, help="inner models")
+    made.add_argument("--vectorize", type=count, default=1, help="models computed side by side (JAX)")
+    made.add_argument("--teacher-width", type=count, default=64, help="channels of its first stage")
+    made.add_argument("--teacher-blocks", type=several, default=(2, 2, 2, 2), help="blocks in each stage: 2,2,2,2")
+    made.add_argument("--projector", type=count, default=2048, help="width of the projector's layers")
+    made.add_argument("--evaluation-batch", type=count, default=256, help="pairs of a step of the evaluation")
+    made.add_argument("--steps", type=count, default=3, help="steps in one call")
+    made.add_argument("--teacher-steps", type=count, default=1, help="steps in one call of the teacher's stages")
+    made.add_argument("--fit-steps", type=count, default=200, help="steps of the approximation's fit")
+    made.add_argument("--repeats", type=count, default=3, help="calls that are timed")
+    made.add_argument("--product", type=count, help="side of the matrices whose product is timed")
+    made.add_argument("--quick", action="store_true", help="small sizes: within three minutes on two cores")
+    made.add_argument(
+        "--scan", action=argparse.BooleanOptionalAction, default=True, help="a scan of inner steps beside single ones"
     )
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": cores(),
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "busy": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
+    made.add_argument("--no-torch", action="store_true", help="leave the comparison out")
+    made.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile as well"
+    )
+    made.add_argument(
+        "--official", default="", metavar="CLONE",
+        help="a clone of db-Lee/selfsup_dd, whose loop is timed; without one it is written from its description",
+    )  # fmt: skip
+    made.add_argument("--output", type=output.path, help="write the report here as JSON, and its table beside it")
+    made.add_argument("--precision", choices=precision.NAMES, default="float32", help="of the students' convolutions")
+    return made
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
-
-    def count(text: str) -> int:
-        if int(text) < 1:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return int(text)
-
-    def counts(text: str) -> tuple[int, ...]:
-        return tuple(count(part) for part in text.split(","))
-
-    parser.add_argument("--images", type=count, default=100, help="decoded images M")
-    parser.add_argument("--views", type=count, default=4, help=f"views of each, out of {', '.join(augment.VIEWS)}")
-    parser.add_argument("--batch", type=count, default=256, help="real images of an outer step")
-    parser.add_argument("--size", type=count, default=32, help="side of an image in pixels")
-    parser.add_argument("--widths", type=counts, default=(128, 256, 512), help="channels of the blocks: 128,256,512")
-    parser.add_argument("--dim", type=count, default=512, help="length of a target")
-    parser.add_argument("--models-per-step", type=count, default=1)
-    parser.add_argument("--pool", type=count, default=2, help="inner models")
-    parser.add_argument("--vectorize", type=count, default=1, help="models computed side by side (JAX)")
-    parser.add_argument("--steps", type=count, default=3, help="steps in one compiled call")
-    parser.add_argument("--repeats", type=count, default=3, help="calls that are timed")
-    parser.add_argument("--product", type=count, default=2048, help="side of the matrices whose product is timed")
-    parser.add_argument("--quick", action="store_true", help="small sizes: within a minute on two cores")
-    parser.add_argument("--no-torch", action="store_true", help="leave the comparison out")
-    parser.add_argument("--compile", action="store_true", help="time torch.compile as well")
-    parser.add_argument("--output", type=pathlib.Path, help="write the report here, as JSON")
-    if parser.parse_args(arguments).quick:
-        parser.set_defaults(**QUICK)
-    options = parser.parse_args(arguments)
+    """The options, checked."""
+    line = parser()
+    if line.parse_args(arguments).quick:
+        line.set_defaults(**QUICK)
+    options = line.parse_args(arguments)
+    if options.images:
+        options.pairs = (options.images * options.views,)
+    options.product = options.product or (2048 if jax.default_backend() == "cpu" else 8192)
+    del options.images
     try:
         convnet.check_divisible((options.size, options.size), len(options.widths))
     except ValueError as error:
-        parser.error(str(error))
+        line.error(str(error))
+    if options.official and not (pathlib.Path(options.official) / "algorithms" / "distill.py").is_file():
+        line.error(f"--official={options.official} is not a clone of db-Lee/selfsup_dd")
     if options.views > len(augment.VIEWS):
-        parser.error(f"--views={options.views}: there are {len(augment.VIEWS)}")
+        line.error(f"--views={options.views}: there are {len(augment.VIEWS)}")
+    for pairs in options.pairs:
+        if pairs % options.views:
+            line.error(f"--pairs={pairs} is not a multiple of --views={options.views}")
     if options.models_per_step > options.pool:
-        parser.error(f"--models-per-step={options.models_per_step} is more than --pool={options.pool}")
-    if options.output and not options.output.parent.is_dir():
-        parser.error(f"--output={options.output}: there is no folder {options.output.parent}")
+        line.error(f"--models-per-step={options.models_per_step} is more than --pool={options.pool}")
     return options
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report in lines."""
-    host = report["machine"]
-    lines = [f"{host['processor']}, {host['cores']} cores, JAX {host['jax']} on {host['backend']} ({host['device']})"]
-    lines += [
-        f"{'':16}{'part':8}{'s/step':>10}{'best':>10}{'GFLOP/s':>10}{'share':>8}{'compile s':>11}  JAX/this (min-max)"
-    ]
-    for name in [name for name in ("jax", "torch", "torch_compiled") if "outer" in (report[name] or {})]:
-        side = report[name]
-        lines += [f"{name:16}{'product':8}{'':20}{side['product_gflops']:10.1f}"]
-        for part in PARTS:
-            row = side[part]
-            line = f"{'':16}{part:8}{row['seconds']:10.4f}{row['best_seconds']:10.4f}"
-            line += f"{row['gflops']:10.1f}{row['share']:8.2f}"
-            line += f"{row['compile_seconds']:11.1f}" if "compile_seconds" in row else " " * 11
-            if name != "jax":
-                line += "  {ratio:.2f} ({min:.2f}-{max:.2f})".format(**side["jax_over_this"][part])
-            lines.append(line)
-    lines += ["scan over single steps: {ratio:.3f} ({min:.3f}-{max:.3f})".format(**report["scan_overhead"])]
-    note = (report["torch"] or {}).get("note")
-    return "\n".join(lines + ([note] if note else []))
+def _say(line: str) -> None:
+    print(f"benchmark: {line}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print a table, write the report where asked to, and return it."""
     options = parse(arguments)
-    # PyTorch needs a part of a GPU's memory, which JAX would take whole. Read when JAX meets its device.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    problem = jax_loops.make_problem(options)
-    loops = jax_loops.loops(problem, options)
-    others, about_torch = ({}, {}) if options.no_torch else torch_sides(problem, options)
-    sides = {"jax": Side(dict(loops), jax_loops.product(options.product)), **others}
-    report: dict[str, Any] = {
-        "machine": machine(),
-        "options": {name: value for name, value in vars(options).items() if name != "output"},
-        "flops": jax_loops.flops(options),
-        "scan_overhead": scan_overhead(problem, options),
-        "torch": None,
-        "torch_compiled": None,
-    }
-    report |= measure(sides, options)
-    if about_torch:
-        report["torch"] = (report["torch"] or {}) | about_torch
-    for part, loop in loops.items():
-        report["jax"][part]["compile_seconds"] = loop.compile_seconds
-    print(table(report))
+    report = measure(options)
+    table = tables.benchmark(report)
+    print(table)
     if options.output:
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        output.write(options.output, report, table)
     return report
 
 

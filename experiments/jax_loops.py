@@ -1,16 +1,19 @@
-"""The JAX side of the benchmark: the library's own steps in compiled loops, on random data; and what they compute."""
+"""The JAX side of the benchmark: the library's own steps of a distillation in compiled loops, on random data."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from experiments.measure.timing import Timed
 from ssdd_jax import augment, decoder, inner, outer, pool
 
 
@@ -24,6 +27,29 @@ class Problem(NamedTuple):
     key: jax.Array
 
 
+class Compiled:
+    """A function compiled for its arguments, with what that took and what it needs.
+
+    Args:
+        function: What is compiled.
+        arguments: Arrays, or shapes; the first is donated where `donate`.
+        donate: Whether the first argument's memory is used for the results.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any, donate: bool = False):
+        began = time.perf_counter()
+        self.call = jax.jit(function, donate_argnums=0 if donate else ()).lower(*arguments).compile()
+        self.seconds = time.perf_counter() - began
+
+    def memory(self) -> int | None:
+        """Bytes of arguments, results and what lies between, less what is used twice; None where unknown."""
+        found = self.call.memory_analysis()
+        if found is None:
+            return None
+        together = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+        return int(together - found.alias_size_in_bytes)
+
+
 class Loop:
     """A step in a compiled loop whose length is an argument and whose state stays on the device.
 
@@ -31,56 +57,90 @@ class Loop:
         step: `(i, state, data) -> state`.
         state: The start; copied, since it is donated.
         data: Passed to every step.
-        steps: How many in one call.
+        turns: Turns of the loop in one call.
+        steps_per_turn: Steps in each.
     """
 
-    def __init__(self, step: Callable[[Any, Any, Any], Any], state: Any, data: Any, steps: int):
+    def __init__(
+        self, step: Callable[[Any, Any, Any], Any], state: Any, data: Any, turns: int, steps_per_turn: int = 1
+    ):
         def run(state: Any, data: Any, count: Any) -> Any:
             return lax.fori_loop(0, count, lambda i, state: step(i, state, data), state)
 
-        self.state, self.data, self.count = jax.tree.map(jnp.copy, state), data, jnp.int32(steps)
-        began = time.perf_counter()
-        self.compiled = jax.jit(run, donate_argnums=0).lower(self.state, data, self.count).compile()
-        self.compile_seconds = time.perf_counter() - began
+        self.state, self.data, self.count = jax.tree.map(jnp.copy, state), data, jnp.int32(turns)
+        self.compiled = Compiled(run, self.state, data, self.count, donate=True)
+        self.steps = turns * steps_per_turn
 
     def __call__(self) -> None:
-        self.state = jax.block_until_ready(self.compiled(self.state, self.data, self.count))
+        self.state = jax.block_until_ready(self.compiled.call(self.state, self.data, self.count))
+
+    def timed(self) -> Timed:
+        """The loop as the benchmark times it."""
+        return Timed(self, self.steps, self.compiled.memory, self.compiled.seconds)
+
+
+def precision(options: argparse.Namespace) -> str:
+    """`float32` or `bfloat16`: what the networks are computed in."""
+    if options.precision != "auto":
+        return str(options.precision)
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def inner_settings(options: argparse.Namespace) -> inner.Settings:
+    """How a student is trained."""
+    return inner.Settings(precision=precision(options))
 
 
 def pool_settings(options: argparse.Namespace) -> pool.Settings:
     """The pool's constants; no model gets old enough to be renewed, as hardly one in a thousand does in earnest."""
-    return pool.Settings(size=options.pool, vectorize=options.vectorize, widths=options.widths)
+    return pool.Settings(
+        size=options.pool, vectorize=options.vectorize, widths=options.widths, inner=inner_settings(options)
+    )
+
+
+def outer_settings(options: argparse.Namespace) -> outer.Settings:
+    """The outer problem's constants."""
+    return outer.Settings(vectorize=options.vectorize, precision=precision(options))
 
 
 def make_problem(options: argparse.Namespace) -> Problem:
-    """Random images and targets of the sizes asked for, parameterized by half as many bases as images."""
-    keys = jax.random.split(jax.random.key(0), 6)
-    shape, count = (options.size, options.size, 3), max(4 * options.batch, options.images)
+    """Random images and targets of the sizes asked for, parameterized by `bases` image and feature bases."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape, count = (options.size, options.size, 3), options.data or max(4 * options.batch, options.images)
     views = tuple(augment.VIEWS)[: options.views]
-    images = jax.random.normal(keys[0], (count, *shape))
-    targets = jax.random.normal(keys[1], (count, options.dim))
+    # NumPy's numbers need no program of their own to be compiled.
+    generator = np.random.default_rng(0)
+    images, targets, samples = (
+        jnp.asarray(generator.standard_normal(size, dtype=np.float32))
+        for size in ((count, *shape), (count, options.dim), (options.views, options.images, options.dim))
+    )
     params = decoder.init(
-        keys[2],
+        keys[0],
         images,
         targets,
-        jax.random.normal(keys[3], (options.views, options.images, options.dim)),
-        image_bases=max(1, options.images // 2),
-        feature_bases=max(1, options.images // 2),
+        samples,
+        image_bases=bases(options),
+        feature_bases=bases(options),
         base_size=(min(16, options.size),) * 2,
         views=views,
         start="random",
     )
     fresh = [
-        inner.init(key, shape, options.dim, widths=options.widths) for key in jax.random.split(keys[4], options.pool)
+        inner.init(key, shape, options.dim, widths=options.widths) for key in jax.random.split(keys[1], options.pool)
     ]
     models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fresh)
-    return Problem(params, pool.Pool(models, jnp.zeros(options.pool, jnp.int32), keys[5]), images, targets, keys[5])
+    return Problem(params, pool.Pool(models, jnp.zeros(options.pool, jnp.int32), keys[2]), images, targets, keys[2])
 
 
-def loops(problem: Problem, options: argparse.Namespace) -> dict[str, Loop]:
-    """The three parts of a step; `outer` and `whole` draw models and real images as `methods.boost` does."""
-    settings = pool_settings(options)
-    outer_settings, mask = outer.Settings(vectorize=options.vectorize), decoder.learned(problem.params)
+def bases(options: argparse.Namespace) -> int:
+    """Image bases, and feature bases: half as many as images, which is about what the budget allows."""
+    return max(1, options.images // 2)
+
+
+def loop(part: str, problem: Problem, options: argparse.Namespace) -> Loop:
+    """`outer`, `inner` or `whole` of a step; models and real images are drawn as `methods.boost` does."""
+    settings, outer_set = pool_settings(options), outer_settings(options)
+    mask = decoder.learned(problem.params)
 
     # Models and rows are drawn in every step, as in a real run: a fixed batch would be embedded once before the loop.
     def drawn(i: Any, models: inner.State, data: Problem) -> tuple[jax.Array, outer.Batch]:
@@ -91,8 +151,7 @@ def loops(problem: Problem, options: argparse.Namespace) -> dict[str, Loop]:
         return indices, outer.Batch(variables, data.images[rows], data.targets[rows])
 
     def outer_step(i: Any, state: outer.State, data: Problem) -> outer.State:
-        batch = drawn(i, data.models.models, data)[1]
-        return outer.step(state, batch, settings=outer_settings, mask=mask)[0]
+        return outer.step(state, drawn(i, data.models.models, data)[1], settings=outer_set, mask=mask)[0]
 
     def inner_step(_: Any, state: inner.State, pairs: tuple[jax.Array, jax.Array]) -> inner.State:
         return inner.step(state, *pairs, settings=settings.inner)[0]
@@ -100,36 +159,28 @@ def loops(problem: Problem, options: argparse.Namespace) -> dict[str, Loop]:
     def whole_step(i: Any, state: tuple[outer.State, pool.Pool], data: Problem) -> tuple[outer.State, pool.Pool]:
         learned, models = state
         indices, batch = drawn(i, models.models, data)
-        learned, _ = outer.step(learned, batch, settings=outer_settings, mask=mask)
+        learned, _ = outer.step(learned, batch, settings=outer_set, mask=mask)
         return learned, pool.step(models, indices, *decoder.decode_pairs(learned.params), settings=settings)
 
-    start = outer.init(problem.params, settings=outer_settings, mask=mask)
-    model = jax.tree.map(lambda leaf: leaf[0], problem.models.models)
-    pairs = jax.jit(decoder.decode_pairs)(problem.params)
-    return {
-        "outer": Loop(outer_step, start, problem, options.steps),
-        "inner": Loop(inner_step, model, pairs, options.steps),
-        "whole": Loop(whole_step, (start, problem.models), problem, options.steps),
-    }
+    if part == "inner":
+        return Loop(inner_step, first_model(problem), jax.jit(decoder.decode_pairs)(problem.params), options.steps)
+    start = outer.init(problem.params, settings=outer_set, mask=mask)
+    if part == "outer":
+        return Loop(outer_step, start, problem, options.steps)
+    return Loop(whole_step, (start, problem.models), problem, options.steps)
 
 
-def product(size: int) -> Callable[[], None]:
-    """A matrix product at the backend's default precision: float32 on a CPU, which may be TF32 on a GPU."""
-    matrix = jax.random.normal(jax.random.key(1), (size, size))
-    multiply = jax.jit(jnp.matmul)
-
-    def call() -> None:
-        jax.block_until_ready(multiply(matrix, matrix))
-
-    return call
+def first_model(problem: Problem) -> inner.State:
+    """The first model of the pool."""
+    return jax.tree.map(lambda leaf: leaf[0], problem.models.models)
 
 
-def train_and_steps(problem: Problem, options: argparse.Namespace) -> tuple[Callable[[], None], Callable[[], None]]:
+def train_and_steps(problem: Problem, options: argparse.Namespace) -> tuple[Timed, Timed]:
     """One call of a jitted `inner.train`, and as many of a jitted `inner.step`: their ratio is a scan's overhead."""
-    model = jax.tree.map(lambda leaf: leaf[0], problem.models.models)
+    model, settings = first_model(problem), inner_settings(options)
     pairs = jax.jit(decoder.decode_pairs)(problem.params)
-    train = jax.jit(inner.train, static_argnums=3, donate_argnums=0)
-    step = jax.jit(inner.step, donate_argnums=0)
+    train = jax.jit(functools.partial(inner.train, settings=settings), static_argnums=3, donate_argnums=0)
+    step = jax.jit(functools.partial(inner.step, settings=settings), donate_argnums=0)
     states = [jax.tree.map(jnp.copy, model) for _ in range(2)]
 
     def scanned() -> None:
@@ -139,30 +190,4 @@ def train_and_steps(problem: Problem, options: argparse.Namespace) -> tuple[Call
         for _ in range(options.steps):
             states[1] = jax.block_until_ready(step(states[1], *pairs)[0])
 
-    return scanned, single
-
-
-def flops(options: argparse.Namespace) -> dict[str, float]:
-    """Floating-point operations of each part, a multiplication and an addition counting as two.
-
-    A block's convolution costs `18 I O h w` per image; only these, the linear layer, the products of kernel regression
-    and the decoding are counted. With `S = images * views` pairs, `B` real images and `k` models per step: the outer
-    step embeds `B + S` images and differentiates the `S` in their pixels (as much again); the inner step embeds and
-    differentiates `S` images in weights and pixels (twice as much again), without the pixels of the first block.
-    Kernel regression: kernels `2 F S (S + B)`, the solution `2/3 S^3 + 2 S^2 D`, the prediction `2 B S D`, and twice
-    that backward. The count is that of the method, the same for both sides.
-    """
-    pairs, side, before, first, network = options.images * options.views, options.size, 3, 0.0, 0.0
-    for i, width in enumerate(options.widths):
-        block = 18.0 * before * width * side**2
-        first, network = block if i == 0 else first, network + block
-        before, side = width, side // 2
-    features, dim, batch = before * side**2 + 1, options.dim, options.batch
-    regression = 2 * features * pairs * (pairs + batch) + 2 / 3 * pairs**3 + 2 * pairs * dim * (pairs + batch)
-    bases, low = max(1, options.images // 2), 3 * min(16, options.size) ** 2
-    decoding = 2 * bases * (options.images * low + pairs * dim)
-    embedding = network * (batch + 2 * pairs)
-    one_outer = embedding + 3 * regression + 3 * decoding
-    one_inner = pairs * (3 * (network + 2 * (features - 1) * dim) - first)
-    count = options.models_per_step
-    return {"outer": count * one_outer, "inner": one_inner, "whole": count * (one_outer + one_inner) + decoding}
+    return Timed(scanned, options.steps), Timed(single, options.steps)

@@ -7,8 +7,7 @@ images `(B,C,H,W)`. Weights and starting values are taken from the JAX side, so 
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.measure import timing
+from experiments.measure.machine import PRODUCTS
+from experiments.measure.timing import Timed
 from ssdd_jax import decoder
 
 
@@ -61,14 +63,14 @@ class Pairs(nn.Module):
         self.low_shape = bases.shape[1:]
         self.size = params.image_size
         self.views = params.views
-        self.image_bases = nn.Parameter(_tensor(bases).flatten(1))
-        self.image_coefficients = nn.Parameter(_tensor(params.image_coefficients))
-        self.feature_bases = nn.Parameter(_tensor(params.feature_bases))
-        self.feature_coefficients = nn.Parameter(_tensor(params.feature_coefficients))
+        self.image_bases = nn.Parameter(tensor(bases).flatten(1))
+        self.image_coefficients = nn.Parameter(tensor(params.image_coefficients))
+        self.feature_bases = nn.Parameter(tensor(params.feature_bases))
+        self.feature_coefficients = nn.Parameter(tensor(params.feature_coefficients))
         self.image_mean: Tensor
         self.feature_mean: Tensor
-        self.register_buffer("image_mean", _tensor(np.moveaxis(np.asarray(params.image_mean), -1, 0)).flatten())
-        self.register_buffer("feature_mean", _tensor(params.feature_mean))
+        self.register_buffer("image_mean", tensor(np.moveaxis(np.asarray(params.image_mean), -1, 0)).flatten())
+        self.register_buffer("feature_mean", tensor(params.feature_mean))
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Images `(views*M,C,H,W)` and targets `(views*M,D)`, view by view."""
@@ -86,8 +88,28 @@ def _view(images: Tensor, name: str) -> Tensor:
     return torch.rot90(images.flip(3) if base == "flip" else images, turns, (2, 3))
 
 
+class FreePairs(nn.Module):
+    """Pairs that are learned as they are, pixels and targets, as KRR-ST does.
+
+    Args:
+        images: `(S,C,H,W)`.
+        targets: `(S,D)`.
+    """
+
+    def __init__(self, images: Tensor, targets: Tensor):
+        super().__init__()
+        self.images, self.targets = nn.Parameter(images.clone()), nn.Parameter(targets.clone())
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The pairs."""
+        return self.images, self.targets
+
+
 class Settings(NamedTuple):
-    """Rates and scales of both problems, and the layout of images in memory."""
+    """Rates and scales of both problems, and how images are laid out and computed with.
+
+    With `precision` `bfloat16` the networks run under autocast; kernel regression stays in float32.
+    """
 
     outer_rate: float
     inner_rate: float
@@ -95,36 +117,34 @@ class Settings(NamedTuple):
     weight_decay: float
     ridge_scale: float
     memory_format: torch.memory_format = torch.contiguous_format
+    precision: str = "float32"
 
 
 class Reference:
     """The state of a distillation, and the steps that the benchmark times.
 
     Args:
-        params: The parameterized pairs of the JAX side.
-        models: Variables of its inner models, one pytree each.
-        settings: Rates, scales and layout.
+        pairs: `Pairs` or `FreePairs`.
+        models: The inner models.
+        settings: Rates, scales, layout and precision.
         device: Where to compute.
         compiled: Put the networks through `torch.compile`.
     """
 
     def __init__(
         self,
-        params: decoder.Params,
-        models: Sequence[Any],
+        pairs: nn.Module,
+        models: Sequence[ConvNet],
         settings: Settings,
         device: torch.device,
         compiled: bool = False,
     ):
         self.settings = settings
-        self.pairs = Pairs(params).to(device)
-        channels = params.image_mean.shape[-1]
-        shape = (*params.image_size, channels)
+        self.pairs = pairs.to(device)
         layout: dict[str, Any] = {"memory_format": settings.memory_format}  # unknown to the stubs of Module.to
-        self.models = [network_from(variables, shape).to(device).to(**layout) for variables in models]
-        wrap = functools.partial(torch.compile, dynamic=False) if compiled else lambda function: function
-        self.embed = [wrap(model.features) for model in self.models]
-        self.predict = [wrap(model) for model in self.models]
+        self.models = [model.to(device).to(**layout) for model in models]
+        self.embed = [lowered(compiler(compiled)(model.features), settings.precision, device) for model in self.models]
+        self.predict = [lowered(compiler(compiled)(model), settings.precision, device) for model in self.models]
         self.outer_optimizer = torch.optim.AdamW(self.pairs.parameters(), settings.outer_rate, weight_decay=0.0)
         self.inner_optimizers: list[torch.optim.Optimizer] = [
             torch.optim.SGD(
@@ -205,17 +225,17 @@ def network_from(variables: Any, image_shape: tuple[int, int, int]) -> ConvNet:
     state = network.state_dict()
     for i in range(len(stats)):
         convolution, norm = f"blocks.{4 * i}", f"blocks.{4 * i + 1}"
-        state[f"{convolution}.weight"] = _tensor(params[f"conv{i}"]["kernel"].transpose(3, 2, 0, 1))
-        state[f"{convolution}.bias"] = _tensor(params[f"conv{i}"]["bias"])
-        state[f"{norm}.weight"] = _tensor(params[f"bn{i}"]["scale"])
-        state[f"{norm}.bias"] = _tensor(params[f"bn{i}"]["bias"])
-        state[f"{norm}.running_mean"] = _tensor(stats[f"bn{i}"]["mean"])
-        state[f"{norm}.running_var"] = _tensor(stats[f"bn{i}"]["var"])
+        state[f"{convolution}.weight"] = tensor(params[f"conv{i}"]["kernel"].transpose(3, 2, 0, 1))
+        state[f"{convolution}.bias"] = tensor(params[f"conv{i}"]["bias"])
+        state[f"{norm}.weight"] = tensor(params[f"bn{i}"]["scale"])
+        state[f"{norm}.bias"] = tensor(params[f"bn{i}"]["bias"])
+        state[f"{norm}.running_mean"] = tensor(stats[f"bn{i}"]["mean"])
+        state[f"{norm}.running_var"] = tensor(stats[f"bn{i}"]["var"])
     kernel, side = params["fc"]["kernel"], 2 ** len(widths)
     # Flattened features are ordered (H,W,C) there and (C,H,W) here.
     kernel = kernel.reshape(image_shape[0] // side, image_shape[1] // side, widths[-1], -1)
-    state["fc.weight"] = _tensor(kernel.transpose(3, 2, 0, 1)).flatten(1)
-    state["fc.bias"] = _tensor(params["fc"]["bias"])
+    state["fc.weight"] = tensor(kernel.transpose(3, 2, 0, 1)).flatten(1)
+    state["fc.bias"] = tensor(params["fc"]["bias"])
     network.load_state_dict(state)
     return network
 
@@ -228,66 +248,91 @@ class Work(NamedTuple):
     batch: int
     models_per_step: int
     steps: int
+    evaluation_batch: int = 256
+
+    def draw(self, models: int) -> tuple[list[int], Tensor, Tensor]:
+        """Which of `models` models, and real images with their targets."""
+        indices = torch.randperm(models)[: self.models_per_step].tolist()
+        rows = torch.randint(len(self.images), (self.batch,), device=self.images.device)
+        return indices, self.images[rows], self.targets[rows]
 
 
-def parts(reference: Reference, work: Work) -> dict[str, Callable[[], None]]:
-    """Per part of a step what does `work.steps` of it and returns when the device is done."""
-    pairs = reference.decode()
+def timed(part: str, reference: Reference, work: Work) -> Timed:
+    """`outer`, `inner`, `whole` or `evaluation`, `work.steps` steps of it at a time."""
+    pairs, models = reference.decode(), len(reference.models)
 
-    def draw() -> tuple[list[int], Tensor, Tensor]:
-        indices = torch.randperm(len(reference.models))[: work.models_per_step].tolist()
-        rows = torch.randint(len(work.images), (work.batch,), device=work.images.device)
-        return indices, work.images[rows], work.targets[rows]
+    def evaluation_step() -> None:
+        rows = torch.randperm(len(pairs[0]), device=work.images.device)[: work.evaluation_batch]
+        reference.inner_step(0, pairs[0][rows], pairs[1][rows])
 
-    def repeated(step: Callable[[], Tensor]) -> Callable[[], None]:
-        def call() -> None:
-            for _ in range(work.steps):
-                step()
-            if work.images.is_cuda:
-                torch.cuda.synchronize()
-
-        return call
-
-    return {
-        "outer": repeated(lambda: reference.outer_step(*draw())),
-        "inner": repeated(lambda: reference.inner_step(0, *pairs)),
-        "whole": repeated(lambda: reference.whole_step(*draw())),
+    steps: dict[str, Callable[[], Any]] = {
+        "outer": lambda: reference.outer_step(*work.draw(models)),
+        "inner": lambda: reference.inner_step(0, *pairs),
+        "whole": lambda: reference.whole_step(*work.draw(models)),
+        "evaluation": evaluation_step,
     }
+    return repeated(steps[part], work.steps, work.images.device)
 
 
-def with_faster_layout(
-    params: decoder.Params, models: Sequence[Any], settings: Settings, work: Work
-) -> tuple[Settings, dict[str, float]]:
-    """The settings with the layout of images in which a whole step is faster, and seconds of one step in each."""
-    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    work = work._replace(steps=1)
-    calls, seconds = {}, dict.fromkeys(layouts, float("inf"))
-    for name, layout in layouts.items():
-        reference = Reference(params, models, settings._replace(memory_format=layout), work.images.device)
-        calls[name] = parts(reference, work)["whole"]
-        calls[name]()
-    for _ in range(2):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            seconds[name] = min(seconds[name], time.perf_counter() - began)
-    best = min(seconds, key=lambda name: seconds[name])
-    return settings._replace(memory_format=layouts[best]), seconds
-
-
-def product(size: int, device: torch.device) -> Callable[[], None]:
-    """A float32 matrix product of that size."""
-    matrix = torch.randn(size, size, device=device)
+def repeated(step: Callable[[], Any], steps: int, device: torch.device) -> Timed:
+    """That step so many times; on a GPU with the memory that PyTorch's allocator counts."""
 
     def call() -> None:
-        matrix @ matrix
-        if matrix.is_cuda:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        for _ in range(steps):
+            step()
+        if device.type == "cuda":
             torch.cuda.synchronize()
+
+    return Timed(call, steps, lambda: torch.cuda.max_memory_allocated() if device.type == "cuda" else None)
+
+
+def faster(calls: Mapping[str, Timed]) -> tuple[str, dict[str, float]]:
+    """The name of the fastest of some calls, and the seconds per step of each."""
+    found = timing.take_turns(list(calls.values()), 2)
+    seconds = {name: min(one.seconds) for name, one in zip(calls, found, strict=True)}
+    return min(seconds, key=lambda name: seconds[name]), seconds
+
+
+def product(size: int, dtype: str, device: torch.device) -> Timed:
+    """A product of two square matrices; on a GPU that of float32 in TF32, as PyTorch convolves there."""
+    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+
+    def call() -> None:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
+        try:
+            for _ in range(PRODUCTS):
+                matrix @ matrix
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return Timed(call, PRODUCTS)
+
+
+def compiler(compiled: bool) -> Callable[[Any], Any]:
+    """`torch.compile` for fixed shapes, or nothing."""
+    return functools.partial(torch.compile, dynamic=False) if compiled else lambda function: function
+
+
+def lowered(function: Callable[[Tensor], Tensor], precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The function under autocast where the precision is `bfloat16`; its result is float32."""
+    if precision == "float32":
+        return function
+
+    def call(x: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            found = function(x)
+        return found.float()
 
     return call
 
 
-def _tensor(array: Any) -> Tensor:
+def tensor(array: Any) -> Tensor:
+    """A float32 tensor of a NumPy array."""
     return torch.from_numpy(np.array(array, np.float32, order="C"))
 
 

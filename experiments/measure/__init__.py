@@ -1,0 +1,1 @@
+"""What the measurements have in common: time, memory, counts of operations, the machine and tables."""
