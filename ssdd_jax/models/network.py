@@ -15,8 +15,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from ssdd_jax.models import chunks
 from ssdd_jax.models.starts import COLLECTION, Start
 
 Array = jax.Array
@@ -96,14 +96,8 @@ def features(network: nn.Module, variables: Variables, x: Array) -> Array:
         found: tuple[Array, Array] = network.apply(variables, images, train=False)  # type: ignore[assignment]
         return found[0]
 
-    size = EVAL_CHUNK
-    if jax.default_backend() != "cpu" or len(x) < 2 * size:
-        return forward(x)
     # Without batch statistics a few images can go through all layers while they are in the cache.
-    whole = len(x) // size * size
-    first = lax.map(forward, x[:whole].reshape(-1, size, *x.shape[1:]))
-    first = first.reshape(whole, -1)
-    return jnp.concatenate([first, forward(x[whole:])]) if whole < len(x) else first
+    return chunks.mapped(forward, x, EVAL_CHUNK if jax.default_backend() == "cpu" else max(len(x), 1))
 
 
 def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> Any:

@@ -16,11 +16,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssdd_jax import devices, files
+from ssdd_jax.models import chunks
 from ssdd_jax.models.norm import BatchNorm
 from ssdd_jax.models.resnet import ResNet, from_params
 from ssdd_jax.preprocess import from_bytes
 
 Array = jax.Array
+
+# Images that go through the backbone together on a CPU; 32 took 3 % longer, all 256 a quarter.
+EVAL_CHUNK = 16
 Variables = dict[str, Any]
 
 # The variance of PyTorch's linear layers.
@@ -141,7 +145,12 @@ def features_of_inputs(backbone: Variables, x: Array) -> Array:
     Returns:
         Features `(n, D)`, float32, `D = 8 * width`.
     """
-    return jnp.asarray(from_params(backbone["params"]).apply(backbone, x, train=False))
+    network = from_params(backbone["params"])
+
+    def some(images: Array) -> Array:
+        return jnp.asarray(network.apply(backbone, images, train=False))
+
+    return chunks.mapped(some, x, EVAL_CHUNK if jax.default_backend() == "cpu" else max(len(x), 1))
 
 
 def features(
