@@ -11,9 +11,13 @@ import tiny_runs
 
 from ssdd_jax import loop, main
 
+STEPS = 200
+# Up to which rounding has not grown.
+ALIKE = 60
 # The regression is well-posed, so that what is compared is not how it magnifies rounding.
 CHANGES = {
-    "distill__steps": 60,
+    "distill__steps": STEPS,
+    "distill__steps_per_call": 1,  # so that the signal comes before the last of them
     "distill__ridge_scale": 1e-2,
     "distill__learning_rate": 1e-3,
     "pool__models_per_step": 2,
@@ -87,8 +91,10 @@ def test_two_processes_give_the_losses_of_one(folder):
     assert main.main(command(folder, "one", "--stage=distill")) == 0
     two, one = (loop.read_metrics(folder / name / "metrics.jsonl") for name in ("two", "one"))
     assert [(line["stage"], line["step"]) for line in two] == [(line["stage"], line["step"]) for line in one]
-    assert {line["stage"] for line in one} == {"teacher", "distill"} and one[-1]["step"] == 60
+    assert {line["stage"] for line in one} == {"teacher", "distill"} and one[-1]["step"] == STEPS
     for found, expected in zip(two, one, strict=True):
+        if found["stage"] == "distill" and found["step"] > ALIKE:
+            break
         np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
     np.testing.assert_allclose(two[0]["loss"], one[0]["loss"], rtol=1e-5)  # the teacher, before rounding grows
 
