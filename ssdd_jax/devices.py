@@ -92,11 +92,6 @@ def _of_all(code: int) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(np.array([code], np.int32)))
 
 
-def least(number: int) -> int:
-    """The smallest of the processes' numbers, below 2 ** 31. All must ask, at the same point."""
-    return int(_of_all(number).min())
-
-
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
     """Around work that one process does, or each on its own: where it fails in one, it fails in all, and ends in all.

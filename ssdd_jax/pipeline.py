@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from ssdd_jax import config as configuration
-from ssdd_jax import data, devices, files, methods, selection, streaming
+from ssdd_jax import data, devices, files, methods, selection
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import Stage
 from ssdd_jax.models.convnet import check_divisible
@@ -140,8 +140,7 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     if mesh is not None:
         say(devices.words(mesh))
     problem = methods.Problem(shape, dim, count, dataset.classes, network=not config.teacher.features, mesh=mesh)
-    memory = devices.least(streaming.memory_bytes() // 10**6)
-    return Run(config, work, dataset, problem, methods.make(config, problem), say, memory)
+    return Run(config, work, dataset, problem, methods.make(config, problem), say)
 
 
 def mesh_of(config: ConfigDict) -> Mesh | None:

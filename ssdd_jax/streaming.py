@@ -39,15 +39,14 @@ def memory_bytes() -> int:
     return stats.get("bytes_limit") or files.machine_bytes()
 
 
-def fits(size: int, gigabytes: float = 0.0, *, memory: int = 0) -> bool:
+def fits(size: int, gigabytes: float = 0.0) -> bool:
     """Whether images and features of `size` bytes together are kept on the device.
 
     Args:
         size: In bytes.
-        gigabytes: The most that is kept there, in 1e9 bytes; 0: the share `SHARE` of the memory.
-        memory: In bytes; 0: `memory_bytes`.
+        gigabytes: The most that is kept there, in 1e9 bytes; 0: the share `SHARE` of `memory_bytes`.
     """
-    return size <= (gigabytes * 1e9 or SHARE * (memory or memory_bytes()))
+    return size <= (gigabytes * 1e9 or SHARE * memory_bytes())
 
 
 class Pairs(NamedTuple):

@@ -32,7 +32,6 @@ class Run(NamedTuple):
         problem: What is known of them before any work.
         method: Its method.
         say: Told what a user should know.
-        memory: Megabytes of the smallest device of any process, so that all stream or none; 0: of this one.
     """
 
     config: ConfigDict
@@ -41,7 +40,6 @@ class Run(NamedTuple):
     problem: methods.Problem
     method: methods.Method
     say: Say
-    memory: int = 0
 
     def key(self, stage: str, *, shared: bool = False) -> jax.Array:
         """The PRNG key of a stage: from `config.seed`, or from `config.teacher.seed` for what runs may share."""
@@ -66,7 +64,7 @@ class Run(NamedTuple):
     def resident(self, *, features: bool = True) -> bool:
         """Whether the training images, with the teacher's features or without, are kept on the device."""
         size = self.problem.images * (self.problem.image_numbers + (4 * self.problem.dim if features else 0))
-        return streaming.fits(size, self.config.devices.gigabytes, memory=self.memory * 10**6)
+        return streaming.fits(size, self.config.devices.gigabytes)
 
     def backbone(self) -> Any:
         """Variables of the teacher's backbone; None if its features were brought."""
