@@ -32,16 +32,13 @@ def conv(x: Array, kernel: Array) -> Array:
     Returns:
         `(B,H,W,O)`.
     """
-    height, width = x.shape[1:3]
     sums = _of_kernel(kernel)
 
     def some(images: Array) -> Array:
         products = lax.dot_general(_of_inputs(images), sums, (((2,), (1,)), ((0,), (0,))))
         return _to_outputs(products, images.shape)
 
-    x = _even(x)
-    out = chunks.mapped(some, x, chunks.images_per_chunk(len(x), _bytes_of_one(x, kernel.shape[3])))
-    return out[:, :height, :width]
+    return chunks.mapped(some, x, chunks.images_per_chunk(len(x), _bytes_of_one(x, kernel.shape[3])))
 
 
 @jax.custom_vjp
@@ -51,7 +48,6 @@ def _kernel_gradient(x: Array, gradient: Array) -> Array:
     def some(images: Array, gradients: Array) -> Array:
         return lax.dot_general(_of_inputs(images), _of_gradients(gradients), (((1,), (1,)), ((0,), (0,))))
 
-    x, gradient = _even(x), _even(gradient)
     bytes_of_one = _bytes_of_one(x, gradient.shape[3])
     # Each chunk reads and writes the whole sum, sixteen numbers per pair of channels: it should be worth it.
     sum_bytes = 16 * x.shape[3] * gradient.shape[3] * x.dtype.itemsize
@@ -77,11 +73,11 @@ _kernel_gradient.defvjp(
 
 
 def _of_inputs(x: Array) -> Array:
-    """Sixteen sums of each 4x4 of the padded images: `(B,H,W,I)` to `(16,B*H*W/4,I)`."""
+    """Sixteen sums of each 4x4 of the padded images: `(B,H,W,I)` to `(16,B*T,I)`, T tiles of 2x2 an image."""
     _, height, width, channels = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    rows = jnp.stack(_input_sums([x[:, k : k + height - 1 : 2] for k in range(4)]))
-    both = jnp.stack(_input_sums([rows[:, :, :, k : k + width - 1 : 2] for k in range(4)]), axis=1)
+    x = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
+    rows = jnp.stack(_input_sums([x[:, k : k + height : 2] for k in range(4)]))
+    both = jnp.stack(_input_sums([rows[:, :, :, k : k + width : 2] for k in range(4)]), axis=1)
     return both.reshape(16, -1, channels)
 
 
@@ -92,17 +88,20 @@ def _of_kernel(kernel: Array) -> Array:
 
 
 def _to_outputs(products: Array, shape: tuple[int, ...]) -> Array:
-    """Four sums of the sixteen products `(16,B*H*W/4,O)`: the result `(B,H,W,O)` for images of `shape`."""
+    """Four sums of the sixteen products `(16,B*T,O)`: the result `(B,H,W,O)` for images of `shape`."""
     batch, height, width, _ = shape
-    tiles = products.reshape(4, 4, batch, height // 2, width // 2, -1)
+    down, across = -(-height // 2), -(-width // 2)
+    tiles = products.reshape(4, 4, batch, down, across, -1)
     columns = [_output_sums([tiles[i, j] for i in range(4)]) for j in range(4)]
     rows = [_output_sums([columns[j][r] for j in range(4)]) for r in range(2)]
     both = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)
-    return both.reshape(batch, height, width, -1)
+    return both.reshape(batch, 2 * down, 2 * across, -1)[:, :height, :width]
 
 
 def _of_gradients(gradient: Array) -> Array:
-    """The transpose of `_to_outputs` but for signs, which `_kernel_of` sets: `(B,H,W,O)` to `(16,B*H*W/4,O)`."""
+    """The transpose of `_to_outputs` but for signs, which `_kernel_of` sets: `(B,H,W,O)` to `(16,B*T,O)`."""
+    _, height, width, _ = gradient.shape
+    gradient = jnp.pad(gradient, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
     rows = jnp.stack(_gradient_sums([gradient[:, r::2] for r in range(2)]))
     both = jnp.stack(_gradient_sums([rows[:, :, :, c::2] for c in range(2)]), axis=1)
     return both.reshape(16, -1, gradient.shape[-1])
@@ -139,13 +138,7 @@ def _gradient_sums(x: Sequence[Array]) -> list[Array]:
     return [a, a + b, a - b, b]
 
 
-def _even(x: Array) -> Array:
-    """With a row and a column of zeros added below and to the right where they are odd in number."""
-    _, height, width, _ = x.shape
-    return jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0))) if height % 2 or width % 2 else x
-
-
 def _bytes_of_one(x: Array, channels: int) -> int:
-    """Sixteen sums for every four pixels, of inputs and of outputs with so many channels."""
+    """Sixteen sums for every 2x2 of pixels, of inputs and of outputs with so many channels."""
     _, height, width, own = x.shape
     return 4 * height * width * (own + channels) * x.dtype.itemsize
