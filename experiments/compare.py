@@ -6,7 +6,7 @@
 Every run is a folder of its own in the work dir; the teacher, its features, MKDT's experts and SC-DD's probe are made
 once for all. The same command continues where it stopped, and adds what a longer list of methods, sizes or seeds asks
 for. A method that refuses, say because a size is too small for it, is listed under the table.
-In the end it writes comparison.json, comparison.md and comparison.png into the work dir.
+In the end it writes comparison.json, comparison.md, comparison.png and report.html into the work dir.
 
 Where the config names M, the number of decoded images, it grows with N.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 
 from experiments.comparison import MEASURES, REFERENCES, Comparison, Row, draw, label, table
-from ssdd_jax import commandline, console, files, pipeline
+from ssdd_jax import commandline, console, files, page, pipeline
 from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
 
@@ -144,7 +145,7 @@ def run_all(options: Options) -> Comparison:
 def _run(options: Options, name: str, method: str, N: int, seed: int, entries: tuple[str, ...] = ()) -> dict[str, Any]:
     config = config_of(options, method, N, seed)
     config.evaluate.entries = ("distilled", *entries)
-    folder = options.folder / f"{name}-seed{seed}"
+    folder = _folder(options, name, seed)
     results = _finished(folder, config)
     if results is None:
         print(f"compare: {name}, seed {seed}", flush=True)
@@ -153,9 +154,13 @@ def _run(options: Options, name: str, method: str, N: int, seed: int, entries: t
     return results
 
 
+def _folder(options: Options, name: str, seed: int) -> pathlib.Path:
+    return options.folder / f"{name}-seed{seed}"
+
+
 def _finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
-    """What a run of this config found, if it has come to its end: the figures are its last work."""
-    ends = (folder / "results.json", folder / "config.json", folder / "figures" / "distilled.png")
+    """What a run of this config found, if it has come to its end: its report is its last work."""
+    ends = (folder / "results.json", folder / "config.json", folder / "report.html")
     if not all(path.exists() for path in ends) or files.read_json(ends[1]) != configuration.flatten(config):
         return None
     return files.read_json(ends[0])
@@ -201,6 +206,27 @@ def write(options: Options, found: Comparison) -> str:
     return words
 
 
+def write_page(options: Options, found: Comparison, arguments: Sequence[str]) -> None:
+    """Write report.html: the sets side by side, with the images of the first seed."""
+    sides = [
+        page.side_of(
+            f"{label(row.method)}, N = {row.N}",
+            [page.read(_folder(options, f"{row.method}-N{row.N}", seed)) for seed in range(options.seeds)],
+        )
+        for row in found.rows
+    ]
+    sets = f"{found.seeds} set{'s' * (found.seeds > 1)} of each kind; images and stored numbers are those of the first."
+    teacher = f"The teacher and its features, which all share, took {found.teacher_seconds:.0f} seconds."
+    page.compare(
+        options.folder / "report.html",
+        sides,
+        beside=found.references,
+        title="Methods at equal storage",
+        command=shlex.join(["python", "-m", "experiments.compare", *arguments]),
+        notes=[sets, teacher, *(f"Not measured: {line}" for line in found.refused)],
+    )
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; the exit status."""
     if "--help" in arguments or "-h" in arguments:
@@ -214,8 +240,10 @@ def _compare(arguments: Sequence[str]) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         # The runs of a method differ in seed and size only: what is compiled for one serves the next.
         jax.config.update("jax_compilation_cache_dir", str((options.folder / "compiled").absolute()))
-    words = write(options, run_all(options))
-    print(f"\n{words}\n\ncomparison.json, .md and .png are in {options.folder}", flush=True)
+    found = run_all(options)
+    words = write(options, found)
+    write_page(options, found, arguments)
+    print(f"\n{words}\n\ncomparison.json, .md and .png and report.html are in {options.folder}", flush=True)
 
 
 if __name__ == "__main__":

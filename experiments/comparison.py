@@ -9,22 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssdd_jax import files, report
+from ssdd_jax.page import words
 
 REFERENCES = ("random_init", "full_data", "teacher")
 MEASURES = ("linear", "few_shot", "feature_r2")
-LABELS = {
-    "boost": "Boost-SSDD",
-    "krr_st": "KRR-ST",
-    "mkdt": "MKDT",
-    "scdd": "SC-DD",
-    "random": "random subset",
-    "kmeans": "k-means subset",
-    "high_loss": "high-loss subset",
-    "noise": "Gaussian noise",
-    "random_init": "untrained",
-    "full_data": "all images",
-    "teacher": "teacher",
-}
+LABELS = words.METHODS | {name: words.ENTRIES[name] for name in REFERENCES}
 
 
 class Row(NamedTuple):

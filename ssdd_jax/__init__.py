@@ -4,15 +4,21 @@ A large unlabelled image set in, a tiny set of images and target features out, o
 scratch imitates a self-supervised teacher.
 
     import ssdd_jax
-    distilled = ssdd_jax.load("runs/digits/distilled")
-    images, targets = distilled.pairs()
+    distilled = ssdd_jax.distill(images, features)  # or ssdd_jax.load("runs/digits/distilled")
+    inputs, targets = distilled.pairs()
+    student = ssdd_jax.train(distilled, "resnet18")
     result = ssdd_jax.evaluate(distilled, models=["resnet18"], targets=["cifar10"])
+
+`distill`, `load`, `train` and `evaluate` are all that most need. The modules behind them are pure functions over
+explicit pytrees; each has a page of its own (`mkdocs serve`, or `python -m pydoc ssdd_jax.krr`).
 """
 
 from ssdd_jax import evaluate
+from ssdd_jax.distillation import distill
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats import read as load
+from ssdd_jax.students import train
 
 __version__ = "0.1.0"
-__all__ = ["DistilledSet", "UserError", "__version__", "evaluate", "load"]
+__all__ = ["DistilledSet", "UserError", "__version__", "distill", "evaluate", "load", "train"]

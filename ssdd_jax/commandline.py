@@ -11,19 +11,24 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ssdd_jax import config as configuration
+from ssdd_jax import photos
 from ssdd_jax.errors import UserError
 
 DEFAULT = "configs/digits.py"
-NAMES = ("config", "workdir", "shared", "stage")
+FOLDER = "folder.py"  # whose argument begins with a path
+NAMES = ("config", "workdir", "shared", "stage", "dry_run")
+# Those that mean `true` where they stand alone.
+SWITCHES = ("dry_run",)
 
 
 class Options(NamedTuple):
-    """What the command line says: the config with its changes, the folders, and the last stage to run."""
+    """What the command line says: the config with its changes, the folders, the last stage, whether only to plan."""
 
     config: ConfigDict
     workdir: pathlib.Path
     shared: pathlib.Path | None
     stage: str
+    dry_run: bool = False
 
 
 def parse(arguments: list[str]) -> Options:
@@ -39,6 +44,7 @@ def parse(arguments: list[str]) -> Options:
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_string("shared", "", "", flag_values=values)
     flags.DEFINE_string("stage", "report", "", flag_values=values)
+    flags.DEFINE_boolean("dry_run", False, "", flag_values=values)
     try:
         rest = values(["ssdd_jax", *arguments])[1:]
     except UserError:
@@ -53,7 +59,8 @@ def parse(arguments: list[str]) -> Options:
     chosen.lock()
     configuration.validate(chosen)
     workdir = pathlib.Path(values.workdir or _workdir(arguments)).expanduser()
-    return Options(chosen, workdir, pathlib.Path(values.shared).expanduser() if values.shared else None, values.stage)
+    shared = pathlib.Path(values.shared).expanduser() if values.shared else None
+    return Options(chosen, workdir, shared, values.stage, values.dry_run)
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -67,6 +74,9 @@ def _joined(arguments: list[str]) -> list[str]:
         if name not in NAMES and not name.startswith("config."):
             raise UserError(f"unknown option --{name}: there are --{', --'.join(NAMES)} and --config.KEY")
         if "=" not in argument:
+            if name in SWITCHES:
+                joined.append(f"{argument}=true")
+                continue
             if not waiting:
                 raise UserError(f"option {argument} needs a value: {argument}=...")
             argument = f"{argument}={waiting.pop(0)}"
@@ -89,12 +99,15 @@ def _with_method(arguments: list[str]) -> list[str]:
     methods = [a.partition("=")[2] for a in arguments if a.startswith("--config.method=")]
     path, _, edition = _named(arguments).partition(":")
     shipped = pathlib.Path(path).parent.resolve() in [folder.resolve() for folder in configuration.shipped_folders()]
+    if pathlib.Path(path).name == FOLDER:
+        edition = photos.split(edition)[1]
     named = edition.split(",") if edition else []
     if not methods or not shipped or any(name in configuration.EDITIONS for name in named):
         return arguments
     if methods[-1] not in configuration.EDITIONS:
         return arguments  # refused, if there is no such method either, where the method is made
-    whole = f"--config={path}:{','.join([*named, methods[-1]])}"
+    _, _, argument = _named(arguments).partition(":")
+    whole = f"--config={path}:{','.join([*filter(None, [argument]), methods[-1]])}"
     others = [argument for argument in arguments if not argument.startswith(("--config=", "--config.method="))]
     return [whole, *others]
 
@@ -106,6 +119,9 @@ def _named(arguments: list[str]) -> str:
 def _workdir(arguments: list[str]) -> pathlib.Path:
     path, _, edition = _named(arguments).partition(":")
     name = pathlib.Path(path).stem
+    if pathlib.Path(path).name == FOLDER:
+        folder, method = photos.split(edition)
+        edition = ",".join(filter(None, [folder.name, method]))
     safe = re.sub(r"[^\w.-]+", "-", edition).strip("-")
     return pathlib.Path("runs") / (f"{name}-{safe}" if safe else name)
 

@@ -41,6 +41,11 @@ def default() -> ConfigDict:
     config.teacher = teacher = ConfigDict()
     teacher.seed = 0  # of the teacher and of what else runs may share
     teacher.features = ""  # a .npy or .npz file that replaces training a teacher
+    teacher.source = ""  # weights of a network that was trained elsewhere, and replaces training one
+    teacher.input_size = 0  # side in pixels of what such a network is given; 0: what it was made for
+    teacher.preprocessing = "auto"  # auto | dataset | imagenet | half | unit | cifar10 | cifar100
+    teacher.stem_padding = 2  # of a 3x3 stem; the weights do not tell. solo-learn and KRR-ST: 2; others: 1
+    teacher.heads = 0  # of a vision transformer; 0: what the files say, or one for each 64 numbers
     teacher.blocks = (2, 2, 2, 2)  # in each of four stages: ResNet-18; (1, 1, 1, 1) is ResNet-10
     teacher.width = 64  # of the first stage; features have 8 times as many numbers
     teacher.projector_hidden = 2048
@@ -237,11 +242,13 @@ _NOT_NEGATIVE = (
     "storage.V inner.weight_decay distill.weight_decay evaluate.weight_decay teacher.seed experts.weight_decay "
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
     "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
-    "devices.gigabytes devices.pool devices.data"
+    "devices.gigabytes devices.pool devices.data teacher.input_size teacher.stem_padding teacher.heads"
 ).split()
 
 ENTRIES = ("distilled", "random_real", "random_init", "full_data", "teacher")
 SAMPLES = ("random", "kmeans", "high_loss")
+PREPROCESSING = ("auto", "dataset", "imagenet", "half", "unit", "cifar10", "cifar100")
+FEATURES = (".npy", ".npz")
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{key: _at_least(1) for key in _COUNTS},
@@ -276,6 +283,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"'distilled' and any of {', '.join(ENTRIES[1:])}",
     ),
     "precision": _one_of(precision.NAMES),
+    "teacher.preprocessing": _one_of(PREPROCESSING),
     "distill.samples": _one_of(SAMPLES),
     "distill.start": _one_of(tuple(decoder.STARTS)),
     "evaluate.batch_size": _at_least(2),
@@ -300,8 +308,23 @@ def validate(config: ConfigDict) -> None:
             f"config.pool.models_per_step={config.pool.models_per_step} is out of range: "
             f"it must be at most pool.size={config.pool.size}"
         )
+    source, brought = config.teacher.source, config.teacher.features
+    if source and brought and source != brought:
+        raise UserError(
+            f"config.teacher.source={source!r} and config.teacher.features={brought!r} are two: leave one empty"
+        )
     if config.views[0] != "rot0":
         raise UserError(f"config.views={config.views!r} is out of range: the first view must be 'rot0'")
+
+
+def resolved(config: ConfigDict) -> ConfigDict:
+    """The config, with a `teacher.source` that is a file of features where those are named otherwise."""
+    if not config.teacher.source.endswith(FEATURES):
+        return config
+    found = config.copy_and_resolve_references()
+    with found.unlocked():
+        found.teacher.features, found.teacher.source = config.teacher.source, ""
+    return found
 
 
 def get(config: ConfigDict, key: str) -> Any:

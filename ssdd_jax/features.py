@@ -72,15 +72,35 @@ def read(path: str, *, train: int, test: int, views: tuple[str, ...]) -> Brought
         UserError: If the file cannot be read without unpickling, or does not fit the data set.
     """
     file = pathlib.Path(path).expanduser()
-    arrays = _arrays(file)
+    return check(str(file), _arrays(file), train=train, test=test, views=views)
+
+
+def check(
+    where: str, arrays: Mapping[str, np.ndarray], *, train: int, test: int = 0, views: tuple[str, ...] = ()
+) -> Brought:
+    """Check a user's features against the data set.
+
+    Args:
+        where: What holds them, for the texts of errors.
+        arrays: Floats `(n,D)` by name: `train`, and if there are any `test` and the names of views.
+        train: Number of training images n.
+        test: Number of test images m.
+        views: Names of the views that the method uses; those of others are left out.
+
+    Returns:
+        The features, float32.
+
+    Raises:
+        UserError: If they are not floats, not finite, or do not fit the data set.
+    """
     if "train" not in arrays:
-        raise UserError(f"{file} has no array named train: it holds {', '.join(arrays) or 'nothing'}")
+        raise UserError(f"{where} has no array named train: it holds {', '.join(arrays) or 'nothing'}")
     expected = {"train": train, "test": test, **dict.fromkeys(views, train)}
-    checked = {name: _check(file, name, arrays[name], count) for name, count in expected.items() if name in arrays}
+    checked = {name: _check(where, name, arrays[name], count) for name, count in expected.items() if name in arrays}
     for name, array in checked.items():
         if array.shape[1] != checked["train"].shape[1]:
             raise UserError(
-                f"{file}: features have {checked['train'].shape[1]} numbers in train and {array.shape[1]} in {name}"
+                f"{where}: features have {checked['train'].shape[1]} numbers in train and {array.shape[1]} in {name}"
             )
     by_view = {name: checked[name] for name in views if name in checked}
     return Brought(checked["train"], checked.get("test"), by_view)
@@ -100,20 +120,20 @@ def _arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{file} is not a readable .npz file of numbers: {error}") from None
 
 
-def _check(file: pathlib.Path, name: str, array: np.ndarray, count: int) -> np.ndarray:
+def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"{file}: {name} must be floats of shape (n, D), not {array.dtype} {array.shape}")
+        raise UserError(f"{where}: {name} must be floats of shape (n, D), not {array.dtype} {array.shape}")
     if len(array) != count:
         part = "test" if name == "test" else "training"
         raise UserError(
-            f"{file}: {name} has features of {len(array)} images, the data set has {count} {part} images: "
+            f"{where}: {name} has features of {len(array)} images, the data set has {count} {part} images: "
             "they must be in the same number and order"
         )
     for some in parts(len(array)):
         bad = np.flatnonzero(~np.isfinite(array[some]).all(1))
         if len(bad):
             raise UserError(
-                f"{file}: {name} holds numbers that are not finite, first in row {some.start + int(bad[0])}"
+                f"{where}: {name} holds numbers that are not finite, first in row {some.start + int(bad[0])}"
             )
     return array.astype(np.float32, copy=False)
 

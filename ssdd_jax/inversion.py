@@ -18,7 +18,8 @@ import optax
 from jax import lax
 
 from ssdd_jax import probes
-from ssdd_jax.models import resnet
+from ssdd_jax.models import frozen
+from ssdd_jax.models.frozen import Frozen
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -51,11 +52,11 @@ class Network(NamedTuple):
     """A network with a linear classifier, both frozen.
 
     Attributes:
-        backbone: `params` and `batch_stats` of a `models.resnet.ResNet`.
+        backbone: `params` and `batch_stats` of a `models.resnet.ResNet`, or a `models.frozen.Frozen` one.
         probe: The classifier's weights `(D+1,classes)`; the last row is the bias.
     """
 
-    backbone: Variables
+    backbone: Variables | Frozen
     probe: Array
 
 
@@ -112,7 +113,7 @@ def group_labels(images_per_class: int, classes: int, batch_size: int) -> np.nda
 
 def logits(network: Network, x: Array) -> Array:
     """Logits in eval mode: images `(B,H,W,C)` to `(B,classes)`."""
-    return probes.logits(network.probe, jnp.asarray(_backbone(network).apply(network.backbone, x, train=False)))
+    return probes.logits(network.probe, jnp.asarray(frozen.of(network.backbone).apply(x)))
 
 
 def statistics_loss(network: Network, x: Array, *, first_bn_weight: float = 10.0) -> Array:
@@ -221,14 +222,9 @@ def step(
     return State(images, opt_state), jax.tree.map(jnp.mean, info)
 
 
-def _backbone(network: Network) -> resnet.ResNet:
-    return resnet.from_params(network.backbone["params"])
-
-
 def _logits_and_moments(network: Network, x: Array) -> tuple[Array, Any]:
     """Logits `(B,classes)`, and what every batch norm saw: `mean` and `var` under the names of `batch_stats`."""
-    found: Any = _backbone(network).apply(network.backbone, x, train=False, mutable=["moments"])
-    features, seen = found
+    features, seen = frozen.of(network.backbone).apply(x, mutable=["moments"])
     return probes.logits(network.probe, features), seen["moments"]
 
 
@@ -240,5 +236,5 @@ def _distance(network: Network, moments: Any, first_bn_weight: float) -> Array:
         distance = optax.safe_norm(running - seen, 0.0)
         return first_bn_weight * distance if path[0].key == FIRST_NORM else distance
 
-    distances = jax.tree_util.tree_map_with_path(apart, network.backbone["batch_stats"], moments)
+    distances = jax.tree_util.tree_map_with_path(apart, frozen.of(network.backbone).variables["batch_stats"], moments)
     return jnp.sum(jnp.stack(jax.tree.leaves(distances)))

@@ -62,8 +62,8 @@ def run(
     training: Training,
     data: Any,
     *,
-    checkpoints: Checkpoints,
-    metrics: pathlib.Path,
+    checkpoints: Checkpoints | None = None,
+    metrics: pathlib.Path | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> Any:
     """Train to the end, from the newest checkpoint if there is one.
@@ -74,25 +74,27 @@ def run(
     Args:
         training: What to do.
         data: A pytree on the device, or on the mesh, passed to every step.
-        checkpoints: Where states are kept.
-        metrics: A file of JSON lines to append to; lines after the step that is resumed from are dropped.
-        watch: Called after every compiled call.
+        checkpoints: Where states are kept; None for nowhere.
+        metrics: A file of JSON lines to append to; lines after the step that is resumed from are dropped. None for no
+            file.
+        watch: Called after every compiled call; the next one overwrites the state that it is given.
 
     Returns:
         The final state.
 
     Raises:
-        UserError: If the loss is not a number any more; the last good state is kept.
-        Stopped: If SIGTERM or SIGINT came, to any of several processes; the state is saved.
+        UserError: If the loss is not a number any more; the last good state is kept, if there are checkpoints.
+        Stopped: If SIGTERM or SIGINT came, to any of several processes; the state is saved, if there are checkpoints.
     """
-    restored = checkpoints.restore(_abstract(training))
+    restored = checkpoints.restore(_abstract(training)) if checkpoints else None
     state, done = restored if restored else (training.init(), 0)
     if done >= training.steps:
         return state
     # Always whole calls, the last one too, so that one program serves all.
     items = _items(training, done)
     call = compiled(training, state, data, items)
-    _drop_lines(metrics, training.name, done)
+    if metrics is not None:
+        _drop_lines(metrics, training.name, done)
     saved = done
     with stop_requests() as requested, bar(training.name, training.steps, initial=done) as progress:
         while done < training.steps:
@@ -102,22 +104,25 @@ def run(
             if done + count < training.steps:
                 items = _items(training, done + count)
             info = jax.tree.map(lambda values: np.asarray(values)[:count], info)  # noqa: B023, used at once
-            _check_finite(training, info.loss, done, saved)
+            _check_finite(training, info.loss, done, saved if checkpoints else None)
             done += count
             seconds = time.perf_counter() - began
-            _log(metrics, training.name, done, info, count / seconds)
+            if metrics is not None:
+                _log(metrics, training.name, done, info, count / seconds)
             progress.set_postfix(loss=f"{info.loss.mean():.4f}", refresh=False)
             progress.update(count)
             if watch is not None:
                 watch(Progress(done, state, info))
             stop = devices.any_process(bool(requested))
-            if done - saved >= training.save_every or done == training.steps or stop:
+            if checkpoints and (done - saved >= training.save_every or done == training.steps or stop):
                 checkpoints.save(done, state)
                 saved = done
             if stop and done < training.steps:
-                checkpoints.wait()
+                if checkpoints:
+                    checkpoints.wait()
                 raise Stopped(f"{training.name}: stopped at step {done} of {training.steps}")
-    checkpoints.wait()
+    if checkpoints:
+        checkpoints.wait()
     return state
 
 
@@ -176,12 +181,12 @@ def compiled(training: Training, state: Any, data: Any, items: Any) -> Any:
     return jax.jit(call, donate_argnums=0, out_shardings=(training.shardings, everywhere))
 
 
-def _check_finite(training: Training, losses: np.ndarray, done: int, saved: int) -> None:
+def _check_finite(training: Training, losses: np.ndarray, done: int, saved: int | None) -> None:
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad):
+        kept = "" if saved is None else f"the state of step {saved} is kept; "
         raise UserError(
-            f"{training.name}: the loss is not a number at step {done + int(bad[0]) + 1}; the state of step {saved} "
-            f"is kept; {training.advice}"
+            f"{training.name}: the loss is not a number at step {done + int(bad[0]) + 1}; {kept}{training.advice}"
         )
 
 

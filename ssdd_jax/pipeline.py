@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 import scipy.linalg  # noqa: F401, loads the LAPACK that XLA calls
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
+from ssdd_jax import calls, data, devices, files, methods, selection
 from ssdd_jax import config as configuration
-from ssdd_jax import data, devices, files, methods, selection
+from ssdd_jax import plan as plans
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import Stage
 from ssdd_jax.models.convnet import check_divisible
 from ssdd_jax.stages import distill, evaluation, features, teacher
-from ssdd_jax.stages.base import Run, Say
+from ssdd_jax.stages.base import Run, Say, mesh_of
 from ssdd_jax.workdir import Workdir
 
 STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "evaluate", "report")
@@ -52,7 +53,9 @@ def run(
     *,
     shared: str | os.PathLike[str] | None = None,
     until: str = "report",
+    command: str = "",
     say: Say = print,
+    announce: Callable[[plans.Plan], None] | None = None,
 ) -> dict[str, Any] | None:
     """Run the stages up to `until` in a work dir, continuing what is there.
 
@@ -62,7 +65,9 @@ def run(
         shared: A folder for what several runs may use: teacher, features, and a method's own preparations; the run's
             own folder if left out.
         until: The last stage, one of `STAGES` or a stage of the method's own.
+        command: What was typed, for the report; an equivalent command if left out.
         say: Told what a user should know, a line at a time.
+        announce: Told the plan before a new run begins; without it nothing is measured.
 
     Returns:
         What `results.json` holds, or None if the run ended before the evaluation.
@@ -72,6 +77,7 @@ def run(
         ssdd_jax.loop.Stopped: If the run was asked to stop; all is saved.
     """
     configuration.validate(config)
+    config = configuration.resolved(config)
     methods.check(config.method)
     work = Workdir(workdir, shared)
     say = say if devices.is_first() else _nothing
@@ -86,10 +92,56 @@ def run(
             names = ["data", *(stage.name for stage in stages)]
             if until not in names:
                 raise UserError(f"unknown stage {until!r}: the stages are {', '.join(names)}")
+            new = not work.config.exists()
             work.record(config)
-        for stage in stages[: names.index(until)]:
+        with devices.agreed():
+            calls.note(work.calls, command or calls.equivalent(config, workdir, shared))
+        stages = stages[: names.index(until)]
+        if new and announce is not None:
+            announce(plans.make(job, stages))
+        for stage in stages:
             _do(stage, job)
         return files.read_json(work.results) if work.results.exists() else None
+
+
+def plan(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    shared: str | os.PathLike[str] | None = None,
+    until: str = "report",
+) -> plans.Plan:
+    """What `run` would do, and what it would take on this machine: measured, and nothing written.
+
+    Args:
+        config: See `ssdd_jax.config.default`.
+        workdir: The run's folder, which need not be there.
+        shared: As for `run`.
+        until: The last stage.
+
+    Returns:
+        The plan, of the stages up to the last.
+
+    Raises:
+        UserError: For whatever `run` would refuse before its first stage.
+    """
+    configuration.validate(config)
+    config = configuration.resolved(config)
+    methods.check(config.method)
+    work = Workdir(workdir, shared)
+    work.check(config)
+    with threadpool_limits(1, "blas"), plans.nothing_kept():
+        began = time.monotonic()
+        job = prepare(config, work, _nothing)
+        seconds = time.monotonic() - began
+        stages = stages_of(job.method, config, job.problem)
+        names = ["data", *(stage.name for stage in stages)]
+        if until not in names:
+            raise UserError(f"unknown stage {until!r}: the stages are {', '.join(names)}")
+        for stage in stages:
+            if work.shared != work.folder and stage.shared:
+                work.agrees(stage.name, config, stage.shared)
+        return plans.make(job, stages[: names.index(until)], data_seconds=seconds)
 
 
 def _nothing(line: str) -> None:
@@ -132,22 +184,12 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     except ValueError as error:
         raise UserError(f"{error}; set config.data.image_size, or fewer student.widths") from None
     if config.teacher.features:
-        dim = features.read_brought(config, dataset).train.shape[1]
+        dim, batch_norm = features.read_brought(config, dataset).train.shape[1], False
     else:
-        teacher.trainer_of(config, dataset)
-        dim = 8 * config.teacher.width
+        dim, batch_norm = teacher.known(config, work, dataset, say)
     mesh = mesh_of(config)
     if mesh is not None:
         say(devices.words(mesh))
-    problem = methods.Problem(shape, dim, count, dataset.classes, network=not config.teacher.features, mesh=mesh)
+    network = not config.teacher.features
+    problem = methods.Problem(shape, dim, count, dataset.classes, network=network, batch_norm=batch_norm, mesh=mesh)
     return Run(config, work, dataset, problem, methods.make(config, problem), say)
-
-
-def mesh_of(config: ConfigDict) -> Mesh | None:
-    """The devices that a config asks for, None for one alone; see `devices.make`."""
-    batches = {} if config.teacher.features else {"teacher.batch_size": config.teacher.batch_size}
-    pooled = config.method in methods.POOLED
-    if pooled:
-        batches["distill.batch_size"] = config.distill.batch_size
-    models = config.pool.models_per_step if pooled else 1
-    return devices.make(config.devices.pool, config.devices.data, models=models, batches=batches)

@@ -62,16 +62,18 @@ class Student(nn.Module):
       width: the ResNet's width.
       blocks: its blocks per stage.
       classes: number of classes.
+      bottleneck: whether its blocks are bottlenecks.
     """
 
     width: int
     blocks: tuple[int, ...]
     classes: int
+    bottleneck: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps network inputs `(B, H, W, C)` to logits `(B, classes)`."""
-        x = ResNet(self.width, self.blocks, name="backbone")(x, train=train)
+        x = ResNet(self.width, self.blocks, self.bottleneck, name="backbone")(x, train=train)
         return nn.Dense(self.classes, name="head")(x)
 
 
@@ -167,6 +169,7 @@ def train(
     width: int,
     blocks: tuple[int, ...],
     classes: int,
+    bottleneck: bool = False,
     settings: Settings = Settings(),
 ) -> Variables:
     """Train one network by distillation from the inverted one, which sees the same cropped and mixed images.
@@ -181,6 +184,7 @@ def train(
         width: The student's width.
         blocks: Its blocks per stage.
         classes: Number of classes, those of the teacher's probe.
+        bottleneck: Whether its blocks are bottlenecks.
         settings: How it is trained.
 
     Returns:
@@ -193,7 +197,7 @@ def train(
     if network.probe.shape[1] != classes:
         raise ValueError(f"the probe knows {network.probe.shape[1]} classes, not {classes}")
     key_init, key_order, key_augment = jax.random.split(key, 3)
-    student: Any = Student(width, tuple(blocks), classes)
+    student: Any = Student(width, tuple(blocks), classes, bottleneck)
     shape = (images.shape[1], images.shape[2], images.shape[3])
     variables = initializer.initialize(key_init, student, shape)
     adamw = optimizer(settings, epochs.batch_of(len(images), settings.batch_size)[1])
@@ -235,7 +239,7 @@ def accuracy(variables: Variables, images: Array, labels: Array, preprocessing: 
     chex.assert_equal_shape_prefix([images, labels], 1)
     params = variables["params"]
     backbone = from_params(params["backbone"])
-    student = Student(backbone.width, backbone.blocks, params["head"]["bias"].shape[0])
+    student = Student(backbone.width, backbone.blocks, params["head"]["bias"].shape[0], backbone.bottleneck)
 
     def predicted(batch: Array) -> Array:
         x = batch if preprocessing is None else preprocessing.images(batch)

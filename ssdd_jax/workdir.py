@@ -1,4 +1,4 @@
-"""A run's folder: one config for life, one process at a time, and a record of the seconds spent."""
+"""A run's folder: one config for life, one process at a time, and a record of the seconds and the memory spent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
-from ssdd_jax import devices, files
+from ssdd_jax import devices, files, memory
 from ssdd_jax.errors import UserError
 
 try:
@@ -53,6 +53,10 @@ class Workdir:
         self.metrics = self.folder / "metrics.jsonl"
         self.results = self.folder / "results.json"
         self.seconds = self.folder / "seconds.json"
+        self.memory = self.folder / "memory.json"
+        self.calls = self.folder / "calls.jsonl"
+        self.snapshots = self.folder / "snapshots"
+        self.page = self.folder / "report.html"
 
     @contextlib.contextmanager
     def claim(self, config: ConfigDict) -> Iterator[None]:
@@ -67,10 +71,15 @@ class Workdir:
             yield
             return
         with held(self.folder):
-            self._check(config)
+            self.check(config)
             yield
 
-    def _check(self, config: ConfigDict) -> None:
+    def check(self, config: ConfigDict) -> None:
+        """Refuse a config that is not the folder's; nothing is written.
+
+        Raises:
+            UserError: If the folder was made with another one; what differs is named.
+        """
         if not self.config.exists():
             return
         wanted, found = (
@@ -106,7 +115,6 @@ class Workdir:
         if self.shared == self.folder or not parts or not devices.is_first():
             yield  # the work dir is bound to its config as a whole
             return
-        wanted = _of_parts(configuration.flatten(config), parts)
         path = self.shared / f"{stage}.json"
         with files.saving(path):
             self.shared.mkdir(parents=True, exist_ok=True)
@@ -118,29 +126,47 @@ class Workdir:
                 except OSError:
                     say(f"{stage}: waiting for another run that is making it in {self.shared}")
                     fcntl.flock(lock, fcntl.LOCK_EX)
-            folder = self.shared / stage
-            known = path if path.exists() else self.shared / "config.json"  # of a run that made it for itself
-            if folder.exists() and known.exists():
-                _compare(folder, wanted, _of_parts(files.read_json(known), parts), "delete it, choose another --shared")
-            else:  # at once, so that nothing is ever continued with other values
-                files.write_json(path, wanted)
+            if not self.agrees(stage, config, parts):  # at once, so that nothing is ever continued with other values
+                files.write_json(path, _of_parts(configuration.flatten(config), parts))
             yield
+
+    def agrees(self, stage: str, config: ConfigDict, parts: tuple[str, ...]) -> bool:
+        """Whether a stage's output is in the shared folder, or begun there, with the config's values; see `bound`.
+
+        Raises:
+            UserError: If it is there with other values.
+        """
+        folder, path = self.shared / stage, self.shared / f"{stage}.json"
+        known = path if path.exists() else self.shared / "config.json"  # of a run that made it for itself
+        if not (folder.exists() and known.exists()):
+            return False
+        wanted = _of_parts(configuration.flatten(config), parts)
+        _compare(folder, wanted, _of_parts(files.read_json(known), parts), "delete it, choose another --shared")
+        return True
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds spent within to the stage's, over all the runs that it took."""
-        began = time.monotonic()
+        """Add the seconds spent within to the stage's, over all the calls that it took; keep the most memory held."""
+        began, held = time.monotonic(), {}
         try:
-            yield
+            with memory.peaks() as held:
+                yield
         finally:
-            seconds = self.read_seconds()
+            seconds, most = self.read_seconds(), self.read_memory()
             seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - began, 2)
+            before = most.get(stage, {})
+            most[stage] = before | {place: max(size, before.get(place, 0)) for place, size in held.items()}
             with contextlib.suppress(UserError):  # the error on its way, if any, matters more
                 files.write_json(self.seconds, seconds)
+                files.write_json(self.memory, most)
 
     def read_seconds(self) -> dict[str, float]:
         """Seconds per stage so far."""
         return files.read_json(self.seconds) if self.seconds.exists() else {}
+
+    def read_memory(self) -> dict[str, dict[str, int]]:
+        """The most bytes that each stage has held so far, by place; see `memory.peaks`."""
+        return files.read_json(self.memory) if self.memory.exists() else {}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """The comparison of methods: what it leaves, that it does nothing twice, and what it refuses."""
 
+import html
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,8 @@ import tiny_runs
 from PIL import Image
 
 from experiments import compare, comparison
+from ssdd_jax import calls, commandline
+from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
 
 SETTINGS = {"approximate.steps": 20, "distill.steps": 10, "evaluate.epochs": 2, "scdd.post_epochs": 1}
@@ -105,6 +110,27 @@ def test_the_table_is_markdown(finished):
     assert cells[2:4] == ["4", "201 of 320"]
     assert cells[5] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
     assert any("own post-training" in line and "SC-DD at N = 4" in line for line in lines)
+
+
+def test_the_page_has_every_row(finished):
+    page = (finished / "report.html").read_text()
+    found = json.loads((finished / "comparison.json").read_text())
+    for row in found["rows"]:
+        name = f"{comparison.label(row['method'])}, N = {row['N']}"
+        values = row["values"]["few_shot"]
+        assert f'<th scope="row">{name}</th>' in page and f"{name}: {row['numbers']:,} of {row['budget']:,}" in page
+        assert f"{name}: {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in page
+    assert "teacher: 1.000 ± 0.000" in page and html.escape(found["refused"][0]) in page
+    assert "python -m experiments.compare --config=configs/digits.py --methods=" in re.sub(r"</?span>", "", page)
+
+
+def test_every_run_knows_its_command(finished):
+    """They were made from Python; the command is for the same config."""
+    folder = finished / "scdd-N4-seed1"
+    (call,) = calls.read(folder / "calls.jsonl")
+    options = commandline.parse(shlex.split(call["command"])[3:])
+    assert configuration.flatten(options.config) == json.loads((folder / "config.json").read_text())
+    assert options.workdir == folder and options.shared == finished / "shared"
 
 
 def test_the_picture_shows_something(finished):

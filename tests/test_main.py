@@ -68,7 +68,7 @@ def refusal(capsys, line):
 def test_refuses_before_any_work(case, folder, capsys):
     changes, words = REFUSED[case]
     assert words in refusal(capsys, tiny_runs.arguments(folder, "refused", **changes))
-    assert {file.name for file in (folder / "refused").glob("*")} <= {".lock", "seconds.json"}
+    assert {file.name for file in (folder / "refused").glob("*")} <= {".lock", "seconds.json", "memory.json"}
 
 
 @pytest.mark.parametrize("method", ["boost", "subset"])
@@ -101,6 +101,11 @@ def test_the_sum_is_written_out(folder, capsys):
         (["digits"], "unexpected argument 'digits'"),
         (["--workdir"], "needs a value"),
         (["--stage=later"], "the stages are data, teacher"),
+        (["--dry_run", "--stage=later"], "the stages are data, teacher"),
+        (["--dry_run=perhaps"], "dry_run=perhaps"),
+        (["--dry_run", "later"], "unexpected argument 'later'"),
+        (["--config=configs/folder.py"], "configs/folder.py needs a folder of images"),
+        (["--config=configs/folder.py:nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_refuses_other_mistakes(line, words, tmp_path, monkeypatch, capsys):
@@ -192,7 +197,7 @@ def test_help_is_a_page(capsys):
     assert main.main(["--help"]) == 0
     page = capsys.readouterr().out
     assert max(len(line) for line in page.splitlines()) <= 120
-    for words in ("configs/tinyimagenet.py", "--config.KEY=VALUE", "--workdir", "results.json"):
+    for words in ("configs/tinyimagenet.py", "--config.KEY=VALUE", "--workdir", "results.json", "--dry_run"):
         assert words in page
 
 

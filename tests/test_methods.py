@@ -97,6 +97,18 @@ def test_state_and_info(made):
     assert like[0] == like[1]
 
 
+def test_what_can_be_seen(made):
+    """The images that are learned, as they are exported; bases where a set is made of them."""
+    if made.method.step is None:
+        assert made.method.show is None
+        return
+    seen, found = made.method.show(made.trained[0]), made.exported
+    close(found.preprocessing.pixels(seen["images"]), found.images())
+    assert ("bases" in seen) == ("image_bases" in found.arrays)
+    if "bases" in seen:
+        close(seen["bases"], found.arrays["image_bases"])
+
+
 @pytest.mark.parametrize("made", [name for name in methods.METHODS if name not in NOTHING_TO_LEARN], indirect=True)
 def test_donated_state_is_gone(made):
     """Every buffer of the old state is used for the new one, or at least given back."""

@@ -10,7 +10,7 @@ import pytest
 import tiny_runs
 
 import ssdd_jax
-from ssdd_jax import main
+from ssdd_jax import calls, main
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,8 +30,8 @@ def finished(tmp_path_factory):
     return folder / "run", out
 
 
-def artefact(run):
-    return {file.name: file.read_bytes() for file in sorted((run / "distilled").iterdir())}
+def artefact(run, part="distilled"):
+    return {file.name: file.read_bytes() for file in sorted((run / part).iterdir())}
 
 
 def about_without_paths(run):
@@ -60,7 +60,7 @@ def test_results_are_complete(finished):
         *("data", "teacher", "features", "samples", "distill", "approximate", "evaluate")
     }
     assert results["method"] == "boost" and results["dataset"].startswith("npz:")
-    assert "| distilled |" in out
+    assert "| distilled |" in out and f"all on one page in {run / 'report.html'}" in out
 
 
 def test_figures_show_something(finished):
@@ -119,6 +119,8 @@ def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
     expected, found = artefact(finished[0]), artefact(tmp_path / "run")
     assert found["set.safetensors"] == expected["set.safetensors"]
     assert about_without_paths(tmp_path / "run") == about_without_paths(finished[0])
+    assert artefact(tmp_path / "run", "snapshots") == artefact(finished[0], "snapshots")
+    assert len(calls.read(tmp_path / "run" / "calls.jsonl")) == 2
     lines = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines == sorted(set(lines)) and lines[-1] == 40
 

@@ -2,18 +2,84 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
+import statistics
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from ssdd_jax.data.encoded import EncodedImages
+from ssdd_jax.data.encoded import DAMAGE, EncodedImages
 from ssdd_jax.data.source import Part, Source
 from ssdd_jax.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 # Where the test part is looked for when `test_split` is left at "test".
 TEST_NAMES = ("test", "validation", "val")
+# Files whose size `survey` looks up, spread over a folder that has more.
+LOOKED_AT = 2000
+
+
+class Survey(NamedTuple):
+    """What a folder holds, found without decoding an image.
+
+    Attributes:
+        path: The folder.
+        train: Images outside the test part.
+        test: Images of the test part; 0 where the folder has none.
+        classes: Number of classes by subfolder; 0 without labels.
+        shorter: The smallest, the median and the largest of the images' shorter sides, in pixels.
+        others: Files that are not images, by ending, the most frequent first; hidden ones are among them.
+    """
+
+    path: pathlib.Path
+    train: int
+    test: int
+    classes: int
+    shorter: tuple[int, int, int]
+    others: dict[str, int]
+
+
+def survey(path: pathlib.Path, *, train_split: str = "train", test_split: str = "test") -> Survey:
+    """Looks at a folder as `open_folder` would read it.
+
+    Args:
+        path: the folder.
+        train_split: as for `open_folder`.
+        test_split: as for `open_folder`.
+
+    Returns:
+        What there is.
+
+    Raises:
+        UserError: as `open_folder`, or none of the files that should be images can be read.
+    """
+    source = open_folder(path, train_split=train_split, test_split=test_split, image_size=0)
+    files = _image_files(_parts(path, train_split, test_split)[0])
+    step = -(-len(files) // LOOKED_AT)
+    sides = [side for file in files[::step] if (side := _shorter_side(file))]
+    if not sides:
+        raise UserError(f"{files[0]} is not an image that can be read, nor are the others in {path}")
+    others = collections.Counter(
+        pathlib.Path(name).suffix.lower() or name
+        for _, _, names in os.walk(path, followlinks=True)
+        for name in names
+        if not _is_image(name)
+    )
+    shorter = min(sides), round(statistics.median(sides)), max(sides)
+    test = source.test.size if source.test else 0
+    return Survey(path, source.train.size, test, len(source.class_names), shorter, dict(others.most_common()))
+
+
+def _shorter_side(file: pathlib.Path) -> int:
+    """In pixels, 0 where the file cannot be read: it is named when it is decoded."""
+    try:
+        with Image.open(file) as image:
+            return min(image.size)
+    except DAMAGE:
+        return 0
 
 
 def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_size: int) -> Source:
@@ -37,7 +103,7 @@ def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_
             images has no training images.
     """
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder: check --config.data.name")
+        raise UserError(f"{path} is not a folder: check its name, or --config.data.name")
     train_path, test_path = _parts(path, train_split, test_split)
     train_files = _image_files(train_path)
     subfolders = _subfolders(train_path, train_files)
@@ -69,14 +135,14 @@ def _image_files(path: pathlib.Path) -> list[pathlib.Path]:
     files = []
     for folder, subfolders, names in os.walk(path, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += [
-            pathlib.Path(folder, name)
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS)
-        ]
+        files += [pathlib.Path(folder, name) for name in names if _is_image(name)]
     if not files:
         raise UserError(f"{path} holds no images (files that end in {', '.join(EXTENSIONS)})")
     return sorted(files)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
 def _subfolders(path: pathlib.Path, files: list[pathlib.Path]) -> list[str | None]:

@@ -30,11 +30,11 @@ def evaluate(
     sets: DistilledSet | Path | Sequence[Path] | Mapping[str, DistilledSet | Path],
     *,
     models: Sequence[str] = (),
-    targets: Sequence[str | data.Dataset] = (),
+    targets: str | data.Dataset | Sequence[str | data.Dataset] | Mapping[str, Sequence[Any]] = (),
     protocols: Sequence[str] = (),
     references: Sequence[str] = entries.REFERENCES,
     seeds: int = 0,
-    source: Path | entries.Source | None = None,
+    source: Path | entries.Source | tuple[Any, Any] | None = None,
     edition: str = "",
     workdir: Path = WORKDIR,
     say: Callable[[str], None] = print,
@@ -49,15 +49,19 @@ def evaluate(
             `ssdd_jax.load` reads: a run's `distilled`, KRR-ST's `x_syn.pt` and `y_syn.pt`, images with features, an
             `.npz`.
         models: Architectures (`ssdd_jax.models.architectures`); those of the edition if left out.
-        targets: Labelled data: names such as `cifar10`, `stanford_dogs`, `folder:PATH`, or data sets; the data that
-            the first set was distilled from if left out.
+        targets: Labelled data: names such as `cifar10`, `stanford_dogs`, `folder:PATH`, or data sets; or, by the names
+            they are to have, arrays in memory: `{"mine": (train_images, train_labels, test_images, test_labels)}`,
+            images uint8 `(n,H,W,C)` and labels integers `(n,)`. The data that the first set was distilled from if left
+            out.
         protocols: Names in `PROTOCOLS`; those of the edition if left out.
         references: What the sets are read beside, of `REFERENCES`.
         seeds: Networks per row; the edition's number if left out.
         source: The folder of the run that made the sets, which has their data and teacher; found beside the first set
-            where a run left it there, unless this is "none". Or the name of a data set, with `features=FILE`. Without
-            a source only an untrained network is to be had as a reference.
+            where a run left it there, unless this is "none". Or the name of a data set, with `features=FILE`; or images
+            and features in memory, as `ssdd_jax.distill` was given them. Without a source only an untrained network is
+            to be had as a reference.
         edition: A name in `EDITIONS`; if left out `digits` for sets of scikit-learn's digits, `paper` for all others.
+            `cpu` trains narrower networks for fewer epochs.
         workdir: Where results are kept.
         say: Told what a user should know, a line at a time.
         **settings: Changes to `Options`, such as `epochs=100`.
@@ -77,14 +81,14 @@ def evaluate(
     name = edition or ("digits" if first.about.get("dataset") == "digits" else "paper")
     chosen = options.edition(name)
     made = options.make(chosen, settings)
-    models, targets, protocols, references = map(_listed, (models, targets, protocols, references))
+    models, protocols, references = map(_listed, (models, protocols, references))
     _check(references, seeds)
     height, width, channels = first.pairs()[0].shape[1:]
     shape = (height, width, channels)
     run = _run_of(next(iter(given.values())))
     known = _source(source, run, made, shape, say)
     _warn(named, say)
-    asked = targets or [_own_target(known)]
+    asked = _targets(targets) or [_own_target(known)]
     request = suite.Request(
         sets=named,
         counts={key: sources.count_of(one) for key, one in named.items()},
@@ -108,7 +112,15 @@ def evaluate(
 
 
 def _listed(given: Any) -> Any:
-    return [given] if isinstance(given, str | data.Dataset) else given
+    return [given] if isinstance(given, str) else given
+
+
+def _targets(
+    given: str | data.Dataset | Sequence[str | data.Dataset] | Mapping[str, Sequence[Any]],
+) -> list[str | data.Dataset]:
+    if isinstance(given, Mapping):
+        return [sources.of_arrays(name, arrays) for name, arrays in given.items()]
+    return [given] if isinstance(given, str | data.Dataset) else list(given)
 
 
 def _warn(named: Mapping[str, DistilledSet], say: Callable[[str], None]) -> None:
@@ -157,15 +169,19 @@ def write(result: Mapping[str, Any], folder: Path) -> str:
 
 
 def _source(
-    given: Path | entries.Source | None,
+    given: Path | entries.Source | tuple[Any, Any] | None,
     run: pathlib.Path | None,
     made: options.Options,
     shape: tuple[int, int, int],
     say: Callable[[str], None],
 ) -> entries.Source | None:
     """The data and the teacher that the sets come from, if they are known; `run` is the run that the first lies in."""
-    if isinstance(given, entries.Source) or given == "none":
-        return given if isinstance(given, entries.Source) else None
+    if isinstance(given, entries.Source):
+        return given
+    if isinstance(given, tuple):
+        return sources.of_features_in_memory(*given)
+    if given == "none":
+        return None
     if made.features and given is None:
         raise UserError("features are of the images of a data set: name it too, as in --source=tfds:cifar100")
     if made.features:

@@ -35,6 +35,7 @@ class Source(NamedTuple):
         features: The teacher's features of them.
         preprocessing: Constants of the data set.
         teacher: The teacher as a network `(module, variables)`, or None if its features were brought.
+        moments: Mean and std of the images that it takes, whatever the target; None for those of each target.
         whole: Whether the data set is what its name says, not a part of it: all training images, the usual test part.
     """
 
@@ -42,6 +43,7 @@ class Source(NamedTuple):
     features: features.Features
     preprocessing: Preprocessing
     teacher: tuple[nn.Module, Any] | None = None
+    moments: tuple[np.ndarray, np.ndarray] | None = None
     whole: bool = True
 
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -17,7 +18,7 @@ from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate.entries import REFERENCES, Source, Target, content
 from ssdd_jax.evaluate.store import mark
-from ssdd_jax.models.resnet import ResNetClassifier
+from ssdd_jax.models.frozen import Judged
 from ssdd_jax.workdir import Workdir, fingerprint
 
 Path = str | os.PathLike[str]
@@ -89,12 +90,14 @@ def of_run(folder: Path, *, shared: Path | None = None, data_dir: str = "") -> S
         words = str(error).replace("--config.data.", "--")
         raise UserError(f"the data of the run {work.folder}: {words}; --data_dir says where they are now") from error
     found = features.load(work.features, fingerprint(dataset.train_images))
-    network = None
+    network = own = None
     if (work.teacher / "teacher.json").exists():
         variables, about = teacher.load(work.teacher)
-        network = as_network(teacher.backbone(variables), about["width"], tuple(about["blocks"]))
+        described = teacher.describe(about, work.teacher / "teacher.json")
+        network = as_network(teacher.backbone(variables), described)
+        own = (np.asarray(described.mean), np.asarray(described.std)) if described.words else None
     constants = preprocess.fit(dataset.train_images, found.train, moments=preprocess.dataset_moments(dataset))
-    return Source(dataset, found, constants, network, whole=_is_whole(config.data))
+    return Source(dataset, found, constants, network, own, whole=_is_whole(config.data))
 
 
 def _is_whole(chosen: Any) -> bool:
@@ -103,15 +106,14 @@ def _is_whole(chosen: Any) -> bool:
     return all(chosen[key] == usual[key] for key in ("train_split", "test_split", "train_limit", "test_fraction"))
 
 
-def as_network(backbone: Mapping[str, Any], width: int, blocks: tuple[int, ...]) -> tuple[ResNetClassifier, Any]:
+def as_network(backbone: Mapping[str, Any], described: teacher.Description) -> tuple[nn.Module, Any]:
     """A teacher's backbone as a network that can be judged; its head is as wide as its features, and untrained."""
-    dim = width * 2 ** (len(blocks) - 1)
+    dim = described.network.features
     head = {"kernel": np.zeros((dim, dim), np.float32), "bias": np.zeros(dim, np.float32)}
-    variables = {
-        "params": {"backbone": backbone["params"], "fc": head},
-        "batch_stats": {"backbone": backbone["batch_stats"]},
-    }
-    return ResNetClassifier(dim, width, blocks), jax.tree.map(np.asarray, variables)
+    variables = {name: {"backbone": tree} for name, tree in backbone.items()}
+    variables["params"]["fc"] = head
+    module = Judged(dim, described.network, len(described.mean), described.size, described.resize)
+    return module, jax.tree.map(np.asarray, {"batch_stats": {}, **variables})
 
 
 def of_features(name: str, path: Path, *, data_dir: str = "", image_shape: tuple[int, int, int]) -> Source:
@@ -137,6 +139,44 @@ def _config(flat: Mapping[str, Any]) -> Any:
     own = {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items() if key in known}
     config.update_from_flattened_dict(own)
     return config
+
+
+def of_arrays(name: str, arrays: Sequence[Any]) -> data.Dataset:
+    """Arrays in memory as a labelled data set.
+
+    Args:
+        name: What it is called.
+        arrays: Training images uint8 `(n,H,W,C)` or `(n,H,W)` and their labels, integers `(n,)` from 0 on; then the
+            same of the test images.
+
+    Raises:
+        UserError: If they are not that.
+    """
+    if len(arrays) != 4:
+        raise UserError(f"target {name}: give training images, their labels, test images and their labels")
+    x, y, x_test, y_test = map(np.asarray, arrays)
+    if y.ndim != 1 or y_test.ndim != 1 or not (y.size and y.dtype.kind in "iu" and y_test.dtype.kind in "iu"):
+        raise UserError(f"target {name}: labels must be whole numbers (n,), not {y.dtype} {y.shape}")
+    x, x_test = (part[..., None] if part.ndim == 3 else part for part in (x, x_test))
+    names = tuple(map(str, range(int(max(y.max(), y_test.max(initial=0))) + 1)))
+    return data.Dataset(name, x, y.astype(np.int32), x_test, y_test.astype(np.int32), names)
+
+
+def of_features_in_memory(images: Any, found: Any) -> Source:
+    """The source of sets that were distilled in memory.
+
+    Args:
+        images: uint8 `(n,H,W,C)` or `(n,H,W)`.
+        found: The teacher's features of them, floats `(n,D)`.
+
+    Raises:
+        UserError: If they are not that.
+    """
+    images, found = np.asarray(images), np.asarray(found)
+    images = images[..., None] if images.ndim == 3 else images
+    dataset = data.Dataset("the source", images)
+    known = features.check("the source's features", {"train": found}, train=len(images))
+    return Source(dataset, features.Features(known.train, None), preprocess.fit(images, known.train), whole=False)
 
 
 def target(

@@ -287,7 +287,8 @@ class _Run:
             if source.features.test is not None and entries.content(source.dataset) == entries.content(target.dataset):
                 self.teachers[target.mark] = source.features.train, source.features.test
             else:
-                self.teachers[target.mark] = _extract(source.teacher, target) if source.teacher is not None else None
+                own = _for_teacher(target, source)
+                self.teachers[target.mark] = _extract(source.teacher, own) if source.teacher is not None else None
         return self.teachers[target.mark]
 
     def _whole(self, row: _Row, protocol: str, seeds: Sequence[int], target: Target) -> Values:
@@ -300,7 +301,7 @@ class _Run:
         if row.model is not None:
             module, variables = self._module(row), jax.tree.map(lambda leaf: leaf[chosen], self._networks(row))
         elif source is not None and source.teacher is not None:
-            module, one = source.teacher
+            (module, one), target = source.teacher, _for_teacher(target, source)
             variables = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (len(seeds), *np.shape(leaf))), one)
         networks = Networks(self.keys[chosen], module, variables, row.entry)
         found = judge(networks, target, self.request.judging, lambda: self._supervised(target))
@@ -317,6 +318,14 @@ class _Run:
             self.store.add_network(what, 0, protocols.train_supervised(key, target, judging))
         variables = jax.tree.map(lambda leaf: leaf[0], self.store.networks(what, [0]))
         return protocols.supervised_network(target, judging), variables
+
+
+def _for_teacher(target: Target, source: entries.Source) -> Target:
+    """The target with its images normalised as the teacher's own were, if that is known."""
+    if source.moments is None:
+        return target
+    mean, std = source.moments
+    return target._replace(mean=mean, std=std)
 
 
 def _extract(network: tuple[nn.Module, Any], target: Target) -> tuple[np.ndarray, np.ndarray]:

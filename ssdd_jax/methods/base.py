@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -26,8 +26,9 @@ class Problem(NamedTuple):
         dim: Length D of the teacher's features.
         images: Number n of training images.
         classes: Number of classes; 0 without labels.
-        network: Whether the teacher is a network with batch norm that can be run, not features that were brought.
+        network: Whether the teacher is a network that can be run, not features that were brought.
         mesh: The devices to split the work over; None for one.
+        batch_norm: Whether that network has batch norm.
     """
 
     image_shape: tuple[int, int, int]
@@ -36,6 +37,7 @@ class Problem(NamedTuple):
     classes: int = 0
     network: bool = False
     mesh: Mesh | None = None
+    batch_norm: bool = True
 
     @property
     def image_numbers(self) -> int:
@@ -53,7 +55,8 @@ class Source(NamedTuple):
         samples: Which of them the method starts from, int32 `(M,)`; of no use where there are none.
         view_targets: The same as `targets` for the views of the samples `(views,M,D)`.
         preprocessing: The data set's constants.
-        teacher: Variables of the teacher's backbone, a `models.resnet.ResNet`; None if its features were brought.
+        teacher: Variables of the teacher's backbone, a `models.resnet.ResNet`, or a `models.frozen.Frozen` network;
+            None if its features were brought.
         prepared: What the method's `load` gave.
     """
 
@@ -104,6 +107,8 @@ class Method(NamedTuple):
             key, int `(k,)`; None instead of them for all n in their order. None where it looks at none.
         after: Stages of its own between the export and the evaluation; each leaves a `results.json` in its folder.
         advice: What to try when the loss is no longer a number.
+        show: `(state) -> pictures`: what can be seen of a state while it learns, by name: `images` `(M,H,W,C)` as
+            network inputs, and `bases` `(U,h,w,C)` if it has any. None where there is nothing to learn.
         spread: `(mesh, like) -> shardings`: where each leaf of a state lies on several devices, a pytree like it. None
             for all of it on every device.
     """
@@ -120,4 +125,5 @@ class Method(NamedTuple):
     look: Callable[[Array, int], Array | None] | None = None
     after: tuple[Stage, ...] = ()
     advice: str = "try a smaller config.distill.learning_rate in another --workdir"
+    show: Callable[[Any], Mapping[str, Array]] | None = None
     spread: Callable[[Mesh, Any], Any] | None = None

@@ -44,11 +44,13 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """Logged per step: loss, gradient norm, and the mean age of the pool's models."""
+    """Logged per step: loss, gradient norm, and the ages of the pool's models: mean, youngest, oldest."""
 
     loss: Array
     gradient_norm: Array
     mean_age: Array
+    min_age: Array
+    max_age: Array
 
 
 class Functions(NamedTuple):
@@ -127,9 +129,10 @@ def make(
         mask = learned(state.outer.params)
         after, info = outer.step(state.outer, batch, settings=settings, decode=decode, mask=mask)
         models = pool.step(state.pool, indices, *decode(after.params), settings=pool_set)
+        ages = models.ages.astype(jnp.float32)
         return (
             State(state.step + 1, state.key, after, models),
-            Info(info.loss, info.gradient_norm, models.ages.astype(jnp.float32).mean()),
+            Info(info.loss, info.gradient_norm, ages.mean(), ages.min(), ages.max()),
         )
 
     return Functions(init, step, feed)

@@ -91,6 +91,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         feed=functions.feed,
         look=_look,
         advice=bilevel.ADVICE,
+        show=_show,
         spread=bilevel.spread,
     )
 
@@ -100,3 +101,8 @@ def _look(key: Array, count: int) -> Array | None:
     if count <= START_IMAGES:
         return None
     return jax.random.choice(bilevel.key_of_look(key), count, (START_IMAGES,), replace=False)
+
+
+def _show(state: bilevel.State) -> dict[str, Array]:
+    params = state.outer.params
+    return {"images": decoder.decode_images(params), "bases": params.image_bases}

@@ -51,5 +51,6 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         samples=config.storage.N,
         feed=functions.feed,
         advice=bilevel.ADVICE,
+        show=lambda state: {"images": state.outer.params[0]},
         spread=bilevel.spread,
     )

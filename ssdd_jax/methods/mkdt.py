@@ -103,6 +103,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         stages=(stage,),
         feed=feed,
         advice=ADVICE,
+        show=lambda state: {"images": state.matching.params.images},
     )
 
 

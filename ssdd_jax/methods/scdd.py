@@ -14,7 +14,7 @@ images; 200 epochs of AdamW. Different here: the probe is trained like every lin
 from __future__ import annotations
 
 import pathlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from ssdd_jax import distilled, files, inversion, post_training, preprocess, pro
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import statistics
 from ssdd_jax.methods.base import Method, Problem, Source, Stage
+from ssdd_jax.models import frozen
+from ssdd_jax.models.resnet import ResNet
 from ssdd_jax.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -105,6 +107,11 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             "config.method=scdd inverts a teacher with batch norm, and features alone were brought: leave "
             "config.teacher.features empty to train a teacher, or choose another method"
         )
+    if not problem.batch_norm:
+        raise UserError(
+            "config.method=scdd inverts a teacher with batch norm, and the network of config.teacher.source has none: "
+            "bring a ResNet, or choose another method"
+        )
     per_class = images_per_class(config, problem)
     stored = per_class * problem.classes
     labels = inversion.group_labels(per_class, problem.classes, config.scdd.group_size)
@@ -143,6 +150,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         stages=(Stage("probe", _fit_probe, shared=PROBE_PARTS),),
         load=_prepared,
         after=after,
+        show=lambda state: {"images": state.recovery.images.reshape(-1, *problem.image_shape)[:stored]},
     )
 
 
@@ -202,6 +210,13 @@ def _fit_probe(run: Run) -> None:
     files.write_array(path, np.asarray(weights))
 
 
+def student_of(network: inversion.Network) -> dict[str, Any]:
+    """The sizes of a network of the teacher's kind, with the stem for small images: arguments of `post_training`."""
+    kind = frozen.of(network.backbone).network
+    assert isinstance(kind, ResNet)
+    return {"width": kind.width, "blocks": kind.blocks, "bottleneck": kind.bottleneck}
+
+
 def _post_train(run: Run) -> None:
     """Train networks of the teacher's kind on the set by distillation from the teacher, and measure their own head."""
     path = run.work.own("post_training", shared=False) / "results.json"
@@ -219,7 +234,7 @@ def _post_train(run: Run) -> None:
         padding=options.padding,
         flip=options.flip,
     )
-    train = jax.jit(post_training.train, static_argnames=("width", "blocks", "classes", "settings"))
+    train = jax.jit(post_training.train, static_argnames=("width", "blocks", "bottleneck", "classes", "settings"))
     values = []
     for seed, key in enumerate(jax.random.split(run.key("post_training"), run.config.evaluate.seeds)):
         part = path.with_name(f"seed{seed}.json")
@@ -231,8 +246,7 @@ def _post_train(run: Run) -> None:
             found.pairs()[0],
             network,
             low=valid_range(constants)[0],
-            width=run.config.teacher.width,
-            blocks=tuple(run.config.teacher.blocks),
+            **student_of(network),
             classes=run.problem.classes,
             settings=settings,
         )

@@ -1,8 +1,8 @@
-"""ResNets for small images: the backbone of the self-supervised teacher, and classifiers of several depths.
+"""ResNets: the backbone of the self-supervised teacher, and classifiers of several depths.
 
 He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016 (Table 1), with the stem that solo-learn
-and KRR-ST use for small images: a 3x3 convolution of stride 1 and padding 2, and no max-pool. Bottlenecks have their
-stride in the 3x3 convolution, as torchvision's ("v1.5").
+and KRR-ST use for small images, a 3x3 convolution of stride 1 and padding 2 without max-pool, or with the paper's own.
+Bottlenecks have their stride in the 3x3 convolution, as torchvision's ("v1.5").
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ssdd_jax.models import layers, starts
 from ssdd_jax.models.norm import BatchNorm
@@ -24,6 +25,8 @@ Array = jax.Array
 
 STEM_PADDING = 2
 """Padding of the 3x3 stem: 32x32 images become 34x34, 17x17, 9x9 and 5x5 maps in the four stages."""
+STEM_SIZES = (3, 7)
+"""Sides of a stem's kernel: 3 has stride 1; 7 has stride 2 and padding 3, and a max-pool follows."""
 
 Conv = functools.partial(layers.Conv, bias=False, start=starts.kaiming)
 """A convolution without bias, which starts as torchvision's ResNets do."""
@@ -95,6 +98,8 @@ class ResNet(nn.Module):
       bottleneck: blocks of three convolutions instead of two; with (3, 4, 6, 3) blocks this is ResNet-50.
       last_scale: what the scale of each block's last norm starts as; 0 makes every block the identity.
       stem_start: how the stem starts.
+      stem_size: one of `STEM_SIZES`.
+      stem_padding: zeros around the image before a 3x3 stem.
     """
 
     width: int = 64
@@ -102,6 +107,13 @@ class ResNet(nn.Module):
     bottleneck: bool = False
     last_scale: float = 1.0
     stem_start: starts.Rule = starts.kaiming
+    stem_size: int = 3
+    stem_padding: int = STEM_PADDING
+
+    @property
+    def features(self) -> int:
+        """Numbers D of a feature."""
+        return self.width * 2 ** (len(self.blocks) - 1) * (4 if self.bottleneck else 1)
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -116,8 +128,11 @@ class ResNet(nn.Module):
         """
         chex.assert_rank(x, 4)
         make = Bottleneck if self.bottleneck else BasicBlock
-        x = Conv(self.width, padding=STEM_PADDING, start=self.stem_start, name="stem")(x)
+        small = self.stem_size == 3
+        stride, padding = (1, self.stem_padding) if small else (2, 3)
+        x = Conv(self.width, self.stem_size, stride, padding, start=self.stem_start, name="stem")(x)
         x = nn.relu(BatchNorm(name="stem_norm")(x, use_running_average=not train))
+        x = x if small else _max_pool(x)
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
@@ -153,8 +168,15 @@ class ResNetClassifier(nn.Module):
 
 
 def from_params(params: Mapping[str, Any]) -> ResNet:
-    """The `ResNet` of basic blocks that `params` belong to, read off their names and shapes."""
+    """The `ResNet` that `params` belong to, read off their names and shapes; a 3x3 stem is taken to have padding 2."""
     names = [name for name in params if name.startswith("stage")]
     stages = [name.split("_")[0] for name in names]
     blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))
-    return ResNet(params["stem"]["kernel"].shape[-1], blocks)
+    size, _, _, width = params["stem"]["kernel"].shape
+    return ResNet(width, blocks, bottleneck="conv3" in params["stage1_block1"], stem_size=size)
+
+
+def _max_pool(x: Array) -> Array:
+    """The largest of 3x3 pixels at every second place, padded by 1: `(B,H,W,C)` to `(B,ceil(H/2),ceil(W/2),C)`."""
+    least = jnp.asarray(-jnp.inf, x.dtype)
+    return lax.reduce_window(x, least, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -1,4 +1,4 @@
-"""A vision transformer, in the size that is called Tiny.
+"""Vision transformers: an encoder of any size, and the network that is called Tiny.
 
 Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021; Touvron et al., "Training data-efficient image
 transformers", ICML 2021 (DeiT-Ti). Layers and starts as timm's `vit_tiny_patch16_224`: norms before attention and
@@ -15,6 +15,7 @@ from ssdd_jax.models import starts
 from ssdd_jax.models.layers import Linear, check_multiple
 from ssdd_jax.models.norm import LayerNorm
 from ssdd_jax.models.starts import parameter
+from ssdd_jax.precision import at_least_float32
 
 Array = jax.Array
 
@@ -68,18 +69,68 @@ class Block(nn.Module):
 
     Attributes:
         heads: Number of heads.
-        ratio: Hidden units per number of a token.
+        hidden: Hidden units; 0 for four per number of a token.
+        epsilon: Added to the variance in the norms.
     """
 
     heads: int
-    ratio: int = 4
+    hidden: int = 0
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map tokens `(B,T,width)` to the like."""
-        x = x + Attention(self.heads, name="attention")(LayerNorm(name="norm1")(x))
-        hidden = Linear(self.ratio * x.shape[-1], starts.transformer, name="mlp1")(LayerNorm(name="norm2")(x))
-        return x + Linear(x.shape[-1], starts.transformer, name="mlp2")(nn.gelu(hidden, approximate=False))
+        width = x.shape[-1]
+        x = x + Attention(self.heads, name="attention")(LayerNorm(self.epsilon, name="norm1")(x))
+        hidden = LayerNorm(self.epsilon, name="norm2")(x)
+        hidden = Linear(self.hidden or 4 * width, starts.transformer, name="mlp1")(hidden)
+        return x + Linear(width, starts.transformer, name="mlp2")(nn.gelu(hidden, approximate=False))
+
+
+class Encoder(nn.Module):
+    """A vision transformer up to and including its last norm.
+
+    Attributes:
+        patch: Side of a patch; H and W must be multiples of it.
+        width: Numbers per token.
+        depth: Number of blocks.
+        heads: Heads of each.
+        hidden: Hidden units of the perceptrons; 0 for four per number of a token.
+        epsilon: Added to the variance in the norms.
+    """
+
+    patch: int
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    hidden: int = 0
+    epsilon: float = 1e-6
+
+    @property
+    def features(self) -> int:
+        """Numbers D of a feature."""
+        return self.width
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Features of images `(B,H,W,C)`: the normed class token `(B,width)`, the same in training.
+
+        Raises:
+            ValueError: If H or W is not a multiple of `patch`.
+        """
+        return at_least_float32(_encoded(self, x, hidden=self.hidden, epsilon=self.epsilon))
+
+
+def _encoded(module: Encoder | VisionTransformer, x: Array, *, hidden: int = 0, epsilon: float = 1e-6) -> Array:
+    """The normed class token `(B,width)`; the layers are those of `module`, whose `__call__` runs."""
+    check_multiple("the transformer", x.shape[1:3], module.patch)
+    x = Patches(module.patch, module.width, name="patches")(x)
+    token = parameter(module, "class_token", starts.normal(1e-6), (1, 1, module.width)).astype(x.dtype)
+    x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, module.width)), x], axis=1)
+    x = x + parameter(module, "positions", starts.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
+    for i in range(module.depth):
+        x = Block(module.heads, hidden, epsilon, name=f"block{i}")(x)
+    return LayerNorm(epsilon, name="norm")(x)[:, 0]
 
 
 class VisionTransformer(nn.Module):
@@ -106,14 +157,7 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: If H or W is not a multiple of `patch`.
         """
-        check_multiple("the transformer", x.shape[1:3], self.patch)
-        x = Patches(self.patch, self.width, name="patches")(x)
-        token = parameter(self, "class_token", starts.normal(1e-6), (1, 1, self.width)).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], axis=1)
-        x = x + parameter(self, "positions", starts.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
-        for i in range(self.depth):
-            x = Block(self.heads, name=f"block{i}")(x)
-        features = LayerNorm(name="norm")(x)[:, 0]
+        features = _encoded(self, x)
         return features, Linear(self.dim, starts.transformer, name="fc")(features)
 
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssdd_jax import data, features, methods, preprocess, streaming, teacher
+from ssdd_jax import data, devices, features, methods, preprocess, streaming, teacher
 from ssdd_jax.workdir import Workdir, fingerprint
 
 Array = jax.Array
@@ -32,6 +33,8 @@ class Run(NamedTuple):
         problem: What is known of them before any work.
         method: Its method.
         say: Told what a user should know.
+        known: The teacher's features, where they are in memory instead of in the folder.
+        chosen: Likewise the samples.
     """
 
     config: ConfigDict
@@ -40,6 +43,8 @@ class Run(NamedTuple):
     problem: methods.Problem
     method: methods.Method
     say: Say
+    known: features.Features | None = None
+    chosen: features.Samples | None = None
 
     def key(self, stage: str, *, shared: bool = False) -> jax.Array:
         """The PRNG key of a stage: from `config.seed`, or from `config.teacher.seed` for what runs may share."""
@@ -47,9 +52,13 @@ class Run(NamedTuple):
         number = _KEYS[stage] if stage in _KEYS else zlib.crc32(stage.encode())
         return jax.random.fold_in(jax.random.key(seed), jnp.uint32(number))
 
+    def samples(self) -> features.Samples:
+        """The images that the method starts from, once they are chosen."""
+        return self.chosen or features.load_samples(self.work.samples)
+
     def features(self) -> features.Features:
         """The teacher's features, once they are there."""
-        return features.load(self.work.features, fingerprint(self.dataset.train_images))
+        return self.known or features.load(self.work.features, fingerprint(self.dataset.train_images))
 
     def preprocessing(self) -> preprocess.Preprocessing:
         """The data set's constants."""
@@ -67,10 +76,17 @@ class Run(NamedTuple):
         return streaming.fits(size, self.config.devices.gigabytes)
 
     def backbone(self) -> Any:
-        """Variables of the teacher's backbone; None if its features were brought."""
+        """The teacher for images as the data set's constants normalise them; None if its features were brought.
+
+        Of one that the run has trained the variables of its `ResNet`, of another a `models.frozen.Frozen`.
+        """
         if self.config.teacher.features:
             return None
-        return jax.tree.map(jnp.asarray, teacher.backbone(self.teacher()[0]))
+        variables, about = self.teacher()
+        found: Any = teacher.backbone(variables)
+        if "network" in about:
+            found = teacher.describe(about).frozen(found, given=preprocess.dataset_moments(self.dataset))
+        return jax.tree.map(jnp.asarray, found)
 
     def teacher(self) -> tuple[Any, dict[str, Any]]:
         """Variables of the trained teacher, and its description."""
@@ -81,11 +97,11 @@ class Run(NamedTuple):
         if not self.resident():
             return _some(self, np.zeros(0, np.int32), np.zeros(0, np.int32))
         pairs = self.pairs()
-        return _as_source(self, pairs, pairs.on_device(), features.load_samples(self.work.samples).rows)
+        return _as_source(self, pairs, pairs.on_device(), self.samples().rows)
 
     def start(self) -> methods.Source:
         """The data that the method's `init` and `export` are given: its samples, and what else it looks at."""
-        samples, count = features.load_samples(self.work.samples).rows, self.problem.images
+        samples, count = self.samples().rows, self.problem.images
         rows = self.method.look(self.key("distill"), count) if self.method.look else np.zeros(0, np.int32)
         if rows is None:
             return _some(self, np.arange(count), samples)
@@ -100,7 +116,7 @@ def _some(run: Run, rows: np.ndarray, samples: np.ndarray) -> methods.Source:
 
 
 def _as_source(run: Run, pairs: streaming.Pairs, on_device: tuple[Array, Array], samples: np.ndarray) -> methods.Source:
-    views = jnp.asarray(features.load_samples(run.work.samples).views)
+    views = jnp.asarray(run.samples().views)
     return methods.Source(
         *on_device,
         samples=jnp.asarray(samples, jnp.int32),
@@ -109,3 +125,14 @@ def _as_source(run: Run, pairs: streaming.Pairs, on_device: tuple[Array, Array],
         teacher=run.backbone(),
         prepared=run.method.load(run) if run.method.load else None,
     )
+
+
+def mesh_of(config: ConfigDict) -> Mesh | None:
+    """The devices that a config asks for, None for one alone; see `devices.make`."""
+    trained = not (config.teacher.features or config.teacher.source)
+    batches = {"teacher.batch_size": config.teacher.batch_size} if trained else {}
+    pooled = config.method in methods.POOLED
+    if pooled:
+        batches["distill.batch_size"] = config.distill.batch_size
+    models = config.pool.models_per_step if pooled else 1
+    return devices.make(config.devices.pool, config.devices.data, models=models, batches=batches)

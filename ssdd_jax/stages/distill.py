@@ -14,7 +14,7 @@ from ssdd_jax import config as configuration
 from ssdd_jax import devices, distilled, loop, methods
 from ssdd_jax.checkpoints import Checkpoints
 from ssdd_jax.errors import UserError
-from ssdd_jax.stages import teacher
+from ssdd_jax.stages import snapshots, teacher
 from ssdd_jax.stages.base import Run
 from ssdd_jax.workdir import fingerprint
 
@@ -25,14 +25,14 @@ def distill(run: Run) -> None:
         _state(run, run.start())
 
 
-def _state(run: Run, start: methods.Source) -> Any:
+def training_of(run: Run, start: methods.Source) -> loop.Training:
+    """The method's outer steps, of which there are some, for the loop; `start` is what `run.start` gives."""
     method, options = run.method, run.config.distill
     mesh, key = run.problem.mesh, run.key("distill")
-    if method.step is None:
-        return jax.jit(method.init)(key, start)
+    assert method.step is not None
     shardings = _shardings(run, jax.eval_shape(method.init, key, start))
     init = functools.partial(jax.jit(method.init, out_shardings=shardings), *devices.place(mesh, (key, start)))
-    training = loop.Training(
+    return loop.Training(
         name="distill",
         init=init,
         step=method.step,
@@ -43,11 +43,18 @@ def _state(run: Run, start: methods.Source) -> Any:
         feed=method.feed(run) if method.feed else None,
         shardings=shardings,
     )
+
+
+def _state(run: Run, start: methods.Source) -> Any:
+    if run.method.step is None:
+        return jax.jit(run.method.init)(run.key("distill"), start)
+    training = training_of(run, start)
     with Checkpoints(run.work.checkpoints, say=run.say) as checkpoints:
         if not checkpoints.steps():
             run.say("distill: preparing the start")
-        source = devices.place(mesh, run.source())
-        return loop.run(training, source, checkpoints=checkpoints, metrics=run.work.metrics)
+        source = devices.place(run.problem.mesh, run.source())
+        watch = snapshots.watcher(run, start.preprocessing)
+        return loop.run(training, source, checkpoints=checkpoints, metrics=run.work.metrics, watch=watch)
 
 
 def _shardings(run: Run, like: Any) -> Any:
@@ -67,12 +74,23 @@ def export(run: Run) -> None:
         state = devices.local(run.problem.mesh, state)
     if not devices.is_first():
         return
+    found = made(run, state, start)
+    size = found.save(run.work.distilled)
+    run.say(f"approximate: {found.numbers_stored():,} numbers, {size:,} bytes in {run.work.distilled}")
+
+
+def made(run: Run, state: Any, start: methods.Source) -> distilled.DistilledSet:
+    """The set that a state gives, and what made it; the state is on this process's first device.
+
+    Raises:
+        UserError: If a part of it is not finite.
+    """
     found = run.method.export(run.key("approximate"), state, start)
     about = {
         "method": run.config.method,
         "dataset": run.config.data.name,
         "class_names": list(run.dataset.class_names),
-        "teacher": teacher.words(run.config),
+        "teacher": teacher.words(run),
         "seed": run.config.seed,
         "config": configuration.flatten(run.config),
         "images": fingerprint(run.dataset.train_images),
@@ -82,5 +100,4 @@ def export(run: Run) -> None:
     bad = [name for name, array in found.arrays.items() if not np.isfinite(np.asarray(array)).all()]
     if bad:
         raise UserError(f"approximate: {', '.join(bad)} is not finite: {run.method.advice}")
-    size = dataclasses.replace(found, about=about).save(run.work.distilled)
-    run.say(f"approximate: {found.numbers_stored():,} numbers, {size:,} bytes in {run.work.distilled}")
+    return dataclasses.replace(found, about=about)

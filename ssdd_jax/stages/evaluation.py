@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ssdd_jax
-from ssdd_jax import distilled, files, inner, loop, probes, report
+from ssdd_jax import distilled, files, inner, loop, page, probes, report
 from ssdd_jax.evaluate import entries, protocols, sources, store, suite, training
 from ssdd_jax.stages.base import Run
 
@@ -87,6 +87,14 @@ def _results(run: Run, found: distilled.DistilledSet, rows: list[dict[str, Any]]
             "parts": {name: int(np.prod(array.shape)) for name, array in found.arrays.items()},
         },
         "seconds": run.work.read_seconds(),
+        "memory": run.work.read_memory(),
+        "data": {
+            "images": run.problem.images,
+            "test_images": 0 if run.dataset.test_images is None else len(run.dataset.test_images),
+            "shape": list(run.problem.image_shape),
+            "classes": run.problem.classes,
+            "features": run.problem.dim,
+        },
         "method": config.method,
         "samples": config.distill.samples if run.method.samples else "none",
         "dataset": config.data.name,
@@ -97,12 +105,14 @@ def _results(run: Run, found: distilled.DistilledSet, rows: list[dict[str, Any]]
 
 
 def draw(run: Run) -> None:
-    """Draw the figures, and bring the seconds in `results.json` up to date."""
+    """Draw the figures, bring seconds and memory in `results.json` up to date, and write the page of all of it."""
     found, results = distilled.load(run.work.distilled), files.read_json(run.work.results)
-    results["seconds"] = run.work.read_seconds()
+    results |= {"seconds": run.work.read_seconds(), "memory": run.work.read_memory()}
     files.write_json(run.work.results, results)
     lines = [line for line in loop.read_metrics(run.work.metrics) if line["stage"] == "distill"]
     report.draw(run.work.figures, found, lines, results)
+    page.write(run.work.page, page.read(run.work.folder))
     storage = results["storage"]
     run.say(f"\n{report.table(results)}\n\n{storage['numbers']:,} of {storage['budget']:,} numbers, "
-            f"{storage['bytes']:,} bytes; figures in {run.work.figures}")  # fmt: skip
+            f"{storage['bytes']:,} bytes; figures in {run.work.figures}, "
+            f"all on one page in {run.work.page}")  # fmt: skip

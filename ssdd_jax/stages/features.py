@@ -44,10 +44,13 @@ def _batches(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Itera
         UserError: If they are not finite.
     """
     variables, about = run.teacher()
+    if "network" in about:
+        variables = teacher.describe(about).frozen(teacher.backbone(variables))
     for batch in teacher.feature_batches(variables, images, mean=about["mean"], std=about["std"], mesh=mesh):
         if not np.isfinite(batch).all():
             raise UserError(
-                "the teacher's features are not finite: train another with a smaller config.teacher.learning_rate"
+                "the teacher's features are not finite: "
+                + ("take another one" if run.config.teacher.source else "train another with a smaller learning rate")
             )
         yield batch
 

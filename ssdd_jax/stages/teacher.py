@@ -1,26 +1,34 @@
-"""The teacher: trained once and kept, unless its features were brought."""
+"""The teacher: trained or converted once and kept, unless its features were brought."""
 
 from __future__ import annotations
 
 import functools
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssdd_jax import data, devices, files, loop, preprocess, streaming, teacher
+from ssdd_jax import data, devices, files, loop, preprocess, streaming, teacher, weights
 from ssdd_jax.checkpoints import Checkpoints
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import Feed
-from ssdd_jax.stages.base import Run
+from ssdd_jax.models.resnet import ResNet
+from ssdd_jax.stages.base import Run, Say
+from ssdd_jax.teacher import Description
+from ssdd_jax.workdir import Workdir
 
 
 def train(run: Run) -> None:
-    """Train the teacher, unless there is one or its features were brought."""
+    """Train the teacher, or convert one from elsewhere, unless there is one or its features were brought."""
     if run.config.teacher.features or (run.work.teacher / "teacher.json").exists():
+        return
+    if run.config.teacher.source:
+        if devices.is_first():
+            _keep(run.work.teacher, *from_source(run.config, run.dataset))
         return
     mesh, options = run.problem.mesh, run.config.teacher
     trainer = trainer_of(run.config, run.dataset, mesh=mesh)
@@ -44,11 +52,54 @@ def train(run: Run) -> None:
         state = loop.run(training, images, checkpoints=checkpoints, metrics=run.work.metrics)
     if not devices.is_first():
         return
-    checksum = files.write_tensors(run.work.teacher / "teacher.safetensors", jax.device_get(state.variables))
     mean, std = preprocess.dataset_moments(run.dataset)
     about = {"blocks": list(options.blocks), "width": options.width, "mean": mean.tolist(), "std": std.tolist()}
-    files.write_json(run.work.teacher / "teacher.json", about | {"sha256": checksum})
+    _write(run.work.teacher, jax.device_get(state.variables), about)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(folder: pathlib.Path, variables: Any, about: dict[str, Any]) -> None:
+    """The description comes last, and stands for the whole."""
+    checksum = files.write_tensors(folder / "teacher.safetensors", variables)
+    files.write_json(folder / "teacher.json", about | {"sha256": checksum})
+
+
+def _keep(folder: pathlib.Path, backbone: Any, description: Description) -> None:
+    """Write a converted network as a trained one is written."""
+    _write(folder, {name: {"backbone": tree} for name, tree in backbone.items()}, description.as_json())
+
+
+def from_source(config: ConfigDict, dataset: data.Dataset) -> tuple[Any, Description]:
+    """Variables of the network that `config.teacher.source` names, and what it is.
+
+    Raises:
+        UserError: If it cannot be read, is not recognised as a whole, or does not take the data set's images.
+    """
+    chosen = config.teacher
+    return weights.load(
+        chosen.source,
+        image_shape=dataset.image_shape,
+        moments=preprocess.dataset_moments(dataset),
+        options=weights.Options(chosen.input_size, chosen.preprocessing, chosen.stem_padding, chosen.heads),
+    )
+
+
+def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) -> tuple[int, bool]:
+    """Length D of the features of a teacher that is yet to be made, and whether it has batch norm.
+
+    Raises:
+        UserError: If it cannot be made.
+    """
+    if not config.teacher.source:
+        trainer_of(config, dataset)
+        return 8 * config.teacher.width, True
+    path = work.teacher / "teacher.json"
+    if path.exists():
+        found = teacher.describe(files.read_json(path), path)
+    else:
+        found = from_source(config, dataset)[1]
+        say(f"teacher: {found.words}")
+    return found.network.features, isinstance(found.network, ResNet)
 
 
 def _feed(run: Run, trainer: teacher.Trainer, key: jax.Array) -> Feed:
@@ -96,9 +147,12 @@ def trainer_of(config: ConfigDict, dataset: data.Dataset, *, mesh: Mesh | None =
         raise UserError(f"config.teacher: {error}") from None
 
 
-def words(config: ConfigDict) -> str:
+def words(run: Run) -> str:
     """What the teacher is, for the set's description."""
+    config = run.config
     if config.teacher.features:
         return f"features of {pathlib.Path(config.teacher.features).name}"
+    if config.teacher.source:
+        return teacher.describe(run.teacher()[1]).words
     layers = 2 + 2 * sum(config.teacher.blocks)
     return f"ResNet-{layers} of width {config.teacher.width}, Barlow Twins, {config.teacher.epochs} epochs"

@@ -1,17 +1,21 @@
-"""The teacher: a ResNet-18 trained without labels, whose features are what a distilled set teaches."""
+"""The teacher, trained without labels here or elsewhere, whose features are what a distilled set teaches."""
 
 from ssdd_jax.teacher.augmentations import Augmentation, random_views
 from ssdd_jax.teacher.barlow_twins import Info, Settings, State, Trainer, loss, make
+from ssdd_jax.teacher.description import Description
+from ssdd_jax.teacher.description import read as describe
 from ssdd_jax.teacher.lars import lars
 from ssdd_jax.teacher.network import backbone, feature_batches, features, features_of_inputs, load
 
 __all__ = [
     "Augmentation",
+    "Description",
     "Info",
     "Settings",
     "State",
     "Trainer",
     "backbone",
+    "describe",
     "feature_batches",
     "features",
     "features_of_inputs",

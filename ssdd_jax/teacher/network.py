@@ -16,15 +16,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssdd_jax import devices, files
-from ssdd_jax.models import chunks
+from ssdd_jax.models import chunks, frozen
+from ssdd_jax.models.frozen import Frozen
 from ssdd_jax.models.norm import BatchNorm
-from ssdd_jax.models.resnet import ResNet, from_params
+from ssdd_jax.models.resnet import ResNet
 from ssdd_jax.preprocess import from_bytes
 
 Array = jax.Array
 
 # Images that go through the backbone together on a CPU; 32 took 3 % longer, all 256 a quarter.
 EVAL_CHUNK = 16
+# Of large images.
+LEAST_CHUNK = 2
 Variables = dict[str, Any]
 
 # The variance of PyTorch's linear layers.
@@ -135,26 +138,32 @@ def backbone(variables: Variables) -> Variables:
     return {name: collection["backbone"] for name, collection in variables.items()}
 
 
-def features_of_inputs(backbone: Variables, x: Array) -> Array:
+def features_of_inputs(backbone: Variables | Frozen, x: Array) -> Array:
     """Features of normalised images, in evaluation mode, without the projector.
 
     Args:
-        backbone: `params` and `batch_stats` of a `ResNet`.
+        backbone: `params` and `batch_stats` of a `ResNet`, or a `models.frozen.Frozen` network.
         x: images `(n, H, W, C)`, normalised as in training.
 
     Returns:
-        Features `(n, D)`, float32, `D = 8 * width`.
+        Features `(n, D)`, float32; `D = 8 * width` of a `ResNet` of basic blocks.
     """
-    network = from_params(backbone["params"])
+    network = frozen.of(backbone)
 
     def some(images: Array) -> Array:
-        return jnp.asarray(network.apply(backbone, images, train=False))
+        return jnp.asarray(network.apply(images))
 
-    return chunks.mapped(some, x, EVAL_CHUNK if jax.default_backend() == "cpu" else max(len(x), 1))
+    return chunks.mapped(some, x, _together(network, x) if jax.default_backend() == "cpu" else max(len(x), 1))
+
+
+def _together(network: Frozen, x: Array) -> int:
+    """Images that go through a network together on a CPU: the larger they are, the fewer."""
+    pixels = network.size**2 or x.shape[1] * x.shape[2]
+    return max(LEAST_CHUNK, min(EVAL_CHUNK, EVAL_CHUNK * 64**2 // pixels))
 
 
 def features(
-    variables: Variables,
+    variables: Variables | Frozen,
     images: Array | np.ndarray,
     *,
     mean: Sequence[float] | Array,
@@ -164,20 +173,20 @@ def features(
     """Features of a trained teacher, in evaluation mode, without the projector.
 
     Args:
-        variables: `params` and `batch_stats` of a `Network`.
+        variables: `params` and `batch_stats` of a `Network`, or a `models.frozen.Frozen` one.
         images: uint8 `(n, H, W, C)`.
         mean: mean of each channel, as in training.
         std: standard deviation of each channel, as in training.
         batch_size: images at a time.
 
     Returns:
-        Features `(n, D)`, float32, `D = 8 * width`.
+        Features `(n, D)`, float32; `D = 8 * width` of a `Network`.
     """
     return np.concatenate(list(feature_batches(variables, images, mean=mean, std=std, batch_size=batch_size)))
 
 
 def feature_batches(
-    variables: Variables,
+    variables: Variables | Frozen,
     images: Array | np.ndarray,
     *,
     mean: Sequence[float] | Array,
@@ -192,7 +201,8 @@ def feature_batches(
     """
     chex.assert_rank(images, 4)
     constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    arguments = devices.place(mesh, (jax.tree.map(jnp.asarray, backbone(variables)), *constants))
+    network = variables if isinstance(variables, Frozen) else backbone(variables)
+    arguments = devices.place(mesh, (jax.tree.map(jnp.asarray, network), *constants))
     batch_size *= mesh.size if mesh else 1
     for begin in range(0, len(images), batch_size):
         batch = np.asarray(images[begin : begin + batch_size])
@@ -201,7 +211,9 @@ def feature_batches(
 
 
 @partial(jax.jit, static_argnames="mesh")
-def _features_of_bytes(images: Array, backbone: Variables, mean: Array, std: Array, *, mesh: Mesh | None) -> Array:
+def _features_of_bytes(
+    images: Array, backbone: Variables | Frozen, mean: Array, std: Array, *, mesh: Mesh | None
+) -> Array:
     inputs = from_bytes(devices.over_all(mesh, images), mean, std)
     return devices.replicated(mesh, features_of_inputs(backbone, inputs))
 

@@ -1,0 +1,114 @@
+"""Settings chosen from the data, for who gives only images and features; every one of them can be given instead."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssdd_jax import config as configuration
+from ssdd_jax import methods
+from ssdd_jax.errors import UserError
+
+# Outer steps on a CPU, below 32 pixels and from there on: what minutes allow (configs/digits.py, cifar10.py:cpu).
+CPU_STEPS = {"boost": (500, 800), "krr_st": (500, 800), "mkdt": (300, 200)}
+# The most that a set is given the storage of: N of the published tables at 32x32.
+MOST_IMAGES = 100
+
+
+def choose(
+    image_shape: tuple[int, int, int],
+    images: int,
+    *,
+    method: str = "boost",
+    N: int | None = None,
+    steps: int | None = None,
+    accelerator: bool = True,
+) -> ConfigDict:
+    """A config for images of a size and number.
+
+    On an accelerator these are the published settings, where there are some for the size; on a CPU narrower networks,
+    half as many images and fewer, larger steps.
+
+    Args:
+        image_shape: `(H,W,C)`.
+        images: Number n of images.
+        method: A name in `config.EDITIONS` or `methods.METHODS`.
+        N: The set's storage in images; if left out a fiftieth of n, at least 10 and at most 100.
+        steps: Outer steps; chosen if left out. The learning rate follows them: few steps want a larger one.
+        accelerator: Whether the work is done by one, not by a CPU.
+
+    Returns:
+        The config. Nothing in it is checked beyond what is said here.
+
+    Raises:
+        UserError: If there is no such method, or a side of the images is odd.
+    """
+    if method not in configuration.EDITIONS:
+        methods.check(method)
+    side, config = min(image_shape[:2]), configuration.default()
+    config.method = method if method in methods.METHODS else config.method
+    configuration.edit(config, method if method in configuration.EDITIONS else "")
+    blocks = _blocks(image_shape[:2])
+    published = config.distill.learning_rate
+    config.storage.N = N or min(max(images // 50, 10), MOST_IMAGES, images)
+    config.storage.base_size = 16 if side >= 32 else max(side // 2, 1)
+    config.storage.hidden = 16 if side >= 64 else 4
+    config.student.widths = _widths(side, blocks, accelerator)
+    if image_shape[0] != image_shape[1]:
+        config.views = ("rot0", "rot180")
+    config.experts.widths = ((128 if accelerator else 32),) * min(blocks, 3)
+    if not accelerator:
+        config.update_from_flattened_dict(_for_cpu(config, side, images))
+    if steps:
+        config.distill.steps = steps
+    if config.method in methods.POOLED and config.distill.steps < 10_000:
+        small = 3e-2 if side < 32 else 1e-2
+        config.distill.learning_rate = small if config.distill.steps <= 1000 else math.sqrt(small * published)
+    for group in ("distill", "experts"):
+        config[group].batch_size = min(config[group].batch_size, images)
+    config.distill.steps_per_call = min(config.distill.steps_per_call, config.distill.steps)
+    return config
+
+
+def _for_cpu(config: ConfigDict, side: int, images: int) -> dict[str, Any]:
+    small = side < 32
+    changes = {
+        "storage.M": min(2 * config.storage.N, images),
+        "pool.size": 5 if small else 4,
+        "pool.steps": 200 if small else 150,
+        "distill.batch_size": 256,
+        "experts.count": 10 if small else 5,
+        "experts.batch_size": 128,
+        "mkdt.unroll": 20 if small else 10,
+    }
+    if config.method in CPU_STEPS:
+        changes["distill.steps"] = CPU_STEPS[config.method][0 if small else 1]
+    return changes
+
+
+def _blocks(size: tuple[int, ...]) -> int:
+    """How often images are halved: down to four pixels a side from 32 on, to one below, as long as it comes out even.
+
+    Raises:
+        UserError: If they cannot be halved at all.
+    """
+    least, blocks = (4 if min(size) >= 32 else 1), 0
+    while min(size) >> blocks > least and not any(side % 2 ** (blocks + 1) for side in size):
+        blocks += 1
+    if not blocks:
+        raise UserError(
+            f"images of {size[0]}x{size[1]} (height x width) cannot be halved, as the networks do: pad, crop or resize "
+            "them to sides that are multiples of 8 or 16"
+        )
+    return blocks
+
+
+def _widths(side: int, blocks: int, accelerator: bool) -> tuple[int, ...]:
+    """Channels of the student's blocks: 128-256-512 at 32x32 and 64-128-256-512 at 64x64 where they are published."""
+    if side >= 32:
+        top = 512 if accelerator else 128
+        return tuple(max(top >> (blocks - 1 - block), 16) for block in range(blocks))
+    top = 256 if accelerator else 64
+    return tuple(min(top, (top // 4) << block) for block in range(blocks))

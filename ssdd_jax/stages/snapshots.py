@@ -1,0 +1,59 @@
+"""A few images and bases at a few moments of the distillation, kept small, for the report."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from ssdd_jax import devices, files, loop
+from ssdd_jax.preprocess import Preprocessing
+from ssdd_jax.stages.base import Run
+
+SHOWN = 8
+# Of all steps; the call of the loop in which a moment falls is seen at its end.
+MOMENTS = (0.0, 0.1, 0.3, 0.6, 1.0)
+
+
+def watcher(run: Run, preprocessing: Preprocessing) -> Callable[[loop.Progress], None] | None:
+    """What the loop is to call while it distils; None where a method shows nothing.
+
+    Every process of a run must call it. What a resumed run sees again it writes again, the same.
+
+    Args:
+        run: The run.
+        preprocessing: The data set's constants.
+    """
+    show, mesh = run.method.show, run.problem.mesh
+    if show is None:
+        return None
+    from ssdd_jax import report  # Matplotlib is slow to load
+
+    moments = [max(1, round(share * run.method.steps)) for share in MOMENTS]
+    look = jax.jit(lambda state: {name: pictures[:SHOWN] for name, pictures in show(state).items()})
+
+    def watch(progress: loop.Progress) -> None:
+        before = progress.done - len(progress.info.loss)
+        if not any(before < moment <= progress.done for moment in moments):
+            return
+        seen = devices.local(mesh, look(progress.state))
+        pixels = {"images": np.asarray(preprocessing.pixels(seen["images"]))}
+        if "bases" in seen:
+            pixels["bases"] = report.stretch(np.asarray(seen["bases"]))
+        path = run.work.snapshots / f"step-{progress.done:08d}.safetensors"
+        files.write_tensors(path, {name: as_bytes(values) for name, values in pixels.items()})
+
+    return watch
+
+
+def as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """Pixels in 0..1 of any shape as uint8; what is not a number becomes black."""
+    return (255 * np.clip(np.nan_to_num(pixels), 0, 1) + 0.5).astype(np.uint8)
+
+
+def read(folder: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
+    """What was kept, by step in order: uint8 `images` `(8,H,W,C)`, and `bases` `(8,h,w,C)` with zero as mid-grey."""
+    found = sorted(folder.glob("step-*.safetensors"))
+    return {int(path.stem.partition("-")[2]): files.read_tensors(path) for path in found}
