@@ -100,13 +100,15 @@ def _deviation(values: Sequence[float]) -> float:
 
 def draw(path: pathlib.Path, found: Comparison) -> None:
     """Every measure over the numbers stored, and the seconds that a set takes."""
-    from matplotlib import pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
     measures = _measured(found)
     methods = list(dict.fromkeys(row.method for row in found.rows))
     width = 4.2 * (len(measures) + 1)
-    figure, panels = plt.subplots(1, len(measures) + 1, figsize=(width, 4.4), layout="constrained", squeeze=False)
-    palette = [color for i, color in enumerate(plt.get_cmap("tab10").colors) if i != 7]  # type: ignore[attr-defined]
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(measures) + 1, squeeze=False)
+    palette = [color for i, color in enumerate(colormaps["tab10"].colors) if i != 7]  # type: ignore[attr-defined]
     order = list(dict.fromkeys([*LABELS, *methods]))  # a method's color does not depend on which others there are
     colors = {name: palette[order.index(name) % len(palette)] for name in methods}
     handles: dict[str, Any] = {}
@@ -118,7 +120,6 @@ def draw(path: pathlib.Path, found: Comparison) -> None:
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5, frameon=False)
     with files.saving(path):
         figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
 
 
 def _draw_measure(axes: Any, measure: str, found: Comparison, colors: dict[str, Any]) -> None:

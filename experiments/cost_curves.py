@@ -114,12 +114,13 @@ def _slope(found: dict[str, float] | None) -> str:
 
 def draw(report: dict[str, Any], path: pathlib.Path) -> None:
     """A column per size: time above, memory below, both axes logarithmic."""
-    from ssdd_jax import report as figures  # chooses Matplotlib's backend
+    from matplotlib.figure import Figure
+
+    from ssdd_jax import report as figures
 
     curves = report["curves"]
-    figure, panels = figures.plt.subplots(
-        2, len(curves), figsize=(2.6 * len(curves) + 0.6, 4.8), layout="constrained", squeeze=False, sharex="col"
-    )
+    figure = Figure(figsize=(2.6 * len(curves) + 0.6, 4.8), layout="constrained")
+    panels = figure.subplots(2, len(curves), squeeze=False, sharex="col")
     for column, (name, one) in enumerate(curves.items()):
         shown = {"time_exponent": [1e3 * value for value in one["seconds"]]}
         if one["memory_exponent"]:

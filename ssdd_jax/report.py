@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure  # not pyplot, whose backend is for a notebook's owner to choose
 
 from ssdd_jax import files
 from ssdd_jax.distilled import DistilledSet
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402, after the backend is chosen
 
 SHOWN = 100  # images in a grid at most
 TITLES = {
@@ -55,7 +52,7 @@ def images_figure(path: pathlib.Path, images: np.ndarray, title: str) -> None:
     columns = min(len(shown), 10 if len(shown) <= 60 else 20)
     sheet = grid(shown, columns)
     width = 8.0
-    figure = plt.figure(figsize=(width, width * sheet.shape[0] / sheet.shape[1] + 0.4), layout="constrained")
+    figure = Figure(figsize=(width, width * sheet.shape[0] / sheet.shape[1] + 0.4), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
@@ -65,7 +62,8 @@ def images_figure(path: pathlib.Path, images: np.ndarray, title: str) -> None:
 
 def loss_figure(path: pathlib.Path, steps: Sequence[int], losses: Sequence[float]) -> None:
     """Draw the outer loss over the steps."""
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
     axes.plot(steps, losses, linewidth=1.2, marker="." if len(steps) < 40 else None)
     axes.set_yscale("log")
     axes.set_xlabel("outer step")
@@ -79,9 +77,8 @@ def results_figure(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     measures = [name for name in TITLES if results.get(name)]
     if not measures:
         return
-    figure, panels = plt.subplots(
-        1, len(measures), figsize=(3.6 * len(measures), 3.2), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(3.6 * len(measures), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(measures), squeeze=False)
     for axes, measure in zip(panels[0], measures, strict=True):
         rows = results[measure]
         colors = ["tab:blue" if name == "distilled" else "0.7" for name in rows]
@@ -129,8 +126,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def save(figure: Any, path: pathlib.Path) -> None:
-    """Write a figure, and close it."""
+    """Write a figure."""
     with files.saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Software": None})
-    plt.close(figure)

@@ -24,6 +24,7 @@ TOO_LONG = {
     "python -m pip install . && python -m ssdd_jax.main": MINUTES,
     "python -m pip install '.[test]' && python -m pytest -n 2 --dist loadfile": "runs this test",
     "python -m ssdd_jax.main": MINUTES,
+    "python -m ssdd_jax.main --dry_run": "a minute",  # `tests/test_plan.py`, in small
     "python -m experiments.compare": MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --N=50 --seeds=1 --methods=boost,krr_st,random "
     "--config.data.data_dir=DIR": DOWNLOADED,
@@ -47,7 +48,6 @@ TOO_LONG = {
 }
 # What is typed, and what it then says or leaves.
 TYPED = {
-    "python -m ssdd_jax.main --dry_run": "distill",
     "python -m ssdd_jax.page runs/digits runs/digits-krr_st --out=side_by_side.html": "side_by_side.html",
     "python -m ssdd_jax.export --set=PATH --form=krr_st": "krr_st",
     "python -m pydoc ssdd_jax.krr": "predict(",
@@ -89,12 +89,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", sorted(TYPED))
-def test_typed(command, folder, tmp_path):
-    place = tmp_path if "ssdd_jax.main" in command else folder  # its run is new
+def test_typed(command, folder):
     words = shlex.split(command.replace("PATH", "runs/digits/distilled"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
     done = subprocess.run(
-        [sys.executable, *words[1:]], cwd=place, env=environment, capture_output=True, text=True, timeout=560
+        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=560
     )
     assert done.returncode == 0, done.stderr
     assert TYPED[command] in done.stdout + done.stderr

@@ -19,9 +19,10 @@ def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
 
     Where nothing could be measured there is no figure.
     """
-    from ssdd_jax import report  # chooses Matplotlib's backend
+    from matplotlib.figure import Figure
 
-    plt = report.plt
+    from ssdd_jax import report
+
     bars = [row for row in result["rows"] if row["model"] is not None]
     targets = list(dict.fromkeys(row["target"] for row in bars))
     if not bars:
@@ -31,9 +32,8 @@ def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
     shown = list(dict.fromkeys(row["entry"] for row in bars))
     colors = _colors(shown, [one["name"] for one in result["sets"]])
     width = max(6.0, 0.32 * len(groups) * (len(shown) + 1.5))
-    figure, panels = plt.subplots(
-        len(targets), 1, figsize=(min(width, 22), 3.4 * len(targets) + 0.6), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(min(width, 22), 3.4 * len(targets) + 0.6), layout="constrained")
+    panels = figure.subplots(len(targets), 1, squeeze=False)
     for axes, target in zip(panels[:, 0], targets, strict=True):
         _panel(axes, target, [row for row in result["rows"] if row["target"] == target], groups, colors)
     handles: dict[str, Any] = {}

@@ -44,6 +44,11 @@ def mapped(function: Callable[[Array], Array], x: Array, size: int) -> Array:
     return jnp.concatenate([out, function(rest)]) if len(rest) else out
 
 
+def through(function: Callable[[Array], Array], x: Array, size: int) -> Array:
+    """A network's forward pass over images `(B,...)`: `size` at a time on a CPU, all at once on an accelerator."""
+    return mapped(function, x, size if jax.default_backend() == "cpu" else max(len(x), 1))
+
+
 def summed(function: Callable[[Array, Array], Array], x: Array, y: Array, size: int) -> Array:
     """The sum of `function` over images of both, `(B,...)`, `size` at a time."""
     (xs, x_rest), (ys, y_rest) = _split(x, size), _split(y, size)

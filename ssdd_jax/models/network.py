@@ -97,7 +97,7 @@ def features(network: nn.Module, variables: Variables, x: Array) -> Array:
         return found[0]
 
     # Without batch statistics a few images can go through all layers while they are in the cache.
-    return chunks.mapped(forward, x, EVAL_CHUNK if jax.default_backend() == "cpu" else max(len(x), 1))
+    return chunks.through(forward, x, EVAL_CHUNK)
 
 
 def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> Any:

@@ -39,6 +39,8 @@ def watcher(run: Run, preprocessing: Preprocessing) -> Callable[[loop.Progress],
         if not any(before < moment <= progress.done for moment in moments):
             return
         seen = devices.local(mesh, look(progress.state))
+        if not devices.is_first():
+            return
         pixels = {"images": np.asarray(preprocessing.pixels(seen["images"]))}
         if "bases" in seen:
             pixels["bases"] = report.stretch(np.asarray(seen["bases"]))
