@@ -275,17 +275,20 @@ def timed(part: str, reference: Reference, work: Work) -> Timed:
 
 
 def repeated(step: Callable[[], Any], steps: int, device: torch.device) -> Timed:
-    """That step so many times; on a GPU with the memory that PyTorch's allocator counts."""
+    """That step so many times, after once; on a GPU with the memory that PyTorch's allocator counts."""
 
-    def call() -> None:
+    def call(count: int = steps) -> None:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        for _ in range(steps):
+        for _ in range(count):
             step()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return Timed(call, steps, lambda: torch.cuda.max_memory_allocated() if device.type == "cuda" else None)
+    def memory() -> int | None:
+        return torch.cuda.max_memory_allocated() if device.type == "cuda" else None
+
+    return Timed(call, steps, memory, warm=lambda: call(1))
 
 
 def faster(calls: Mapping[str, Timed]) -> tuple[str, dict[str, float]]:

@@ -60,7 +60,8 @@ class Sides:
                 "teacher": lambda: one.step(batch, second),
                 "features": lambda: one.features(batch),
             }
-            return torch_reference.repeated(steps[stage], options.teacher_steps, self.device)
+            count = options.teacher_steps if share == 1 else min(options.teacher_steps, 3)
+            return torch_reference.repeated(steps[stage], count, self.device)
 
         found = {}
         for stage in stages:

@@ -25,12 +25,14 @@ class Timed(NamedTuple):
         steps: How many steps one call does.
         memory: Bytes that a step needs, as its compiler or allocator counts them; None where nobody counts.
         compile_seconds: What compiling took, where it was done beforehand.
+        warm: Makes ready what the first call would; None for the call itself.
     """
 
     call: Callable[[], None]
     steps: int = 1
     memory: Callable[[], int | None] = _no_memory
     compile_seconds: float | None = None
+    warm: Callable[[], object] | None = None
 
 
 class Measured(NamedTuple):
@@ -48,12 +50,12 @@ class Measured(NamedTuple):
 
 
 def take_turns(calls: Sequence[Timed], repeats: int) -> list[Measured]:
-    """Measure every call `repeats` times in turn, after one call each that is not counted.
+    """Measure every call `repeats` times in turn, after one of each, or what makes it ready, that is not counted.
 
     A machine that drifts slows all of them alike.
     """
     for one in calls:
-        one.call()
+        (one.warm or one.call)()
     found = [Measured([], None, None) for _ in calls]
     for _ in range(repeats):
         for i, one in enumerate(calls):
