@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
 import os
@@ -53,11 +52,7 @@ def note(path: pathlib.Path, command: str) -> None:
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """The calls so far, the first one first; a line that a kill cut short is left out."""
-    found = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(text))
-    return found
+    return files.read_json_lines(path)
 
 
 def typed(arguments: Sequence[str]) -> str:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from ssdd_jax.errors import Stopped, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's options, without abbreviations; what is wrong with them is a `UserError`."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise UserError(f"{message}; --help shows what there is")
 
 
 def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> int:

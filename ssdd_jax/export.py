@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from typing import NoReturn
+
+from ssdd_jax import console
+from ssdd_jax.errors import UserError
 
 HELP = """\
 usage: python -m ssdd_jax.export --set=PATH --form=FORM [--out=DIR]
@@ -37,8 +39,6 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 0, 2 for a mistake that a user can mend, told in one line.
     """
-    from ssdd_jax import console
-
     return console.answer(lambda: _run(arguments), memory="what else runs on it")
 
 
@@ -66,18 +66,10 @@ def _run(arguments: list[str]) -> None:
     print(f"ssdd_jax: {exact}; how to undo the normalisation is in {summary.folder / 'constants.json'}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        from ssdd_jax.errors import UserError
-
-        raise UserError(f"{message}; --help shows what there is")
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    from ssdd_jax.errors import UserError
     from ssdd_jax.formats import WRITABLE
 
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = console.Parser()
     for name in ("set", "form", "out"):
         parser.add_argument(f"--{name}", default="")
     options = parser.parse_args(arguments)

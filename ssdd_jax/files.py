@@ -108,6 +108,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}): delete it or restore it") from error
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The lines of a file that is appended to, none where it is missing; one that a kill cut short is left out."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(text))
+    return found
+
+
 def write_tensors(path: Path, tree: Mapping[str, Any]) -> str:
     """Write a nested dictionary of arrays as safetensors, atomically; returns the SHA-256 of the file."""
     flat = traverse_util.flatten_dict(dict(tree), sep="/")

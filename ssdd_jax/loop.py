@@ -223,11 +223,7 @@ def _drop_lines(path: pathlib.Path, name: str, done: int) -> None:
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; one that a kill cut short is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
-    return lines
+    return files.read_json_lines(path)
 
 
 @contextlib.contextmanager

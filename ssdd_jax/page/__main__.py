@@ -6,7 +6,9 @@ import argparse
 import pathlib
 import shlex
 import sys
-from typing import NoReturn
+
+from ssdd_jax import console
+from ssdd_jax.errors import UserError
 
 HELP = """\
 usage: python -m ssdd_jax.page RUN [RUN ...] [--out=FILE]
@@ -33,8 +35,6 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 0, 2 for a mistake that a user can mend, told in one line.
     """
-    from ssdd_jax import console
-
     return console.answer(lambda: _run(arguments), memory="what else runs on it")
 
 
@@ -58,17 +58,8 @@ def _run(arguments: list[str]) -> None:
     print(f"ssdd_jax: {out}, {out.stat().st_size:,} bytes")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        from ssdd_jax.errors import UserError
-
-        raise UserError(f"{message}; --help shows what there is")
-
-
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    from ssdd_jax.errors import UserError
-
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = console.Parser()
     parser.add_argument("runs", nargs="*")
     parser.add_argument("--out", default="")
     options = parser.parse_args(arguments)
