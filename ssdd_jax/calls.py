@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import pathlib
 import platform
@@ -46,8 +45,8 @@ def note(path: pathlib.Path, command: str) -> None:
         "python": platform.python_version(),
         "machine": machine(),
     }
-    with files.saving(path), open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    with files.saving(path):
+        files.append_json_line(path, line)
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

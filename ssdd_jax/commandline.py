@@ -98,11 +98,10 @@ def _with_method(arguments: list[str]) -> list[str]:
     """`--config.method=krr_st` brings the method's own settings too: it is the edition of that name."""
     methods = [a.partition("=")[2] for a in arguments if a.startswith("--config.method=")]
     path, _, edition = _named(arguments).partition(":")
-    shipped = pathlib.Path(path).parent.resolve() in [folder.resolve() for folder in configuration.shipped_folders()]
-    if pathlib.Path(path).name == FOLDER:
+    if _is_folder(path):
         edition = photos.split(edition)[1]
     named = edition.split(",") if edition else []
-    if not methods or not shipped or any(name in configuration.EDITIONS for name in named):
+    if not methods or not _is_shipped(path) or any(name in configuration.EDITIONS for name in named):
         return arguments
     if methods[-1] not in configuration.EDITIONS:
         return arguments  # refused, if there is no such method either, where the method is made
@@ -112,6 +111,15 @@ def _with_method(arguments: list[str]) -> list[str]:
     return [whole, *others]
 
 
+def _is_shipped(path: str) -> bool:
+    return pathlib.Path(path).parent.resolve() in [folder.resolve() for folder in configuration.shipped_folders()]
+
+
+def _is_folder(path: str) -> bool:
+    """Whether this is the config for a folder of photographs, not a file of the user's that has its name."""
+    return pathlib.Path(path).name == FOLDER and _is_shipped(path)
+
+
 def _named(arguments: list[str]) -> str:
     return next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
 
@@ -119,7 +127,7 @@ def _named(arguments: list[str]) -> str:
 def _workdir(arguments: list[str]) -> pathlib.Path:
     path, _, edition = _named(arguments).partition(":")
     name = pathlib.Path(path).stem
-    if pathlib.Path(path).name == FOLDER:
+    if _is_folder(path):
         folder, method = photos.split(edition)
         edition = ",".join(filter(None, [folder.name, method]))
     safe = re.sub(r"[^\w.-]+", "-", edition).strip("-")

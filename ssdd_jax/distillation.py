@@ -105,7 +105,9 @@ def distill(
     """
     pixels = _pixels(images)
     changes = {"method": method, "storage.N": N, "distill.steps": steps, "seed": seed}
-    chosen = _config(config, {key: value for key, value in changes.items() if value is not None}, pixels)
+    named = {key: _plain(value) for key, value in changes.items() if value is not None}
+    chosen = _config(config, named, pixels)
+    configuration.validate(chosen)
     chosen.data.name, chosen.teacher.features = "arrays", "a function" if _runs(features) else "an array"
     _check(chosen, pixels)
     dataset = data.Dataset("images", pixels)
@@ -114,6 +116,11 @@ def distill(
         for own in {own.name: own for own in (*selection.stages(chosen, run.problem), *run.method.stages)}.values():
             own.run(run)
         return _learn(run._replace(chosen=_samples(run, features)), watch)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars as Python's."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _runs(given: Any) -> bool:
@@ -143,7 +150,7 @@ def _config(given: Mapping[str, Any] | ConfigDict | None, named: dict[str, Any],
         if named.get("method") in configuration.EDITIONS:
             configuration.edit(config, changes.pop("method"))
     else:
-        changes = {key: tuple(v) if isinstance(v, list) else v for key, v in (given or {}).items()}
+        changes = {key: tuple(v) if isinstance(v, list) else _plain(v) for key, v in (given or {}).items()}
         _check_keys(changes)
         _set(configuration.default(), changes | named)  # refuses values of a wrong type
         config = defaults.choose(
@@ -184,7 +191,6 @@ def _check_keys(changes: Mapping[str, Any]) -> None:
 
 def _check(config: ConfigDict, images: np.ndarray) -> None:
     """Refuse what cannot work before the teacher is run."""
-    configuration.validate(config)
     methods.check(config.method)
     if config.method in OF_NETWORKS:
         raise UserError(

@@ -108,6 +108,16 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}): delete it or restore it") from error
 
 
+def append_json_line(path: Path, value: Any) -> None:
+    """Add a line of JSON, which begins a new line also after one that a kill cut short."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(value).encode() + b"\n")
+
+
 def read_json_lines(path: Path) -> list[Any]:
     """The lines of a file that is appended to, none where it is missing; one that a kill cut short is left out."""
     found = []

@@ -210,8 +210,8 @@ def _log(path: pathlib.Path, name: str, done: int, info: Any, rate: float) -> No
         return
     line = {"stage": name, "step": done}
     line |= {field: float(np.mean(values)) for field, values in info._asdict().items()}
-    with files.saving(path), open(path, "a") as file:
-        file.write(json.dumps(line | {"steps_per_second": round(rate, 3)}) + "\n")
+    with files.saving(path):
+        files.append_json_line(path, line | {"steps_per_second": round(rate, 3)})
 
 
 def _drop_lines(path: pathlib.Path, name: str, done: int) -> None:

@@ -35,7 +35,7 @@ Distil a set of images into a tiny set of images and target features, and measur
                            {stages},
                            or one that the method brings: experts (mkdt), probe and post_training (scdd)
   --dry_run                print the plan and exit: the stages and which are done, shapes, numbers stored, memory and
-                           time on this machine, from a few measured steps; nothing is written
+                           time on this machine, from a few measured steps; no result is written
   --version                print the version
   --help                   print this page
 

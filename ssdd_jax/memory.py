@@ -57,7 +57,8 @@ def _look() -> dict[str, tuple[int, int]]:
     if _STATUS.exists():
         lines = (line.split() for line in _STATUS.read_text().splitlines())
         sizes = {words[0]: 1024 * int(words[1]) for words in lines if words and words[0] in ("VmRSS:", "VmHWM:")}
-        found["host"] = sizes["VmRSS:"], sizes["VmHWM:"]
+        if "VmRSS:" in sizes:  # some containers tell less than Linux
+            found["host"] = sizes["VmRSS:"], sizes.get("VmHWM:", sizes["VmRSS:"])
     elif resource is not None:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         found["host"] = most, most

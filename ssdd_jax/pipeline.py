@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from ssdd_jax import calls, data, devices, files, methods, selection
 from ssdd_jax import config as configuration
 from ssdd_jax import plan as plans
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import Stopped, UserError
 from ssdd_jax.methods import Stage
 from ssdd_jax.models.convnet import check_divisible
 from ssdd_jax.stages import distill, evaluation, features, teacher
@@ -98,10 +98,20 @@ def run(
             calls.note(work.calls, command or calls.equivalent(config, workdir, shared))
         stages = stages[: names.index(until)]
         if new and announce is not None:
-            announce(plans.make(job, stages))
+            _announce(announce, job, stages)
         for stage in stages:
             _do(stage, job)
         return files.read_json(work.results) if work.results.exists() else None
+
+
+def _announce(announce: Callable[[plans.Plan], None], job: Run, stages: list[Stage]) -> None:
+    """Tell the plan; what goes wrong in measuring it must not keep the run from its work."""
+    try:
+        announce(plans.make(job, stages))
+    except Stopped:
+        raise
+    except Exception as error:
+        job.say(f"no prediction of time and memory: {' '.join(str(error).split())[:200] or type(error).__name__}")
 
 
 def plan(

@@ -84,7 +84,11 @@ def train(
         raise UserError(str(error)) from None
     if epochs < 1 or batch_size < 2:
         raise UserError(f"epochs={epochs}, batch_size={batch_size}: train for at least one epoch, two pairs at a time")
-    rate = float(learning_rate or distilled.statics.get("learning_rate", inner.Settings().learning_rate))
+    if learning_rate is None:
+        learning_rate = float(distilled.statics.get("learning_rate", inner.Settings().learning_rate))
+    rate = float(learning_rate)
+    if rate <= 0:
+        raise UserError(f"learning_rate={rate:g} must be above 0")
     stacked = training.train(
         jax.random.split(jax.random.key(seed), 1),
         network,

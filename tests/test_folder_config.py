@@ -138,6 +138,24 @@ def test_the_work_dir_has_the_folder_s_name(tmp_path, monkeypatch):
     assert found.config.data.name == f"folder:{tmp_path / 'my birds, 2024'}"
 
 
+def test_a_config_of_ones_own_may_have_the_name(tmp_path):
+    (tmp_path / "folder.py").write_text(
+        "from ssdd_jax import config\n\n\ndef get_config():\n    return config.default()\n"
+    )
+    found = commandline.parse([f"--config={tmp_path / 'folder.py'}"])
+    assert str(found.workdir) == "runs/folder"
+
+
+def test_a_plan_that_fails_does_not_keep_a_run_from_its_work(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("out of something")
+
+    monkeypatch.setattr("ssdd_jax.plan.make", fail)
+    line = [f"--config=configs/folder.py:{write(tmp_path / 'photos', 24)}", f"--workdir={tmp_path / 'run'}"]
+    assert main.main([*line, "--stage=data"]) == 0
+    assert "no prediction of time and memory: out of something" in capsys.readouterr().out
+
+
 TINY = {
     "data.image_size": 8,
     "teacher.width": 2,

@@ -269,9 +269,18 @@ def test_references_are_for_like_runs_only(record):
     assert comparison.references([record, other(record, teacher__seed=9)]) == {}
 
 
+def test_references_of_one_seed_count_once(record):
+    values = record.results["linear"]["teacher"]["values"]
+    assert comparison.references([record, other(record, method="krr_st")])["teacher"]["linear"] == values
+    assert comparison.references([record, other(record, seed=1)])["teacher"]["linear"] == 2 * values
+
+
 def test_runs_of_one_name_are_told_apart(record, tmp_path):
     found = comparison.labels([record, other(record, folder=tmp_path / "second")])
     assert found == ["Boost-SSDD, N = 4 (run)", "Boost-SSDD, N = 4 (second)"]
+    places = [tmp_path / "a" / "digits", tmp_path / "b" / "digits"]
+    found = comparison.labels([other(record, folder=place) for place in places])
+    assert found == [f"Boost-SSDD, N = 4 ({place})" for place in places]
 
 
 def test_seeds_are_taken_together(record):
@@ -334,6 +343,20 @@ def test_calls_cut_short_are_left_out(tmp_path):
     with open(tmp_path / "calls.jsonl", "a") as file:
         file.write('{"command": "py')
     assert [call["command"] for call in calls.read(tmp_path / "calls.jsonl")] == ["python one"]
+    calls.note(tmp_path / "calls.jsonl", "python two")
+    assert [call["command"] for call in calls.read(tmp_path / "calls.jsonl")] == ["python one", "python two"]
+
+
+def test_memory_where_the_system_tells_less(tmp_path, monkeypatch):
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t1234 kB\n")
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
+    with memory.peaks() as held:
+        pass
+    assert held["host"] == 1234 * 1024
+    (tmp_path / "status").write_text("")
+    with memory.peaks() as held:
+        pass
+    assert "host" not in held
 
 
 def test_memory_sees_what_was_held_and_given_back():

@@ -1,6 +1,7 @@
 """Whole runs with a teacher from elsewhere, without PyTorch: weights in its names are written with NumPy."""
 
 import builtins
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +80,20 @@ def test_a_run_from_weights(folder, capsys):
     wanted = ResNet(2, (1, 1, 1, 1)).apply(teacher.backbone(variables), jnp.asarray(pixels, jnp.float32), train=False)
     kept = np.load(folder / "shared" / "features" / "train.npy")
     np.testing.assert_allclose(kept, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_have_changed_since_are_refused(folder, capsys):
+    shutil.copy(folder / "resnet.safetensors", folder / "mine.safetensors")
+    changes = line(folder, "random", "mine.safetensors", "changed")[:-1]
+    assert main.main([*changes, "--stage=features"]) == 0
+    tensors = safetensors.numpy.load_file(folder / "mine.safetensors")
+    tensors["conv1.weight"] = tensors["conv1.weight"] + 1
+    safetensors.numpy.save_file(tensors, folder / "mine.safetensors")
+    capsys.readouterr()
+    assert main.main(changes) == 2
+    assert "was made of other weights than teacher.source=" in capsys.readouterr().err
+    (folder / "mine.safetensors").unlink()
+    assert main.main([*changes, "--stage=samples"]) == 0  # what was kept is enough
 
 
 def test_sc_dd_inverts_a_network_from_elsewhere(folder):

@@ -58,7 +58,7 @@ def evaluate(
         seeds: Networks per row; the edition's number if left out.
         source: The folder of the run that made the sets, which has their data and teacher; found beside the first set
             where a run left it there, unless this is "none". Or the name of a data set, with `features=FILE`; or images
-            and features in memory, as `ssdd_jax.distill` was given them. Without a source only an untrained network is
+            and features in memory, uint8 `(n,H,W,C)` and floats `(n,D)`. Without a source only an untrained network is
             to be had as a reference.
         edition: A name in `EDITIONS`; if left out `digits` for sets of scikit-learn's digits, `paper` for all others.
             `cpu` trains narrower networks for fewer epochs.

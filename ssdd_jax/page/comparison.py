@@ -66,16 +66,16 @@ def labels(records: Sequence[Record]) -> list[str]:
     """Names that tell runs apart: method and N, and the folder's name where that is not enough."""
     plain = [f"{words.method(r.results)}, N = {r.results['storage']['N']}" for r in records]
     counts = Counter(plain)
-    return [
-        label if counts[label] == 1 else f"{label} ({record.folder.name})"
-        for label, record in zip(plain, records, strict=True)
-    ]
+    folders = Counter(record.folder.name for record in records)
+    places = [r.folder.name if folders[r.folder.name] == 1 else str(r.folder) for r in records]
+    return [label if counts[label] == 1 else f"{label} ({place})" for label, place in zip(plain, places, strict=True)]
 
 
 def references(records: Sequence[Record]) -> dict[str, dict[str, list[float]]]:
     """Values of the entries that sets are compared with, by entry and measure, of all runs together.
 
-    They are left out where the runs differ in what they depend on.
+    They are left out where the runs differ in what they depend on. Runs of one seed have the same of them: they count
+    once.
     """
     if _differ(records, lambda key: key.startswith(GROUPS) and key != "evaluate.entries"):
         return {}
@@ -83,7 +83,7 @@ def references(records: Sequence[Record]) -> dict[str, dict[str, list[float]]]:
     for name in REFERENCES:
         if name == "random_real" and _differ(records, lambda key: key == "storage.N"):
             continue
-        for record in records:
+        for record in {record.results.get("seed"): record for record in records}.values():
             for measure, rows in record.results.items():
                 if isinstance(rows, Mapping) and isinstance(rows.get(name), Mapping) and "values" in rows[name]:
                     found.setdefault(name, {}).setdefault(measure, []).extend(rows[name]["values"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import pathlib
 import shutil
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -28,7 +30,9 @@ def train(run: Run) -> None:
         return
     if run.config.teacher.source:
         if devices.is_first():
-            _keep(run.work.teacher, *from_source(run.config, run.dataset))
+            backbone, found = from_source(run.config, run.dataset)
+            converted = {name: {"backbone": tree} for name, tree in backbone.items()}
+            _write(run.work.teacher, converted, found.as_json() | {"source": _digest(backbone)})
         return
     mesh, options = run.problem.mesh, run.config.teacher
     trainer = trainer_of(run.config, run.dataset, mesh=mesh)
@@ -64,9 +68,12 @@ def _write(folder: pathlib.Path, variables: Any, about: dict[str, Any]) -> None:
     files.write_json(folder / "teacher.json", about | {"sha256": checksum})
 
 
-def _keep(folder: pathlib.Path, backbone: Any, description: Description) -> None:
-    """Write a converted network as a trained one is written."""
-    _write(folder, {name: {"backbone": tree} for name, tree in backbone.items()}, description.as_json())
+def _digest(variables: Any) -> str:
+    """A hash of all weights."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def from_source(config: ConfigDict, dataset: data.Dataset) -> tuple[Any, Description]:
@@ -88,14 +95,22 @@ def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) ->
     """Length D of the features of a teacher that is yet to be made, and whether it has batch norm.
 
     Raises:
-        UserError: If it cannot be made.
+        UserError: If it cannot be made, or was made of weights that are others now.
     """
     if not config.teacher.source:
         trainer_of(config, dataset)
         return 8 * config.teacher.width, True
     path = work.teacher / "teacher.json"
     if path.exists():
-        found = teacher.describe(files.read_json(path), path)
+        about = files.read_json(path)
+        found = teacher.describe(about, path)
+        if pathlib.Path(config.teacher.source).expanduser().exists():
+            now = _digest(from_source(config, dataset)[0])
+            if now != about.get("source", now):
+                raise UserError(
+                    f"{path.parent} was made of other weights than teacher.source={config.teacher.source} holds now: "
+                    "choose another --workdir (and --shared), or bring the old ones back"
+                )
     else:
         found = from_source(config, dataset)[1]
         say(f"teacher: {found.words}")

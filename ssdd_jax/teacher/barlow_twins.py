@@ -169,6 +169,8 @@ def make(
     if steps_per_epoch < 1:
         raise ValueError(f"batch_size is {settings.batch_size}, but there are only {images_count} images")
     steps = settings.epochs * steps_per_epoch
+    if settings.warmup_epochs >= settings.epochs:
+        raise ValueError(f"warmup_epochs is {settings.warmup_epochs}: it must be below epochs, {settings.epochs}")
     network = Network(settings.width, settings.blocks, settings.projector_hidden, settings.projector_output)
     schedule = warmup_cosine(
         peak=settings.learning_rate * settings.batch_size / 256,
