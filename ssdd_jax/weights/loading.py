@@ -20,7 +20,7 @@ from ssdd_jax.weights.naming import COUNTERS, HEADS
 from ssdd_jax.weights.recognising import Tensors
 
 # Names of a list that a message gives.
-SHOWN = 4
+SHOWN = 20
 # The side that ImageNet's networks were trained with.
 IMAGENET_SIDE = 224
 
