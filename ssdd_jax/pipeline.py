@@ -88,20 +88,29 @@ def run(
             held.enter_context(work.claim(config))
         with work.timed("data"):
             job = _in_turn(lambda: prepare(config, work, say))
-            stages = stages_of(job.method, config, job.problem)
-            names = ["data", *(stage.name for stage in stages)]
-            if until not in names:
-                raise UserError(f"unknown stage {until!r}: the stages are {', '.join(names)}")
+            stages = _stages_until(until, job)
             new = not work.config.exists()
             work.record(config)
         with devices.agreed():
             calls.note(work.calls, command or calls.equivalent(config, workdir, shared))
-        stages = stages[: names.index(until)]
         if new and announce is not None:
             _announce(announce, job, stages)
         for stage in stages:
             _do(stage, job)
         return files.read_json(work.results) if work.results.exists() else None
+
+
+def _stages_until(until: str, job: Run) -> list[Stage]:
+    """The stages after the first, up to the one named.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    stages = stages_of(job.method, job.config, job.problem)
+    names = ["data", *(stage.name for stage in stages)]
+    if until not in names:
+        raise UserError(f"unknown stage {until!r}: the stages are {', '.join(names)}")
+    return stages[: names.index(until)]
 
 
 def _announce(announce: Callable[[plans.Plan], None], job: Run, stages: list[Stage]) -> None:
@@ -144,14 +153,11 @@ def plan(
         began = time.monotonic()
         job = prepare(config, work, _nothing)
         seconds = time.monotonic() - began
-        stages = stages_of(job.method, config, job.problem)
-        names = ["data", *(stage.name for stage in stages)]
-        if until not in names:
-            raise UserError(f"unknown stage {until!r}: the stages are {', '.join(names)}")
-        for stage in stages:
+        stages = _stages_until(until, job)
+        for stage in stages_of(job.method, config, job.problem):
             if work.shared != work.folder and stage.shared:
                 work.agrees(stage.name, config, stage.shared)
-        return plans.make(job, stages[: names.index(until)], data_seconds=seconds)
+        return plans.make(job, stages, data_seconds=seconds)
 
 
 def _nothing(line: str) -> None:
