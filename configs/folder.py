@@ -1,6 +1,6 @@
 """A folder of photographs of any sizes: folder.py:PATH or folder.py:PATH,METHOD.
 
-What is chosen, and from what is found in it: `ssdd_jax.photos`. Every choice can be changed by its key. Subfolders are
+What is chosen, and from what is found in it: `ssdd_jax.api.photos`. Every choice can be changed by its key. Subfolders are
 classes; with subfolders train and test (or val) these are the parts; without labels the evaluation measures feature_r2
 alone.
 Command: python -m ssdd_jax.main --config=configs/folder.py:PATH [--dry_run]
@@ -9,7 +9,7 @@ Command: python -m ssdd_jax.main --config=configs/folder.py:PATH [--dry_run]
 import jax
 from ml_collections import ConfigDict
 
-from ssdd_jax import photos
+from ssdd_jax.api import photos
 from ssdd_jax.data import folder
 
 

@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments import benchmark, convolutions, jax_loops
+from experiments import benchmark, convolutions
+from experiments.jax_side import loops as jax_loops
 from experiments.measure import machine, output, tables
 
 PAPER: dict[str, Any] = {

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdd_jax import console
+from ssdd_jax.cli import console
 from ssdd_jax.data import targets
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import options, summary

@@ -6,7 +6,7 @@
 Stages: `teacher` (a Barlow Twins step), `features` (the teacher's, of a batch), `inner` (a full-batch step of SGD of
 one model on the pairs), `outer` (views decoded, features of synthetic and real images, kernel regression, gradient,
 AdamW), `whole` (both, as `methods.boost` does them, and with one model per step beside it that of KRR-ST's published
-loop: see `experiments.official`), `approximation` (a step of the fit), `evaluation` (a step of SGD on a mini-batch).
+loop: see `experiments.torch_side.official`), `approximation` (a step of the fit), `evaluation` (a step of SGD on a mini-batch).
 
 On the JAX side a step is timed inside its compiled loop, as in a run. The sides take turns, so that a machine that
 drifts slows all; ratios are of medians. The teacher's step draws and makes its random views on the JAX side; PyTorch's
@@ -35,11 +35,12 @@ from typing import Any
 
 import jax
 
-from experiments import jax_loops, jax_stages
+from experiments.jax_side import loops as jax_loops
+from experiments.jax_side import stages as jax_stages
 from experiments.measure import counts, machine, output, tables, timing
 from experiments.measure.timing import Timed
-from ssdd_jax import augment, precision
-from ssdd_jax.models import convnet
+from ssdd_jax import augment
+from ssdd_jax.models import convnet, precision
 
 TEACHER = ("teacher", "features")
 DISTILLATION = ("inner", "outer", "whole", "approximation", "evaluation")
@@ -162,7 +163,7 @@ def torch_sides(options: argparse.Namespace) -> tuple[Any, list[str]]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from experiments import torch_sides
+    from experiments.torch_side import sides as torch_sides
 
     if jax.default_backend() != "cpu" and not torch.cuda.is_available():
         return None, [f"this PyTorch cannot use the {jax.default_backend()} that JAX runs on: no comparison"]

@@ -23,10 +23,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.comparison import MEASURES, REFERENCES, Comparison, Row, draw, label, table
-from ssdd_jax import commandline, console, files, page, pipeline
+from experiments.measure.comparison import MEASURES, REFERENCES, Comparison, Row, draw, label, table
 from ssdd_jax import config as configuration
+from ssdd_jax import pipeline
+from ssdd_jax import report as page
+from ssdd_jax.cli import arguments as commandline
+from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import files
 
 USAGE = "--config=FILE --methods=A,B --N=10,20 --seeds=3 --workdir=DIR and --config.KEY=VALUE are understood"
 # What tells the runs apart cannot be changed for all of them.

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import benchmark, jax_loops
+from experiments import benchmark
+from experiments.jax_side import loops as jax_loops
 from experiments.measure import machine, output, tables, timing
 
 BASE = {"images": 16, "pool": 4, "models_per_step": 1, "batch": 64, "size": 32, "data": 4096}
@@ -116,7 +117,7 @@ def draw(report: dict[str, Any], path: pathlib.Path) -> None:
     """A column per size: time above, memory below, both axes logarithmic."""
     from matplotlib.figure import Figure
 
-    from ssdd_jax import report as figures
+    from ssdd_jax.report import figures
 
     curves = report["curves"]
     figure = Figure(figsize=(2.6 * len(curves) + 0.6, 4.8), layout="constrained")

@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
-from ssdd_jax import preprocess, streaming
-from ssdd_jax.data import mapped
+from ssdd_jax.data import mapped, preprocess
+from ssdd_jax.training import streaming
 
 BLOCK, SIDE, DIM = 10_000, 64, 512
 

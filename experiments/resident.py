@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssdd_jax import loop
+from ssdd_jax.training import loop
 
 SECONDS = 0.5
 

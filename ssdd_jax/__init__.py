@@ -14,11 +14,11 @@ explicit pytrees; each has a page of its own (`mkdocs serve`, or `python -m pydo
 """
 
 from ssdd_jax import evaluate
-from ssdd_jax.distillation import distill
+from ssdd_jax.api.distill import distill
+from ssdd_jax.api.train import train
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats import read as load
-from ssdd_jax.students import train
 
 __version__ = "0.1.0"
 __all__ = ["DistilledSet", "UserError", "__version__", "distill", "evaluate", "load", "train"]

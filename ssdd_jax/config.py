@@ -8,10 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssdd_jax import augment, decoder, precision
-from ssdd_jax.devices import HOSTS
+from ssdd_jax import augment, decoder
 from ssdd_jax.errors import UserError
-from ssdd_jax.models import convnet
+from ssdd_jax.models import convnet, precision
+from ssdd_jax.runtime.devices import HOSTS
 
 
 def default() -> ConfigDict:

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax import approximate, decoder, files
+from ssdd_jax import approximate, decoder
+from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
-from ssdd_jax.preprocess import Preprocessing
+from ssdd_jax.runtime import files
 
 Array = jax.Array
 SCHEMA = 1

@@ -6,7 +6,7 @@ import argparse
 import pathlib
 import sys
 
-from ssdd_jax import console
+from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 
 HELP = """\

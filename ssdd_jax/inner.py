@@ -18,7 +18,7 @@ from jax import lax
 
 from ssdd_jax.models import convnet
 from ssdd_jax.models import network as networks
-from ssdd_jax.precision import network_input
+from ssdd_jax.models.precision import network_input
 
 Array = jax.Array
 Variables = Any
@@ -31,7 +31,7 @@ class Settings(NamedTuple):
         learning_rate: Rate of SGD.
         momentum: Its momentum.
         weight_decay: Its weight decay.
-        precision: Of the convolutions: see `ssdd_jax.precision`.
+        precision: Of the convolutions: see `ssdd_jax.models.precision`.
     """
 
     learning_rate: float = 0.1

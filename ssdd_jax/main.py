@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from ssdd_jax import commandline
-    from ssdd_jax.plan import Plan
+    from ssdd_jax.cli import arguments as commandline
+    from ssdd_jax.dry_run import Plan
 
 HELP = """\
 usage: python -m ssdd_jax.main [--config=FILE[:EDITION]] [--config.KEY=VALUE ...] [--workdir=DIR] [--shared=DIR]
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 0, 2 for a mistake that a user can mend, told in one line.
     """
-    from ssdd_jax import console
+    from ssdd_jax.cli import console
 
     return console.answer(lambda: _run(arguments), memory=MEMORY)
 
@@ -80,8 +80,10 @@ def _run(arguments: list[str]) -> None:
     import jax
 
     import ssdd_jax
-    from ssdd_jax import calls, commandline, devices, pipeline
     from ssdd_jax import config as configuration
+    from ssdd_jax import pipeline
+    from ssdd_jax.cli import arguments as commandline
+    from ssdd_jax.runtime import devices, history
 
     if "--help" in arguments or "-h" in arguments:
         words = {"stages": ", ".join(pipeline.STAGES), "editions": ", ".join(configuration.EDITIONS)}
@@ -105,7 +107,7 @@ def _run(arguments: list[str]) -> None:
             options.workdir,
             shared=options.shared,
             until=options.stage,
-            command=calls.typed(arguments),
+            command=history.typed(arguments),
             say=_say,
             announce=announce,
         )
@@ -115,24 +117,25 @@ def _run(arguments: list[str]) -> None:
 
 def _plan(options: commandline.Options) -> None:
     """Print what a run would do."""
-    from ssdd_jax import pipeline, plan
+    from ssdd_jax import dry_run, pipeline
 
     _describe(options.config)
     found = pipeline.plan(options.config, options.workdir, shared=options.shared, until=options.stage)
-    print(plan.text(found))
+    print(dry_run.text(found))
 
 
 def _describe(config: ConfigDict) -> Callable[[Plan], None] | None:
     """Say what is in a folder of one's own; what is to be told its plan, None where that is not asked for."""
     import jax
 
-    from ssdd_jax import photos, plan
+    from ssdd_jax import dry_run
+    from ssdd_jax.api import photos
 
     if not config.data.name.startswith("folder:") or jax.process_count() > 1:
         return None
     for line in photos.describe(config, accelerator=jax.default_backend() != "cpu"):
         _say(line)
-    return lambda found: _say(plan.short(found))
+    return lambda found: _say(dry_run.short(found))
 
 
 def _say(line: str) -> None:
@@ -142,7 +145,7 @@ def _say(line: str) -> None:
 def cli() -> None:
     """Run and exit with the status."""
     status = main(sys.argv[1:])
-    from ssdd_jax import devices
+    from ssdd_jax.runtime import devices
 
     devices.leave(status)
     sys.exit(status)

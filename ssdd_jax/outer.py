@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from ssdd_jax import decoder, inner, krr
-from ssdd_jax.devices import DATA, POOL
+from ssdd_jax.runtime.devices import DATA, POOL
 
 Array = jax.Array
 Decode = Callable[[Any], tuple[Array, Array]]
@@ -36,7 +36,7 @@ class Settings(NamedTuple):
         weight_decay: AdamW's decay of what is learned.
         ridge_scale: Ridge over the kernel's trace.
         vectorize: How many models are differentiated side by side.
-        precision: Of the convolutions: see `ssdd_jax.precision`.
+        precision: Of the convolutions: see `ssdd_jax.models.precision`.
         mesh: Devices to split the models (`pool`), the real images and the embedding of the pairs (`data`) over; None
             for one device. The axes must divide k and B.
     """

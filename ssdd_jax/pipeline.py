@@ -16,22 +16,23 @@ import scipy.linalg  # noqa: F401, loads the LAPACK that XLA calls
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssdd_jax import calls, data, devices, files, methods, selection
 from ssdd_jax import config as configuration
-from ssdd_jax import plan as plans
+from ssdd_jax import data, methods
+from ssdd_jax import dry_run as plans
 from ssdd_jax.errors import Stopped, UserError
 from ssdd_jax.methods import Stage
+from ssdd_jax.methods.run import Run, Say, mesh_of
 from ssdd_jax.models.convnet import check_divisible
-from ssdd_jax.stages import distill, evaluation, features, teacher
-from ssdd_jax.stages.base import Run, Say, mesh_of
-from ssdd_jax.workdir import Workdir
+from ssdd_jax.runtime import devices, files, history
+from ssdd_jax.runtime.workdir import Workdir
+from ssdd_jax.stages import distill, evaluate, features, samples, teacher
 
 STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "evaluate", "report")
 
 
 def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Problem) -> list[Stage]:
     """The stages after the first, `data`, in order."""
-    choice = selection.stages(config, problem) if method.samples else ()
+    choice = samples.stages(config, problem) if method.samples else ()
     # One of each name: the method's own experts, whose trajectories are kept, serve the choice of samples as well.
     own = {stage.name: stage for stage in (*choice, *method.stages)}
     return [
@@ -42,8 +43,8 @@ def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Probl
         Stage("distill", distill.distill, together=True),
         Stage("approximate", distill.export, together=True),
         *method.after,
-        Stage("evaluate", evaluation.measure),
-        Stage("report", evaluation.draw),
+        Stage("evaluate", evaluate.measure),
+        Stage("report", evaluate.draw),
     ]
 
 
@@ -74,7 +75,7 @@ def run(
 
     Raises:
         UserError: For whatever a user can mend.
-        ssdd_jax.loop.Stopped: If the run was asked to stop; all is saved.
+        ssdd_jax.training.loop.Stopped: If the run was asked to stop; all is saved.
     """
     configuration.validate(config)
     config = configuration.resolved(config)
@@ -92,7 +93,7 @@ def run(
             new = not work.config.exists()
             work.record(config)
         with devices.agreed():
-            calls.note(work.calls, command or calls.equivalent(config, workdir, shared))
+            history.note(work.calls, command or history.equivalent(config, workdir, shared))
         if new and announce is not None:
             _announce(announce, job, stages)
         for stage in stages:

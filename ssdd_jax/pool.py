@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from ssdd_jax import devices, inner
-from ssdd_jax.devices import DATA, POOL
+from ssdd_jax import inner
+from ssdd_jax.runtime import devices
+from ssdd_jax.runtime.devices import DATA, POOL
 
 Array = jax.Array
 

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax import config, data, decoder, files, inner, methods, preprocess
+from ssdd_jax import config, data, decoder, inner, methods
+from ssdd_jax.data import preprocess
+from ssdd_jax.methods.run import Run
 from ssdd_jax.models.resnet import ResNet
+from ssdd_jax.runtime import files
+from ssdd_jax.runtime.workdir import Workdir
 from ssdd_jax.stages import features
-from ssdd_jax.stages.base import Run
 from ssdd_jax.teacher import network as teacher_network
-from ssdd_jax.workdir import Workdir
 
 WIDTHS = (4, 8)
 SIZE, CHANNELS, DIM = 8, 3, 6

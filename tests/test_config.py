@@ -6,7 +6,8 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from ssdd_jax import commandline, config, methods
+from ssdd_jax import config, methods
+from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.errors import UserError
 
 # Any value of their type is allowed here: names and paths, which are checked where they are used, and a switch.

@@ -12,8 +12,10 @@ from helpers import DIM, normal, pairs, params
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssdd_jax import approximate, distilled, files, preprocess
+from ssdd_jax import approximate, distilled
+from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import files
 
 CONSTANTS = preprocess.Preprocessing(
     jnp.array([0.5, 0.4, 0.3]), jnp.array([0.2, 0.25, 0.3]), normal(9, DIM), jnp.float32(1.7)

@@ -8,7 +8,8 @@ import pytest
 import tiny_runs
 from PIL import Image
 
-from ssdd_jax import files, main
+from ssdd_jax import main
+from ssdd_jax.runtime import files
 
 REFUSED = {
     "unknown key": ({"storage__M_": 3}, "unknown config key config.storage.M_: did you mean config.storage.M"),

@@ -10,7 +10,8 @@ import pytest
 import tiny_runs
 
 import ssdd_jax
-from ssdd_jax import calls, main
+from ssdd_jax import main
+from ssdd_jax.runtime import history
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +121,7 @@ def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
     assert found["set.safetensors"] == expected["set.safetensors"]
     assert about_without_paths(tmp_path / "run") == about_without_paths(finished[0])
     assert artefact(tmp_path / "run", "snapshots") == artefact(finished[0], "snapshots")
-    assert len(calls.read(tmp_path / "run" / "calls.jsonl")) == 2
+    assert len(history.read(tmp_path / "run" / "calls.jsonl")) == 2
     lines = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines == sorted(set(lines)) and lines[-1] == 40
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssdd_jax import files
 from ssdd_jax.data import mapped
 from ssdd_jax.data.source import Part
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import files
 
 try:
     import fcntl

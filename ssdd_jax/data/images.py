@@ -8,9 +8,9 @@ import math
 import numpy as np
 from PIL import Image, ImageOps
 
-from ssdd_jax import files
 from ssdd_jax.data.source import Part
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import files
 
 
 def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ssdd_jax import files
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import files
 
 
 def write(path: pathlib.Path, pieces: Iterable[np.ndarray], count: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from ssdd_jax.evaluate.api import evaluate, write
 from ssdd_jax.evaluate.entries import REFERENCES, Source, Target
 from ssdd_jax.evaluate.options import EDITIONS, Options
-from ssdd_jax.evaluate.protocols import PROTOCOLS
+from ssdd_jax.evaluate.protocols.table import PROTOCOLS
 from ssdd_jax.evaluate.statistics import paired, summary
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.evaluate.suite import Request, run

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 0, 2 for a mistake that a user can mend, told in one line.
     """
-    from ssdd_jax import console
+    from ssdd_jax.cli import console
 
     return console.answer(lambda: _run(arguments), memory="--together to 1")
 
@@ -68,7 +68,8 @@ def _run(arguments: list[str]) -> None:
     import jax
 
     from ssdd_jax.data import targets
-    from ssdd_jax.evaluate import api, entries, options, protocols
+    from ssdd_jax.evaluate import api, entries, options
+    from ssdd_jax.evaluate.protocols import table as protocols
     from ssdd_jax.models import architectures
 
     if "--help" in arguments or "-h" in arguments:

@@ -13,13 +13,14 @@ import jax
 from threadpoolctl import threadpool_limits
 
 import ssdd_jax
-from ssdd_jax import data, files, formats
+from ssdd_jax import data, formats
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, options, sources, suite, tables
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
-from ssdd_jax.workdir import Workdir, held
+from ssdd_jax.runtime import files
+from ssdd_jax.runtime.workdir import Workdir, held
 
 Path = str | os.PathLike[str]
 SCHEMA = 1

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax import data, features, inner, streaming
+from ssdd_jax import data, inner
+from ssdd_jax.data import features
+from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.store import mark
-from ssdd_jax.preprocess import Preprocessing
+from ssdd_jax.training import streaming
 
 Array = jax.Array
 

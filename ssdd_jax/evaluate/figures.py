@@ -21,7 +21,7 @@ def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
     """
     from matplotlib.figure import Figure
 
-    from ssdd_jax import report
+    from ssdd_jax.report import figures
 
     bars = [row for row in result["rows"] if row["model"] is not None]
     targets = list(dict.fromkeys(row["target"] for row in bars))
@@ -40,7 +40,7 @@ def draw(path: pathlib.Path, result: Mapping[str, Any]) -> None:
     for axes in panels[:, 0]:
         handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    report.save(figure, path)
+    figures.save(figure, path)
 
 
 def _colors(shown: list[str], sets: list[str]) -> dict[str, str]:

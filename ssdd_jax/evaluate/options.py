@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ssdd_jax import finetune, inner, probes, zero_shot
+from ssdd_jax import inner
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import entries, protocols, training
+from ssdd_jax.evaluate import entries, training
+from ssdd_jax.evaluate.protocols import finetune, probes, table, zero_shot
 
 
 class Options(NamedTuple):
@@ -142,7 +143,7 @@ def for_training(options: Options) -> entries.Settings:
     )
 
 
-def for_judging(options: Options) -> protocols.Settings:
+def for_judging(options: Options) -> table.Settings:
     """How networks are judged."""
     tuned = finetune.Settings(
         steps=options.finetune_steps,
@@ -150,7 +151,7 @@ def for_judging(options: Options) -> protocols.Settings:
         learning_rate=options.finetune_learning_rate,
         weight_decay=options.finetune_weight_decay,
     )
-    return protocols.Settings(
+    return table.Settings(
         linear=probes.Settings(options.linear_steps, options.linear_batch_size, options.linear_learning_rate),
         tuning=tuned,
         distilling=zero_shot.Settings(

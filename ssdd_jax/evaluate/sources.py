@@ -12,14 +12,15 @@ import jax
 import numpy as np
 
 from ssdd_jax import config as configuration
-from ssdd_jax import data, features, files, preprocess, teacher
-from ssdd_jax.data import targets
+from ssdd_jax import data, teacher
+from ssdd_jax.data import features, preprocess, targets
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate.entries import REFERENCES, Source, Target, content
 from ssdd_jax.evaluate.store import mark
 from ssdd_jax.models.frozen import Judged
-from ssdd_jax.workdir import Workdir, fingerprint
+from ssdd_jax.runtime import files
+from ssdd_jax.runtime.workdir import Workdir, fingerprint
 
 Path = str | os.PathLike[str]
 

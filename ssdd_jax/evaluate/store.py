@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax import files
+from ssdd_jax.runtime import files
 
 Values = dict[int, dict[str, float]]
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import entries, protocols, statistics, training
+from ssdd_jax.evaluate import entries, statistics, training
 from ssdd_jax.evaluate.entries import Entry, Source, Target
-from ssdd_jax.evaluate.protocols import PROTOCOLS, Frozen, Networks, Seed
+from ssdd_jax.evaluate.protocols import table
+from ssdd_jax.evaluate.protocols.table import PROTOCOLS, Frozen, Networks, Seed
 from ssdd_jax.evaluate.store import Store, Values, mark
 from ssdd_jax.models import architectures
 
@@ -57,7 +58,7 @@ class Request(NamedTuple):
     seeds: int
     seed: int
     training: entries.Settings
-    judging: protocols.Settings
+    judging: table.Settings
 
 
 def run(request: Request, store: Store, *, say: Say = print) -> list[dict[str, Any]]:
@@ -127,7 +128,7 @@ def check(request: Request) -> dict[str, nn.Module]:
     try:
         if "zero_shot_kd" in request.protocols:
             for target in request.targets:
-                protocols.supervised_network(target, request.judging)
+                table.supervised_network(target, request.judging)
         return {name: architectures.make(name, dim, shape) for name in request.models}
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -310,14 +311,14 @@ class _Run:
     def _supervised(self, target: Target) -> tuple[nn.Module, Any]:
         """The supervised network that target data-free distillation learns from, trained once per target."""
         judging, seed = self.request.judging, self.request.seed
-        uses = protocols.supervised_uses(target, judging)
+        uses = table.supervised_uses(target, judging)
         what = {"supervised": uses, "target": target.mark, "seed_of_all": seed}
         if not self.store.has_network(what, 0):
             self.say(f"evaluate: training {judging.supervised_model} on the labels of {target.name}")
             key = jax.random.fold_in(jax.random.key(seed), SUPERVISED)
-            self.store.add_network(what, 0, protocols.train_supervised(key, target, judging))
+            self.store.add_network(what, 0, table.train_supervised(key, target, judging))
         variables = jax.tree.map(lambda leaf: leaf[0], self.store.networks(what, [0]))
-        return protocols.supervised_network(target, judging), variables
+        return table.supervised_network(target, judging), variables
 
 
 def _for_teacher(target: Target, source: entries.Source) -> Target:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssdd_jax.evaluate import statistics
-from ssdd_jax.evaluate.protocols import PROTOCOLS
+from ssdd_jax.evaluate.protocols.table import PROTOCOLS
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -14,10 +14,11 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
-from ssdd_jax import epochs, inner, loop, models, streaming
+from ssdd_jax import inner, models
+from ssdd_jax.data.preprocess import Preprocessing, from_bytes
 from ssdd_jax.errors import UserError
-from ssdd_jax.preprocess import Preprocessing, from_bytes
-from ssdd_jax.streaming import memory_bytes
+from ssdd_jax.training import epochs, loop, streaming
+from ssdd_jax.training.streaming import memory_bytes
 
 Array = jax.Array
 Variables = Any

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 import ssdd_jax
-from ssdd_jax import files
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats.content import ABOUT
+from ssdd_jax.runtime import files
 
 NAME = "constants.json"
 

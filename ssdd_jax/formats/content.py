@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax import distilled, preprocess
+from ssdd_jax import distilled
+from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 
 CHANNELS = (1, 3)

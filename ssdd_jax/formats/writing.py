@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssdd_jax import files
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats import archive, constants, huggingface, pictures, tensor_files
 from ssdd_jax.formats.content import Content, check_inputs, check_targets
+from ssdd_jax.runtime import files
 
 _STAGING = ".partial"
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, krr_st, mkdt, noise, scdd, subset
 from ssdd_jax.methods.base import Feed, Method, Problem, Source, Stage
-from ssdd_jax.storage import check_pairs
+from ssdd_jax.methods.budget import check_pairs
 
 METHODS: dict[str, Callable[[ConfigDict, Problem], Method]] = {
     "boost": boost.make,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
-from ssdd_jax.preprocess import Preprocessing
 
 if TYPE_CHECKING:  # stages are given methods, and methods may bring stages
-    from ssdd_jax.stages.base import Run
+    from ssdd_jax.methods.run import Run
 
 Array = jax.Array
 Feed = Callable[[int, int], Any]

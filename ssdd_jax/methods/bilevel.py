@@ -15,12 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssdd_jax import devices, inner, outer, pool, streaming
+from ssdd_jax import inner, outer, pool
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Feed, Problem, Source
+from ssdd_jax.runtime import devices
+from ssdd_jax.training import streaming
 
 if TYPE_CHECKING:
-    from ssdd_jax.stages.base import Run
+    from ssdd_jax.methods.run import Run
 
 Array = jax.Array
 

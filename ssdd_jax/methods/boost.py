@@ -6,9 +6,9 @@ from __future__ import annotations
 import jax
 from ml_collections import ConfigDict
 
-from ssdd_jax import approximate, augment, decoder, distilled, storage
+from ssdd_jax import approximate, augment, decoder, distilled
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods import bilevel
+from ssdd_jax.methods import bilevel, budget
 from ssdd_jax.methods.base import Method, Problem, Source
 
 Array = jax.Array
@@ -17,11 +17,11 @@ Array = jax.Array
 START_IMAGES = 50_000
 
 
-def plan_of(config: ConfigDict, problem: Problem) -> storage.Plan:
+def plan_of(config: ConfigDict, problem: Problem) -> budget.Plan:
     """The sizes that fit the budget; see `storage.plan`."""
     height, width, _ = problem.image_shape
     side = config.storage.base_size
-    return storage.plan(
+    return budget.plan(
         N=config.storage.N,
         image_shape=problem.image_shape,
         dim=problem.dim,

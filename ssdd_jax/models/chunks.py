@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssdd_jax.precision import at_least_float32
+from ssdd_jax.models.precision import at_least_float32
 
 Array = jax.Array
 

@@ -16,7 +16,7 @@ import jax
 from ssdd_jax.models.layers import Conv, Linear, average_pool
 from ssdd_jax.models.network import initialize
 from ssdd_jax.models.norm import BatchNorm, InstanceNorm
-from ssdd_jax.precision import at_least_float32
+from ssdd_jax.models.precision import at_least_float32
 
 __all__ = ["NORMS", "ConvNet", "check_divisible", "from_variables", "initialize"]
 

@@ -19,7 +19,7 @@ from jax import lax
 
 from ssdd_jax.models import layers, starts
 from ssdd_jax.models.norm import BatchNorm
-from ssdd_jax.precision import at_least_float32
+from ssdd_jax.models.precision import at_least_float32
 
 Array = jax.Array
 

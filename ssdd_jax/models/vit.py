@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from ssdd_jax.models import starts
 from ssdd_jax.models.layers import Linear, check_multiple
 from ssdd_jax.models.norm import LayerNorm
+from ssdd_jax.models.precision import at_least_float32
 from ssdd_jax.models.starts import parameter
-from ssdd_jax.precision import at_least_float32
 
 Array = jax.Array
 

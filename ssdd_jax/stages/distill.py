@@ -11,12 +11,14 @@ import numpy as np
 
 import ssdd_jax
 from ssdd_jax import config as configuration
-from ssdd_jax import devices, distilled, loop, methods
-from ssdd_jax.checkpoints import Checkpoints
+from ssdd_jax import distilled, methods
 from ssdd_jax.errors import UserError
+from ssdd_jax.methods.run import Run
+from ssdd_jax.runtime import devices
+from ssdd_jax.runtime.workdir import fingerprint
 from ssdd_jax.stages import snapshots, teacher
-from ssdd_jax.stages.base import Run
-from ssdd_jax.workdir import fingerprint
+from ssdd_jax.training import loop
+from ssdd_jax.training.checkpoints import Checkpoints
 
 
 def distill(run: Run) -> None:

@@ -11,10 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssdd_jax import augment, data, devices, features, selection, teacher
+from ssdd_jax import augment, data, teacher
+from ssdd_jax.data import features
 from ssdd_jax.errors import UserError
-from ssdd_jax.stages.base import Run
-from ssdd_jax.workdir import fingerprint
+from ssdd_jax.methods.run import Run
+from ssdd_jax.runtime import devices
+from ssdd_jax.runtime.workdir import fingerprint
+from ssdd_jax.stages import samples
 
 
 def compute(run: Run) -> None:
@@ -59,7 +62,7 @@ def choose(run: Run) -> None:
     """Choose the images that the method starts from, and compute the features of their views."""
     if (run.work.samples / "rows.npy").exists():
         return
-    rows, found = selection.choose(run, run.method.samples), run.features()
+    rows, found = samples.choose(run, run.method.samples), run.features()
     views = run.method.views
     if len(views) == 1:
         of_views = found.train[rows][None]

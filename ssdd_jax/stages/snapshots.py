@@ -8,9 +8,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ssdd_jax import devices, files, loop
-from ssdd_jax.preprocess import Preprocessing
-from ssdd_jax.stages.base import Run
+from ssdd_jax.data.preprocess import Preprocessing
+from ssdd_jax.methods.run import Run
+from ssdd_jax.runtime import devices, files
+from ssdd_jax.training import loop
 
 SHOWN = 8
 # Of all steps; the call of the loop in which a moment falls is seen at its end.
@@ -29,7 +30,7 @@ def watcher(run: Run, preprocessing: Preprocessing) -> Callable[[loop.Progress],
     show, mesh = run.method.show, run.problem.mesh
     if show is None:
         return None
-    from ssdd_jax import report  # Matplotlib is slow to load
+    from ssdd_jax.report import figures  # Matplotlib is slow to load
 
     moments = [max(1, round(share * run.method.steps)) for share in MOMENTS]
     look = jax.jit(lambda state: {name: pictures[:SHOWN] for name, pictures in show(state).items()})
@@ -43,7 +44,7 @@ def watcher(run: Run, preprocessing: Preprocessing) -> Callable[[loop.Progress],
             return
         pixels = {"images": np.asarray(preprocessing.pixels(seen["images"]))}
         if "bases" in seen:
-            pixels["bases"] = report.stretch(np.asarray(seen["bases"]))
+            pixels["bases"] = figures.stretch(np.asarray(seen["bases"]))
         path = run.work.snapshots / f"step-{progress.done:08d}.safetensors"
         files.write_tensors(path, {name: as_bytes(values) for name, values in pixels.items()})
 

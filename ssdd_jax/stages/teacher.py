@@ -14,14 +14,17 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssdd_jax import data, devices, files, loop, preprocess, streaming, teacher, weights
-from ssdd_jax.checkpoints import Checkpoints
+from ssdd_jax import data, teacher
+from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import Feed
+from ssdd_jax.methods.run import Run, Say
 from ssdd_jax.models.resnet import ResNet
-from ssdd_jax.stages.base import Run, Say
-from ssdd_jax.teacher import Description
-from ssdd_jax.workdir import Workdir
+from ssdd_jax.runtime import devices, files
+from ssdd_jax.runtime.workdir import Workdir
+from ssdd_jax.teacher import Description, pretrained
+from ssdd_jax.training import loop, streaming
+from ssdd_jax.training.checkpoints import Checkpoints
 
 
 def train(run: Run) -> None:
@@ -83,11 +86,11 @@ def from_source(config: ConfigDict, dataset: data.Dataset) -> tuple[Any, Descrip
         UserError: If it cannot be read, is not recognised as a whole, or does not take the data set's images.
     """
     chosen = config.teacher
-    return weights.load(
+    return pretrained.load(
         chosen.source,
         image_shape=dataset.image_shape,
         moments=preprocess.dataset_moments(dataset),
-        options=weights.Options(chosen.input_size, chosen.preprocessing, chosen.stem_padding, chosen.heads),
+        options=pretrained.Options(chosen.input_size, chosen.preprocessing, chosen.stem_padding, chosen.heads),
     )
 
 

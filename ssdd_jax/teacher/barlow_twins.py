@@ -22,13 +22,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ssdd_jax import devices, streaming
 from ssdd_jax.models import norm
-from ssdd_jax.precision import network_input
+from ssdd_jax.models.precision import network_input
+from ssdd_jax.runtime import devices
 from ssdd_jax.teacher.augmentations import Augmentation, random_views
 from ssdd_jax.teacher.lars import lars
 from ssdd_jax.teacher.network import Network, Variables, initialize, normalize
 from ssdd_jax.teacher.schedule import warmup_cosine
+from ssdd_jax.training import streaming
 
 Array = jax.Array
 
@@ -51,7 +52,7 @@ class Settings(NamedTuple):
       warmup_start: rate of the first step, not scaled.
       min_learning_rate: rate at the end of the cosine, not scaled.
       augmentation: how the two views are drawn.
-      precision: of the convolutions: see `ssdd_jax.precision`.
+      precision: of the convolutions: see `ssdd_jax.models.precision`.
     """
 
     width: int = 64

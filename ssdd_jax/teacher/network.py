@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ssdd_jax import devices, files
+from ssdd_jax.data.preprocess import from_bytes
 from ssdd_jax.models import chunks, frozen
 from ssdd_jax.models.frozen import Frozen
 from ssdd_jax.models.norm import BatchNorm
 from ssdd_jax.models.resnet import ResNet
-from ssdd_jax.preprocess import from_bytes
+from ssdd_jax.runtime import devices, files
 
 Array = jax.Array
 Variables = dict[str, Any]

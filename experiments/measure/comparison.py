@@ -1,0 +1,178 @@
+"""What `experiments.compare` found: the rows, their table in Markdown, and their figure."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssdd_jax.report import figures as report
+from ssdd_jax.report import labels as words
+from ssdd_jax.runtime import files
+
+REFERENCES = ("random_init", "full_data", "teacher")
+MEASURES = ("linear", "few_shot", "feature_r2")
+LABELS = words.METHODS | {name: words.ENTRIES[name] for name in REFERENCES}
+
+
+class Row(NamedTuple):
+    """One method at one size.
+
+    `values` are what its sets teach, of all networks of all seeds, and `own` is what the method's own post-training
+    reaches. `seconds` make one set; `preparation` are those that are spent once for all sets.
+    """
+
+    method: str
+    N: int
+    numbers: int
+    budget: int
+    values: dict[str, list[float]]
+    own: list[float]
+    seconds: float
+    preparation: float
+
+
+class Comparison(NamedTuple):
+    """The rows, the values of the reference entries by measure, what was refused, and seconds of the teacher."""
+
+    rows: list[Row]
+    references: dict[str, dict[str, list[float]]]
+    refused: list[str]
+    seeds: int
+    teacher_seconds: float
+
+
+def label(name: str) -> str:
+    """What readers call a method or an entry."""
+    return LABELS.get(name, name)
+
+
+def table(found: Comparison) -> str:
+    """The comparison as Markdown: mean and sample standard deviation over the networks of all seeds."""
+    measures = _measured(found)
+    lines = [
+        "| | N | numbers stored | " + "".join(f"{report.TITLES[m]} | " for m in measures) + "seconds |",
+        "|---|---:|---:|" + "---:|" * (len(measures) + 1),
+    ]
+    for row in found.rows:
+        cells = "".join(f"{_cell(measure, row.values.get(measure))} | " for measure in measures)
+        stored = f"{row.numbers:,} of {row.budget:,}"
+        lines.append(f"| {label(row.method)} | {row.N} | {stored} | {cells}{_seconds(row)} |")
+    for name, values in found.references.items():
+        if values:
+            cells = "".join(f"{_cell(measure, values.get(measure))} | " for measure in measures)
+            lines.append(f"| {LABELS[name]} | | | {cells}|")
+    lines.append(
+        f"\nMean ± standard deviation over all networks trained on {found.seeds} set{'s' * (found.seeds > 1)} of each "
+        "kind. Seconds: to make a set, and after the plus what is made once for all sets (MKDT's experts, whose first "
+        "epoch is all that the high-loss subset needs, and SC-DD's probe). The teacher and its features, which all "
+        f"share, took {found.teacher_seconds:.0f} seconds."
+    )
+    for row in found.rows:
+        if row.own:
+            lines.append(
+                f"\n{label(row.method)} at N = {row.N} reaches a top-1 accuracy of {_cell('top1', row.own)} % "
+                "in its own post-training, in which networks of the teacher's kind learn from the teacher itself."
+            )
+    return "\n".join([*lines, *(f"\nNot measured: {line}" for line in found.refused)])
+
+
+def _measured(found: Comparison) -> list[str]:
+    return [measure for measure in MEASURES if any(row.values.get(measure) for row in found.rows)]
+
+
+def _seconds(row: Row) -> str:
+    digits = 0 if row.seconds >= 10 else 1
+    return f"{row.seconds:.{digits}f}" + (f" + {row.preparation:.0f}" if row.preparation >= 1 else "")
+
+
+def _cell(measure: str, values: list[float] | None) -> str:
+    if not values:
+        return ""
+    digits = 3 if measure == "feature_r2" else 1
+    return f"{np.mean(values):.{digits}f} ± {_deviation(values):.{digits}f}"
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def draw(path: pathlib.Path, found: Comparison) -> None:
+    """Every measure over the numbers stored, and the seconds that a set takes."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    measures = _measured(found)
+    methods = list(dict.fromkeys(row.method for row in found.rows))
+    width = 4.2 * (len(measures) + 1)
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(measures) + 1, squeeze=False)
+    palette = [color for i, color in enumerate(colormaps["tab10"].colors) if i != 7]  # type: ignore[attr-defined]
+    order = list(dict.fromkeys([*LABELS, *methods]))  # a method's color does not depend on which others there are
+    colors = {name: palette[order.index(name) % len(palette)] for name in methods}
+    handles: dict[str, Any] = {}
+    for axes, measure in zip(panels[0], measures, strict=False):
+        _draw_measure(axes, measure, found, colors)
+        handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    largest = max(row.N for row in found.rows)
+    _draw_seconds(panels[0, -1], [row for row in found.rows if row.N == largest], colors)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5, frameon=False)
+    with files.saving(path):
+        figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _draw_measure(axes: Any, measure: str, found: Comparison, colors: dict[str, Any]) -> None:
+    rows = [row for row in found.rows if row.values.get(measure)]
+    span = np.log(max(row.budget for row in rows) / min(row.numbers for row in rows)) or 1.0
+    shown = {}
+    for i, method in enumerate(colors):
+        mine = [row for row in rows if row.method == method]
+        means = [float(np.mean(row.values[measure])) for row in mine]
+        errors = [_deviation(row.values[measure]) for row in mine]
+        # Side by side, where methods store the same.
+        places = [row.numbers * np.exp(0.015 * span * (i - (len(colors) - 1) / 2)) for row in mine]
+        style = {"color": colors[method], "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
+        axes.errorbar(places, means, errors, label=label(method), **style)
+        shown[method] = [m + e for m, error in zip(means, errors, strict=True) for e in (-error, error)]
+    for name, line in zip(REFERENCES, (":", "--", "-."), strict=True):
+        if found.references[name].get(measure):
+            shown[name] = [float(np.mean(found.references[name][measure]))]
+            axes.axhline(shown[name][0], color="0.5", linewidth=1, linestyle=line, label=LABELS[name])
+    _limit(axes, shown)
+    budgets = {row.budget: row.N for row in rows}
+    axes.set(xscale="log", xlabel="numbers stored", title=report.TITLES[measure])
+    axes.set_xticks(list(budgets), [f"{budget:,}\nN = {N}" for budget, N in budgets.items()], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+
+
+def _limit(axes: Any, shown: dict[str, list[float]]) -> None:
+    """Show where the methods differ; what lies far below or above is named at the edge."""
+    near = [value for name, values in shown.items() if name not in ("noise", *REFERENCES) for value in values]
+    near = near or [value for values in shown.values() for value in values]
+    margin = 0.6 * (max(near) - min(near)) or 0.05 * abs(max(near)) or 1.0
+    low, high = min(near) - margin, max(near) + margin
+    inside = [value for values in shown.values() for value in values if low <= value <= high]
+    bottom, top = min(inside) - 0.2 * margin, max(inside) + 0.2 * margin
+    axes.set_ylim(bottom, top)
+    means = {label(name): float(np.mean(values)) for name, values in shown.items() if values}
+    for edge, mark, names in (
+        (0.02, "↓", [f"{name} {mean:.3g}" for name, mean in means.items() if mean < bottom]),
+        (0.98, "↑", [f"{name} {mean:.3g}" for name, mean in means.items() if mean > top]),
+    ):
+        if names:
+            words, side = f"{mark} {', '.join(names)}", "bottom" if mark == "↓" else "top"
+            axes.text(0.02, edge, words, transform=axes.transAxes, fontsize=7, color="0.4", va=side)
+
+
+def _draw_seconds(axes: Any, rows: list[Row], colors: dict[str, Any]) -> None:
+    names = [label(row.method) for row in rows]
+    axes.barh(names, [row.seconds for row in rows], color=[colors[row.method] for row in rows])
+    bars = axes.barh(names, [row.preparation for row in rows], left=[row.seconds for row in rows], color="0.8")
+    axes.bar_label(bars, [_seconds(row) for row in rows], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.25 * max(row.seconds + row.preparation for row in rows) or 1.0)
+    axes.set(xlabel="seconds per set, grey: once for all sets", title=f"distillation at N = {rows[0].N}")
+    axes.grid(axis="x", alpha=0.3)

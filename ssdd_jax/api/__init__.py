@@ -1,0 +1,1 @@
+"""The Python API on arrays in memory: `distill`, `train`, and the defaults chosen from data and hardware."""

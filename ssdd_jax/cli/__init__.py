@@ -1,0 +1,1 @@
+"""The command line: parsing arguments, and the behaviour that all commands share."""

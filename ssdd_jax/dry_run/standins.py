@@ -1,0 +1,150 @@
+"""Random stand-ins, in the right shapes, for what a run's earlier stages have not made yet."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssdd_jax import methods, teacher
+from ssdd_jax.data import features
+from ssdd_jax.data.preprocess import dataset_moments, from_bytes
+from ssdd_jax.dry_run.timing import Cost, Program, clock, program
+from ssdd_jax.methods.mkdt import experts
+from ssdd_jax.methods.mkdt import stage as expert_stage
+from ssdd_jax.methods.run import Run
+from ssdd_jax.methods.scdd.method import Prepared
+from ssdd_jax.runtime import devices
+from ssdd_jax.stages import distill
+from ssdd_jax.stages import teacher as teacher_stage
+
+Array = jax.Array
+
+# Rows of random features that are drawn; more are these over and over.
+DRAWN = 4096
+# Images that go through the teacher together, as in `teacher.feature_batches`.
+BATCH = 256
+
+
+class StandIns:
+    """What a run's stages are given, for measuring them: real where it is there, else random. Nothing is written."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self._random = np.random.default_rng(0)
+
+    @functools.cached_property
+    def trainer(self) -> teacher.Trainer:
+        """The teacher's training."""
+        return teacher_stage.trainer_of(self.run.config, self.run.dataset, mesh=self.run.problem.mesh)
+
+    @functools.cached_property
+    def teacher(self) -> tuple[Program, Any]:
+        """The start of the teacher's training, and variables of an untrained one on the host."""
+        init = functools.partial(self.trainer.init, jax.random.key(0))
+        shardings = devices.shardings(self.run.problem.mesh, jax.eval_shape(init))
+        made = program(jax.jit(init, out_shardings=shardings))
+        return made, jax.device_get(made.call().variables)
+
+    @functools.cached_property
+    def backbone(self) -> Any:
+        """The teacher as `Run.backbone` gives it; None where it is not a network that can be run."""
+        if not self.run.problem.network:
+            return None
+        if (self.run.work.teacher / "teacher.json").exists():
+            return self.run.backbone()
+        if self.run.config.teacher.source:
+            found, described = teacher_stage.from_source(self.run.config, self.run.dataset)
+            moments = dataset_moments(self.run.dataset)
+            return jax.tree.map(jnp.asarray, described.frozen(found, given=moments))
+        return jax.tree.map(jnp.asarray, teacher.backbone(self.teacher[1]))
+
+    @functools.cached_property
+    def job(self) -> Run:
+        """The run with features and samples in memory, whose method starts with a pool of models trained by a step."""
+        run, config = self.run, self.run.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.teacher.features = "stand-in"  # no teacher is read
+            config.pool.steps = 2
+            config.approximate.steps = 1
+        method = methods.make(config, run.problem)
+        feed = _trajectories(config, run.problem) if _unrolls(method) else method.feed
+        views = self.normal(len(method.views), method.samples, run.problem.dim)
+        return run._replace(
+            config=config,
+            method=method._replace(load=None, feed=feed),
+            known=features.Features(self.features(run.problem.images), None),
+            chosen=features.Samples(np.arange(method.samples, dtype=np.int32), views),
+        )
+
+    @functools.cached_property
+    def start(self) -> methods.Source:
+        """What the method's `init` and `export` are given."""
+        return self.complete(self.job.start())
+
+    @functools.cached_property
+    def init(self) -> tuple[Program, tuple[Any, ...]]:
+        """The start of the method, and what it is given."""
+        if self.job.method.step is None:
+            arguments = self.job.key("distill"), self.start
+            return program(jax.jit(self.job.method.init), *arguments), arguments
+        init: Any = distill.training_of(self.job, self.start).init
+        return program(init.func, *init.args), init.args
+
+    @functools.cached_property
+    def batch(self) -> Cost:
+        """The teacher's features of a batch of images on a device."""
+        images = self.run.dataset.train_images[np.arange(BATCH) % self.run.problem.images]
+        mean = jnp.full(images.shape[-1], 0.5)
+
+        def of_bytes(images: Any, backbone: Any, mean: Any, std: Any) -> Any:
+            return teacher.features_of_inputs(backbone, from_bytes(images, mean, std))
+
+        arguments = images, self.backbone, mean, mean
+        found = program(jax.jit(of_bytes), *arguments)
+        if not found.fits:
+            return Cost("batches", 1, math.nan, 0, found.compiling, found.memory)
+
+        def go(times: int) -> None:
+            jax.block_until_ready([found.call(*arguments) for _ in range(times)])
+
+        seconds, measured = clock(go, most=10)
+        return Cost("batches", 1, seconds, measured, found.compiling, found.memory)
+
+    def complete(self, source: methods.Source) -> methods.Source:
+        """A source with a teacher, and with a probe on it where the method has one."""
+        problem = self.run.problem
+        prepared = None
+        if self.run.method.load is not None:
+            weights = jnp.asarray(self.normal(problem.dim + 1, problem.classes))
+            prepared = Prepared(weights, jnp.zeros(problem.classes), jnp.ones(()))
+        return source._replace(teacher=self.backbone, prepared=prepared)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """Standard normal numbers, float32."""
+        return self._random.standard_normal(shape, np.float32)
+
+    def features(self, count: int) -> np.ndarray:
+        """Features of the teacher `(count,D)`."""
+        return np.resize(self.normal(min(count, DRAWN), self.run.problem.dim), (count, self.run.problem.dim))
+
+
+def _unrolls(method: methods.Method) -> bool:
+    """Whether the method's steps need trajectories of experts."""
+    return any(stage.name == expert_stage.NAME for stage in method.stages)
+
+
+def _trajectories(config: ConfigDict, problem: methods.Problem) -> Any:
+    """A feed of parameters that an expert might have."""
+    size = experts.numbers(expert_stage.settings_of(config), problem.image_shape, problem.dim)
+    ends = np.random.default_rng(1).standard_normal((2, size), np.float32) * np.float32(0.02)
+
+    def items(done: int, count: int) -> dict[str, np.ndarray]:
+        return {name: np.broadcast_to(end, (count, size)) for name, end in zip(("start", "target"), ends, strict=True)}
+
+    return lambda run: items

@@ -1,0 +1,1 @@
+"""The protocols that evaluate trained networks."""

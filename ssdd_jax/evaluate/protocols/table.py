@@ -1,0 +1,296 @@
+"""How trained networks are judged: by their frozen features, by fine-tuning, and by distillation without target data.
+
+Every protocol says in its settings where its defaults come from; `PROTOCOLS` is the one table of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssdd_jax.evaluate import training
+from ssdd_jax.evaluate.entries import Entry, Target
+from ssdd_jax.evaluate.protocols import finetune, probes, zero_shot
+from ssdd_jax.models import architectures
+
+Array = jax.Array
+Supervised = Callable[[], tuple[nn.Module, Any]]
+
+# Data whose images mean something else in the mirror: they are not flipped (of SVHN KRR-ST's `get_aug` says so).
+UNFLIPPED = ("digits", "tfds:svhn_cropped", "tfds:mnist", "tfds:emnist", "tfds:kmnist")
+# Where KRR-ST fine-tunes for 10,000 iterations; elsewhere for 5,000 (its test.py).
+LONG = ("cifar10", "cifar100", "tiny_imagenet", "tfds:cifar10", "tfds:cifar100", "tfds:tiny_imagenet")
+
+
+class Settings(NamedTuple):
+    """How trained networks are judged.
+
+    Attributes:
+        linear: The linear probe's SGD (KRR-ST, algorithms/linear_eval.py and train.py).
+        tuning: Fine-tuning (KRR-ST, test.py); 0 steps: 10,000 on CIFAR and Tiny ImageNet, 5,000 elsewhere.
+        distilling: Target data-free distillation (KRR-ST, test_kd.py).
+        supervised: Training of the supervised network that it learns from (KRR-ST, algorithms/scratch.py).
+        supervised_model: That network's architecture.
+        neighbours: Of k-NN (solo-learn).
+        together: Networks side by side; 0: as many as the memory holds.
+    """
+
+    linear: probes.Settings = probes.Settings()
+    tuning: finetune.Settings = finetune.Settings(steps=0)
+    distilling: zero_shot.Settings = zero_shot.Settings()
+    supervised: finetune.Settings = finetune.Settings(steps=0)
+    supervised_model: str = "resnet18"
+    neighbours: int = 20
+    together: int = 0
+
+
+class Frozen(NamedTuple):
+    """Frozen features of a target, and what else a protocol may look at.
+
+    Attributes:
+        train: Of the training images `(n,F)`.
+        test: Of the test images `(m,F)`.
+        train_labels: int32 `(n,)`, or None.
+        test_labels: int32 `(m,)`, or None.
+        classes: Number of classes.
+        teacher: The teacher's features of both, `(n,D)` and `(m,D)`, or None where they are not known.
+    """
+
+    train: Array
+    test: Array
+    train_labels: np.ndarray | None
+    test_labels: np.ndarray | None
+    classes: int
+    teacher: tuple[np.ndarray, np.ndarray] | None
+
+
+class Seed(NamedTuple):
+    """Which of the seeds: that of the whole evaluation, the number of this one, and a key of its own."""
+
+    base: int
+    number: int
+    key: Array
+
+
+class Networks(NamedTuple):
+    """Trained networks of several seeds, or the teacher.
+
+    Attributes:
+        keys: One per seed, `(seeds,)`.
+        module: The architecture; None for a teacher that is not at hand.
+        variables: With a leading axis of seeds; None likewise.
+        entry: What they were trained on.
+    """
+
+    keys: Array
+    module: nn.Module | None
+    variables: Any
+    entry: Entry
+
+
+class Protocol(NamedTuple):
+    """A way to judge. One of `frozen` and `whole` is there.
+
+    Attributes:
+        columns: What it measures, with a heading each.
+        uses: What it depends on besides the networks and the target's data; JSON values.
+        frozen: From a seed, frozen features and settings to a value per column; nothing where the data lack what it
+            needs.
+        whole: From networks, a target, settings, and a function that returns a network trained on the target's labels,
+            to a row of values per seed; none where something is wanting.
+        teacher: Whether it compares with the teacher's features of the target.
+    """
+
+    columns: dict[str, str]
+    uses: Callable[[Settings, Target, Entry], Any]
+    frozen: Callable[[Seed, Frozen, Settings], dict[str, float]] | None = None
+    whole: Callable[[Networks, Target, Settings, Supervised], list[dict[str, float]]] | None = None
+    teacher: bool = False
+
+
+def _labelled(frozen: Frozen) -> tuple[tuple[Array, Array], tuple[Array, Array]] | None:
+    if frozen.train_labels is None or frozen.test_labels is None:
+        return None
+    return (frozen.train, jnp.asarray(frozen.train_labels)), (frozen.test, jnp.asarray(frozen.test_labels))
+
+
+_linear = jax.jit(probes.linear, static_argnames=("classes", "settings"))
+_lbfgs = jax.jit(probes.lbfgs, static_argnames=("classes", "settings"))
+_few_labels = jax.jit(probes.few_labels, static_argnames=("classes", "settings"))
+_few_shot = jax.jit(probes.few_shot, static_argnames="classes")
+_knn = jax.jit(probes.knn, static_argnames=("classes", "neighbours"))
+_feature_r2 = jax.jit(probes.feature_r2)
+
+
+def _by_linear(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
+    parts = _labelled(frozen)
+    if parts is None:
+        return {}
+    key = jax.random.fold_in(seed.key, 2)
+    return {"linear": float(_linear(key, *parts, classes=frozen.classes, settings=settings.linear))}
+
+
+def _by_lbfgs(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
+    parts = _labelled(frozen)
+    return {} if parts is None else {"lbfgs": float(_lbfgs(*parts, classes=frozen.classes))}
+
+
+def _by_few_labels(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
+    parts = _labelled(frozen)
+    if parts is None:
+        return {}
+    found = {}
+    for column, fraction in zip(FEW_LABELS, probes.FRACTIONS, strict=True):
+        rows = probes.draw_fraction(1000 * seed.base + seed.number, np.asarray(frozen.train_labels), fraction)
+        found[column] = float(_few_labels(*parts, jnp.asarray(rows), classes=frozen.classes))
+    return found
+
+
+def _by_few_shot(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
+    parts = _labelled(frozen)
+    # The same few labels for all seeds: three draws of them are averaged already.
+    shots = parts and probes.draw_shots(seed.base, np.asarray(frozen.train_labels), frozen.classes)
+    if parts is None or shots is None:
+        return {}
+    return {"few_shot": float(_few_shot(*parts, jnp.asarray(shots), classes=frozen.classes))}
+
+
+def _by_knn(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
+    parts = _labelled(frozen)
+    if parts is None:
+        return {}
+    return {"knn": float(_knn(*parts, classes=frozen.classes, neighbours=settings.neighbours))}
+
+
+def _by_feature_r2(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
+    if frozen.teacher is None:
+        return {}
+    train, test = frozen.teacher
+    return {"feature_r2": float(_feature_r2((frozen.train, train), (frozen.test, test)))}
+
+
+def _images_and_labels(target: Target) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of the training and the test part."""
+    data = target.dataset
+    assert data.train_labels is not None and data.test_images is not None and data.test_labels is not None
+    return (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+
+
+def _with_steps(chosen: finetune.Settings, target: Target) -> finetune.Settings:
+    names = (target.name, target.dataset.name)
+    steps = chosen.steps or (10_000 if any(name in LONG for name in names) else 5_000)
+    return chosen._replace(steps=steps, flip=0.0 if any(name in UNFLIPPED for name in names) else chosen.flip)
+
+
+def _together(module: nn.Module, target: Target, batch_size: int, settings: Settings) -> int | None:
+    """How many networks are trained side by side; None for all."""
+    return settings.together or training.side_by_side(module, (batch_size, *target.dataset.image_shape))
+
+
+def _by_finetune(
+    networks: Networks, target: Target, settings: Settings, supervised: Supervised
+) -> list[dict[str, float]]:
+    if networks.module is None:
+        return []
+    chosen = _with_steps(settings.tuning, target)
+    data = target.dataset
+    found = finetune.run(
+        jax.vmap(jax.random.fold_in, (0, None))(networks.keys, 3),
+        networks.module,
+        networks.variables,
+        *_images_and_labels(target),
+        classes=data.classes,
+        mean=jnp.asarray(target.mean),
+        std=jnp.asarray(target.std),
+        settings=chosen,
+        together=_together(networks.module, target, chosen.batch_size, settings),
+        name=f"finetune {networks.entry.name}",
+    )
+    return [{"finetune": float(value)} for value in found]
+
+
+def supervised_network(target: Target, settings: Settings) -> nn.Module:
+    """The network that target data-free distillation learns from; it tells the target's classes apart."""
+    return architectures.make(settings.supervised_model, target.dataset.classes, target.dataset.image_shape)
+
+
+def supervised_uses(target: Target, settings: Settings) -> list[Any]:
+    """What that network depends on besides the target; JSON values."""
+    return [settings.supervised_model, *_with_steps(settings.supervised, target)]
+
+
+def train_supervised(key: Array, target: Target, settings: Settings) -> Any:
+    """That network's variables, trained on the target's labels."""
+    return zero_shot.train_teacher(
+        key,
+        supervised_network(target, settings),
+        _images_and_labels(target)[0],
+        mean=target.mean,
+        std=target.std,
+        settings=_with_steps(settings.supervised, target),
+    )
+
+
+def _by_zero_shot(
+    networks: Networks, target: Target, settings: Settings, supervised: Supervised
+) -> list[dict[str, float]]:
+    data, seeds = target.dataset, len(networks.keys)
+    test, constants = _images_and_labels(target)[1], {"mean": target.mean, "std": target.std}
+    if networks.entry.train is None:  # the row of the teacher is that of the network that is learnt from
+        alone = jax.tree.map(lambda leaf: leaf[None], supervised()[1])
+        plain = settings.distilling._replace(batch_statistics=False)
+        value = zero_shot.accuracy(supervised_network(target, settings), alone, test, settings=plain, **constants)
+        return [{"zero_shot_kd": float(value[0])}] * seeds
+    module = networks.module
+    if networks.entry.images is None or module is None:
+        return []
+    given = networks.entry.images(networks.keys)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(networks.keys, 5)
+    key_head, key_train = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+
+    def with_head(key: Array, one: Any) -> Any:
+        return finetune.with_head(key, module, one, data.classes, data.image_shape)[1]
+
+    students = jax.vmap(with_head)(key_head, networks.variables)
+    found = zero_shot.run(
+        key_train,
+        (module.clone(dim=data.classes), students),
+        supervised(),
+        given.inputs,
+        test,
+        settings=settings.distilling,
+        noise=given.noise,
+        together=_together(module, target, settings.distilling.batch_size, settings),
+        name=f"zero_shot_kd {networks.entry.name}",
+        **constants,
+    )
+    return [{"zero_shot_kd": float(value)} for value in found]
+
+
+FEW_LABELS = tuple(f"few_labels_{100 * fraction:g}" for fraction in probes.FRACTIONS)
+
+PROTOCOLS: dict[str, Protocol] = {
+    "linear": Protocol({"linear": "linear probe (%)"}, lambda s, t, e: list(s.linear), _by_linear),
+    "lbfgs": Protocol({"lbfgs": "linear probe, L-BFGS (%)"}, lambda s, t, e: [], _by_lbfgs),
+    "few_labels": Protocol(
+        {name: f"{100 * part:g} % of labels (%)" for name, part in zip(FEW_LABELS, probes.FRACTIONS, strict=True)},
+        lambda s, t, e: [],
+        _by_few_labels,
+    ),
+    "few_shot": Protocol({"few_shot": "10 labels per class (%)"}, lambda s, t, e: [], _by_few_shot),
+    "knn": Protocol({"knn": "k-NN (%)"}, lambda s, t, e: s.neighbours, _by_knn),
+    "feature_r2": Protocol({"feature_r2": "teacher's features (R2)"}, lambda s, t, e: [], _by_feature_r2, teacher=True),
+    "finetune": Protocol(
+        {"finetune": "fine-tuning (%)"}, lambda s, t, e: list(_with_steps(s.tuning, t)), whole=_by_finetune
+    ),
+    "zero_shot_kd": Protocol(
+        {"zero_shot_kd": "distillation without target data (%)"},
+        lambda s, t, e: [list(s.distilling), supervised_uses(t, s), e.offered],
+        whole=_by_zero_shot,
+    ),
+}

@@ -1,0 +1,481 @@
+"""Experts: students trained on all data towards the teacher's features, and their trajectories on disk.
+
+MKDT (Joshi, Ni, Mirzasoleiman, ICLR 2025): 100 ConvNets with instance norm, mean squared error on the teacher's
+features, SGD (0.1, momentum 0.9, weight decay 1e-4, batch 256), no augmentation; the parameters are kept at the start
+and after every epoch. Its distilled set starts from the images that the experts fit worst after their first epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from tqdm import tqdm
+
+from ssdd_jax import inner
+from ssdd_jax.data.preprocess import Preprocessing
+from ssdd_jax.errors import UserError
+from ssdd_jax.models import convnet
+from ssdd_jax.runtime import files
+from ssdd_jax.training import epochs, loop, streaming
+
+Array = jax.Array
+
+# Images per forward pass when losses are measured, and those that are read from the host at a time.
+MEASURE = 256
+PART = 32 * MEASURE
+
+
+class Settings(NamedTuple):
+    """How experts are trained.
+
+    Attributes:
+        count: Number of experts.
+        epochs: Passes over the data; a trajectory has one snapshot more.
+        widths: Channels of each block.
+        norm: `instance` or `batch`; of batch norm's running statistics nothing is kept.
+        batch_size: Images per step.
+        vectorize: How many experts are trained side by side.
+        inner: Rate, momentum and weight decay of SGD.
+    """
+
+    count: int = 100  # type: ignore[assignment]  # instead of the tuple's method
+    epochs: int = 3
+    widths: tuple[int, ...] = (128, 128, 128)
+    norm: str = "instance"
+    batch_size: int = 256
+    vectorize: int = 1
+    inner: inner.Settings = inner.Settings(0.1, 0.9, 1e-4)
+
+
+def numbers(settings: Settings, image_shape: tuple[int, ...], dim: int) -> int:
+    """Parameters P of one student for images `(H,W,C)` and targets of length `dim`."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_like(settings, image_shape, dim)))
+
+
+def bytes_needed(settings: Settings, image_shape: tuple[int, ...], dim: int) -> int:
+    """Bytes of all trajectories on disk: `count (epochs + 1) P` numbers of float32."""
+    return settings.count * (settings.epochs + 1) * numbers(settings, image_shape, dim) * 4
+
+
+def _like(settings: Settings, image_shape: tuple[int, ...], dim: int) -> Any:
+    """Shapes of one student's parameters."""
+    network = convnet.ConvNet(tuple(settings.widths), dim, settings.norm)
+    return jax.eval_shape(lambda: convnet.initialize(jax.random.key(0), network, image_shape)["params"])
+
+
+def flatten(params: Any) -> Array:
+    """All parameters as one vector: layers by name, in each its arrays by name, in each row by row.
+
+    Args:
+        params: Of a `ConvNet`.
+
+    Returns:
+        float32 `(P,)`: with instance norm `conv0` (`bias`, `kernel`), `conv1`, ..., `fc`, `in0` (`bias`, `scale`), ...
+    """
+    return jnp.concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(params)])
+
+
+def unflatten(vector: Array, settings: Settings, image_shape: tuple[int, ...], dim: int) -> Any:
+    """The parameters that `flatten` made a vector of.
+
+    Args:
+        vector: `(P,)`.
+        settings: Of the students.
+        image_shape: `(H,W,C)`.
+        dim: Length D of a target.
+
+    Returns:
+        `params` of a `ConvNet`, in the vector's precision.
+    """
+    leaves, structure = jax.tree.flatten(_like(settings, image_shape, dim))
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    chex.assert_shape(vector, (sum(sizes),))
+    parts = jnp.split(vector, np.cumsum(sizes)[:-1].tolist())
+    return jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def train_epoch(
+    keys: Array,
+    states: inner.State,
+    images: Array,
+    targets: Array,
+    preprocessing: Preprocessing,
+    *,
+    settings: Settings,
+) -> inner.State:
+    """Train a group of experts by one epoch of shuffled mini-batches, each in an order of its own.
+
+    Args:
+        keys: PRNG keys `(k,)`.
+        states: The experts; every leaf has a leading axis k.
+        images: uint8 `(n,H,W,C)`.
+        targets: Regression targets `(n,D)`.
+        preprocessing: Constants of the data set.
+        settings: Batch size and SGD.
+
+    Returns:
+        The experts after the epoch.
+    """
+    chex.assert_rank([images, targets], [4, 2])
+    chex.assert_equal_shape_prefix([images, targets], 1)
+
+    def step(state: inner.State, rows: Array) -> inner.State:
+        return inner.step(state, preprocessing.images(images[rows]), targets[rows], settings=settings.inner)[0]
+
+    options = {"count": len(images), "batch_size": settings.batch_size, "epochs": 1}
+    return jax.vmap(lambda key, state: epochs.run(key, state, step, **options))(keys, states)
+
+
+def train_epoch_streamed(
+    keys: Array, states: inner.State, pairs: streaming.Pairs, *, settings: Settings
+) -> inner.State:
+    """The same as `train_epoch`, of images and features that stay on the host; `keys` `(k,)`, one per expert."""
+    read, steps = streaming.shuffled(keys, pairs, batch_size=settings.batch_size)
+    size, _ = epochs.batch_of(len(pairs.images), settings.batch_size)
+    advance = functools.partial(_advance_fed, pairs.preprocessing, settings=settings)
+    per_call = streaming.steps_per_call(pairs, len(keys) * size, steps)
+    return streaming.run(advance, states, read, steps=steps, per_call=per_call)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _advance_fed(
+    preprocessing: Preprocessing, states: inner.State, items: tuple[Array, Array], count: Array, *, settings: Settings
+) -> inner.State:
+    def one(state: inner.State, x: Array, y: Array) -> inner.State:
+        return inner.step(state, preprocessing.images(x), y, settings=settings.inner)[0]
+
+    return streaming.loop(lambda states, item: jax.vmap(one)(states, *item), states, items, count)
+
+
+def _losses(variables: inner.Variables, data: streaming.Pairs | _Data) -> np.ndarray:
+    """`image_losses`, of what is on the host a part at a time."""
+    if isinstance(data, _Data):
+        return np.asarray(image_losses(variables, *data))
+    rows = np.arange(len(data.images))
+    some = (data.take(rows[begin : begin + PART]) for begin in range(0, len(rows), PART))
+    return np.concatenate([np.asarray(image_losses(variables, *part, data.preprocessing)) for part in some])
+
+
+@jax.jit
+def image_losses(variables: inner.Variables, images: Array, targets: Array, preprocessing: Preprocessing) -> Array:
+    """How badly one student, in eval mode, fits each image, a batch of images at a time.
+
+    Args:
+        variables: `params` and `batch_stats` of the student.
+        images: uint8 `(n,H,W,C)`.
+        targets: Regression targets `(n,D)`.
+        preprocessing: Constants of the data set.
+
+    Returns:
+        Mean squared error over the D numbers of each image `(n,)`.
+    """
+    chex.assert_equal_shape_prefix([images, targets], 1)
+    count = len(images)
+    size = min(MEASURE, count)
+    padded = jnp.pad(images, ((0, -count % size), *((0, 0),) * 3)).reshape(-1, size, *images.shape[1:])
+    expected = jnp.pad(targets, ((0, -count % size), (0, 0))).reshape(-1, size, targets.shape[1])
+
+    def one(batch: tuple[Array, Array]) -> Array:
+        x, y = batch
+        return jnp.mean(jnp.square(inner.predict(variables, preprocessing.images(x)) - y), axis=1)
+
+    return lax.map(one, (padded, expected)).reshape(-1)[:count]
+
+
+@functools.partial(jax.jit, static_argnames=("settings", "image_shape", "dim"))
+def _fresh(keys: Array, *, settings: Settings, image_shape: tuple[int, ...], dim: int) -> inner.State:
+    """New experts, one per key."""
+    options: dict[str, Any] = {"widths": settings.widths, "norm": settings.norm, "settings": settings.inner}
+    return jax.vmap(lambda key: inner.init(key, image_shape, dim, **options))(keys)
+
+
+_flatten_all = jax.jit(jax.vmap(flatten))
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """Trajectories in a folder: `expert_0000.npy` and so on, float32 `(epochs+1,P)`, and `losses.npy`, float32 `(n,)`.
+
+    Attributes:
+        folder: Where they are.
+    """
+
+    folder: pathlib.Path
+
+    def path(self, expert: int) -> pathlib.Path:
+        """The file of one trajectory."""
+        return self.folder / f"expert_{expert:04d}.npy"
+
+    def count(self) -> int:
+        """How many trajectories are there; each file is written whole."""
+        return sum(1 for _ in self.folder.glob("expert_*.npy"))
+
+    def read(self, expert: int, epoch: int) -> np.ndarray:
+        """One snapshot; nothing else of the trajectory is read from the disk.
+
+        Args:
+            expert: Which expert.
+            epoch: After how many epochs; 0 is the start.
+
+        Returns:
+            Parameters float32 `(P,)` in the order of `flatten`.
+
+        Raises:
+            UserError: If the file is missing or damaged.
+        """
+        return np.array(self._open(expert)[epoch])
+
+    def losses(self) -> np.ndarray:
+        """Mean over the experts of `image_losses` after the first epoch, float32 `(n,)`: MKDT starts from the highest.
+
+        Raises:
+            UserError: If the file is missing or damaged.
+        """
+        return files.read_array(self.folder / "losses.npy")
+
+    def _open(self, expert: int) -> np.ndarray:
+        path = self.path(expert)
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: delete {self.folder} and start again") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it and start again") from None
+
+
+class _Data(NamedTuple):
+    """What experts are trained on: uint8 `(n,H,W,C)`, `(n,D)`, and the constants."""
+
+    images: Array
+    targets: Array
+    preprocessing: Preprocessing
+
+
+def make(
+    key: Array,
+    folder: pathlib.Path,
+    images: Array,
+    targets: Array,
+    preprocessing: Preprocessing,
+    *,
+    settings: Settings,
+    say: Callable[[str], None],
+    keep: bool = True,
+) -> Store:
+    """As `make_of`, of images uint8 `(n,H,W,C)` and regression targets `(n,D)` that are kept on the device."""
+    data = _Data(jnp.asarray(images), jnp.asarray(targets), preprocessing)
+    return make_of(key, folder, data, settings=settings, say=say, keep=keep)
+
+
+def make_of(
+    key: Array,
+    folder: pathlib.Path,
+    data: streaming.Pairs | _Data,
+    *,
+    settings: Settings,
+    say: Callable[[str], None],
+    keep: bool = True,
+) -> Store:
+    """Train the experts that are missing, a group of `vectorize` at a time.
+
+    Interrupted, it continues with the first group that is not whole, with the same bits as if left alone: an expert
+    depends on the key and its own number.
+
+    Args:
+        key: PRNG key; folded by expert.
+        folder: Where trajectories and losses are kept.
+        data: What they are trained on: on the device, or streamed from the host.
+        settings: How many experts, and how they are trained.
+        say: Called with a line for the user before anything is trained.
+        keep: Whether trajectories are written. Without them only the losses are, and one epoch is enough.
+
+    Returns:
+        The trajectories and losses.
+
+    Raises:
+        UserError: If the disk is too small, an expert diverges, or the folder holds other experts.
+        ssdd_jax.training.loop.Stopped: If SIGTERM or SIGINT came; the groups that are done are kept.
+    """
+    store = Store(folder)
+    size, (shape, dim) = settings.vectorize, _shapes(data)
+    groups = [range(first, min(first + size, settings.count)) for first in range(0, settings.count, size)]
+    expected = (settings.epochs + 1, numbers(settings, shape, dim))
+    missing = [group for group in groups if not _is_done(store, group, expected if keep else None)]
+    if missing:
+        passes = settings.epochs if keep else 1
+        _prepare(store, sum(map(len, missing)), expected, keep, say)
+        with (
+            loop.stop_requests() as requested,
+            loop.bar("experts", sum(map(len, missing)) * passes, unit="epoch") as bar,
+        ):
+            for group in missing:
+                _make_group(key, store, group, data, settings, _Progress(passes, keep, bar, requested))
+    _merge(store, groups)
+    return store
+
+
+class _Progress(NamedTuple):
+    """Epochs to train, whether trajectories are kept, the progress bar, and the signals that came."""
+
+    passes: int
+    keep: bool
+    bar: tqdm
+    requested: Sequence[int]
+
+
+def _shapes(data: streaming.Pairs | _Data) -> tuple[tuple[int, ...], int]:
+    """`(H,W,C)` and D."""
+    return data.images.shape[1:], (data.targets if isinstance(data, _Data) else data.features).shape[1]
+
+
+def _make_group(
+    key: Array, store: Store, group: range, data: streaming.Pairs | _Data, settings: Settings, progress: _Progress
+) -> None:
+    """Train a group, write its trajectories, and last its losses, which say that it is whole."""
+    snapshots, losses = [], np.zeros(len(data.images))
+    for epoch, states in enumerate(_train(key, group, data, settings, progress.passes)):
+        vectors = np.asarray(_flatten_all(states.variables["params"]))
+        _check_finite(vectors, group, f"parameters after epoch {epoch}")
+        if progress.keep:
+            snapshots.append(vectors)
+        if epoch == 1:
+            members = [jax.tree.map(lambda leaf: leaf[i], states.variables) for i in range(len(group))]  # noqa: B023
+            each = np.stack([_losses(variables, data) for variables in members])
+            _check_finite(each, group, "losses after epoch 1")
+            losses = each.sum(0, dtype=np.float64)
+        progress.bar.update(len(group) if epoch else 0)
+        if progress.requested and epoch < progress.passes:
+            raise loop.Stopped(f"experts: stopped in expert {group[0]} of {settings.count}; those before it are kept")
+    for i, expert in enumerate(group if progress.keep else ()):
+        files.write_array(store.path(expert), np.stack([vectors[i] for vectors in snapshots]))
+    files.write_array(_group_losses(store, group), losses)
+
+
+def _train(
+    key: Array, group: range, data: streaming.Pairs | _Data, settings: Settings, passes: int
+) -> Iterator[inner.State]:
+    """The group's experts at the start and after every epoch."""
+    keys = jax.vmap(lambda expert: jax.random.split(jax.random.fold_in(key, expert)))(jnp.asarray(group))
+    shape, dim = _shapes(data)
+    states = _fresh(keys[:, 0], settings=settings, image_shape=shape, dim=dim)
+    yield states
+    for epoch in range(passes):
+        orders = jax.vmap(jax.random.fold_in, (0, None))(keys[:, 1], epoch)
+        if isinstance(data, _Data):
+            states = train_epoch(orders, states, *data, settings=settings)
+        else:
+            states = train_epoch_streamed(orders, states, data, settings=settings)
+        yield states
+
+
+def _check_finite(values: np.ndarray, group: range, what: str) -> None:
+    """`values` `(k,...)`, a row per expert of the group."""
+    for expert, row in zip(group, values, strict=True):
+        if not np.isfinite(row).all():
+            raise UserError(
+                f"experts: the {what} of expert {expert} are not finite numbers, nothing of it is kept; "
+                "try a smaller config.experts.learning_rate"
+            )
+
+
+def _is_done(store: Store, group: range, expected: tuple[int, int] | None) -> bool:
+    """Whether a group's losses are there, and its trajectories where a shape is expected of them."""
+    if not (_group_losses(store, group).exists() or (store.folder / "losses.npy").exists()):
+        return False
+    if expected is None:
+        return True
+    there = [expert for expert in group if store.path(expert).exists()]
+    for expert in there:
+        shape = store._open(expert).shape
+        if shape != expected:
+            raise UserError(
+                f"{store.path(expert)} holds {shape} numbers, and these settings make {expected}: delete {store.folder}"
+            )
+    return len(there) == len(group)
+
+
+def _group_losses(store: Store, group: range) -> pathlib.Path:
+    """The sum of a group's losses, float64 `(n,)`, until all groups are there."""
+    return store.folder / f"group_{group[0]:04d}_{group[-1]:04d}.npy"
+
+
+def _merge(store: Store, groups: Sequence[range]) -> None:
+    """Make `losses.npy` of the groups' losses, and remove those."""
+    path = store.folder / "losses.npy"
+    if not path.exists():
+        total = np.sum([files.read_array(_group_losses(store, group)) for group in groups], axis=0)
+        files.write_array(path, (total / sum(map(len, groups))).astype(np.float32))
+    for leftover in store.folder.glob("group_*.npy"):
+        leftover.unlink()
+
+
+def _prepare(store: Store, count: int, shape: tuple[int, int], keep: bool, say: Callable[[str], None]) -> None:
+    """Make the folder, say what is going to fill it, and refuse to begin where the disk is too small."""
+    snapshots, size = shape
+    if not keep:
+        say(f"experts: {count} networks of {size:,} parameters, one epoch each; nothing of them but losses is kept")
+    with files.saving(store.folder):
+        store.folder.mkdir(parents=True, exist_ok=True)
+    if not keep:
+        return
+    needed = count * snapshots * size * 4
+    say(f"experts: {count} trajectories of {snapshots} snapshots take {_readable(needed)} in {store.folder}")
+    free = shutil.disk_usage(store.folder).free
+    if free < needed:
+        raise UserError(
+            f"{store.folder} has {_readable(free)} free and the experts' trajectories need {_readable(needed)}: free "
+            "some, choose another --workdir, or a smaller config.experts.count or config.experts.epochs"
+        )
+
+
+def _readable(size: int) -> str:
+    """Bytes in MB or GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def feed(
+    store: Store, settings: Settings, *, max_start_epoch: int, expert_epochs: int, seed: int
+) -> Callable[[int, int], dict[str, np.ndarray]]:
+    """Where students start and arrive, read from the disk as the outer steps come.
+
+    Args:
+        store: The trajectories.
+        settings: Of the experts.
+        max_start_epoch: The start is drawn uniformly from the snapshots 0 to `max_start_epoch - 1`.
+        expert_epochs: How many epochs later the target is.
+        seed: Which expert and epoch a step sees depends on this and on the step's number alone.
+
+    Returns:
+        `(done, count) -> {"start": (count,P), "target": (count,P)}`, float32, for the steps from `done` on.
+
+    Raises:
+        ValueError: If a trajectory is too short for these epochs.
+    """
+    if max_start_epoch < 1 or expert_epochs < 1 or max_start_epoch - 1 + expert_epochs > settings.epochs:
+        raise ValueError(
+            f"a start before epoch {max_start_epoch} and {expert_epochs} epochs from there need experts of "
+            f"{max_start_epoch - 1 + expert_epochs} epochs, these have {settings.epochs}"
+        )
+
+    def read(done: int, count: int) -> dict[str, np.ndarray]:
+        starts, targets = [], []
+        for step in range(done, done + count):
+            generator = np.random.default_rng((seed, step))
+            expert, epoch = int(generator.integers(settings.count)), int(generator.integers(max_start_epoch))
+            starts.append(store.read(expert, epoch))
+            targets.append(store.read(expert, epoch + expert_epochs))
+        return {"start": np.stack(starts), "target": np.stack(targets)}
+
+    return read

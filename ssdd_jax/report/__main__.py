@@ -1,0 +1,81 @@
+"""The command that writes reports of finished runs: `python -m ssdd_jax.report RUN [RUN ...] [--out=FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import shlex
+import sys
+
+from ssdd_jax.cli import console
+from ssdd_jax.errors import UserError
+
+HELP = """\
+usage: python -m ssdd_jax.report RUN [RUN ...] [--out=FILE]
+
+Write a report that a browser opens and that needs no network: of one run, or of several side by side. A run writes its
+own at its end, as report.html in its folder.
+
+  RUN         the folder of a finished run; its --workdir
+  --out=FILE  where to; default report.html in the folder of a single run, comparison.html for several
+  --help      print this page
+
+Examples:
+  python -m ssdd_jax.report runs/digits
+  python -m ssdd_jax.report runs/digits runs/digits-krr_st runs/digits-mkdt --out=comparison.html
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Without the program's name.
+
+    Returns:
+        The exit status: 0, 2 for a mistake that a user can mend, told in one line.
+    """
+    return console.answer(lambda: _run(arguments), memory="what else runs on it")
+
+
+def _run(arguments: list[str]) -> None:
+    if "--help" in arguments or "-h" in arguments:
+        print(HELP)
+        return
+    options = _parse(arguments)
+    from ssdd_jax import report
+    from ssdd_jax.report import comparison_page
+
+    records = [report.read(folder) for folder in dict.fromkeys(options.runs)]
+    default = records[0].folder / "report.html" if len(records) == 1 else pathlib.Path("comparison.html")
+    out = pathlib.Path(options.out).expanduser() if options.out else default
+    if len(records) == 1:
+        report.write(out, records[0])
+    else:
+        sides = [
+            report.side_of(*one) for one in zip(comparison_page.labels(records), ([r] for r in records), strict=True)
+        ]
+        command = shlex.join(["python", "-m", "ssdd_jax.report", *arguments])
+        report.compare(out, sides, beside=comparison_page.references(records), command=command)
+    print(f"ssdd_jax: {out}, {out.stat().st_size:,} bytes")
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = console.Parser()
+    parser.add_argument("runs", nargs="*")
+    parser.add_argument("--out", default="")
+    options = parser.parse_args(arguments)
+    if not options.runs:
+        raise UserError("name the folder of a finished run, such as runs/digits; --help shows what there is")
+    if options.out and pathlib.Path(options.out).expanduser().is_dir():
+        raise UserError(f"--out={options.out} is a folder: name a file, such as comparison.html")
+    return options
+
+
+def cli() -> None:
+    """Run and exit with the status."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()

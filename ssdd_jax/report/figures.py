@@ -1,0 +1,132 @@
+"""Figures of a run. They know a distilled set and numbers, not the method that made them."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure  # not pyplot, whose backend is for a notebook's owner to choose
+
+from ssdd_jax.distilled import DistilledSet
+from ssdd_jax.runtime import files
+
+SHOWN = 100  # images in a grid at most
+TITLES = {
+    "linear": "linear probe, all labels (%)",
+    "few_shot": "10 labels per class (%)",
+    "feature_r2": "teacher's features (R2)",
+}
+
+
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Lay images out in rows.
+
+    Args:
+        images: `(n,H,W,C)` in 0..1, C 1 or 3.
+        columns: Images per row.
+
+    Returns:
+        One image `(rows*(H+1)-1, columns*(W+1)-1, 3)`, a white line between neighbours.
+    """
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1, 3))
+    for i, image in enumerate(np.broadcast_to(images, (count, height, width, 3)) if channels == 1 else images):
+        top, left = divmod(i, columns)
+        sheet[top * (height + 1) :, left * (width + 1) :][:height, :width] = image
+    return sheet
+
+
+def stretch(images: np.ndarray) -> np.ndarray:
+    """Scale each image of `(n,H,W,C)` so that zero is mid-grey and its largest magnitude black or white."""
+    most = np.abs(images).max(axis=(1, 2, 3), keepdims=True)
+    return 0.5 + 0.5 * images / np.where(most > 0, most, 1)
+
+
+def images_figure(path: pathlib.Path, images: np.ndarray, title: str) -> None:
+    """Draw images `(n,H,W,C)` in 0..1 as a grid, enlarged without smoothing."""
+    shown = images[:SHOWN]
+    columns = min(len(shown), 10 if len(shown) <= 60 else 20)
+    sheet = grid(shown, columns)
+    width = 8.0
+    figure = Figure(figsize=(width, width * sheet.shape[0] / sheet.shape[1] + 0.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title if len(images) <= SHOWN else f"{title}, the first {SHOWN}", fontsize=10)
+    save(figure, path)
+
+
+def loss_figure(path: pathlib.Path, steps: Sequence[int], losses: Sequence[float]) -> None:
+    """Draw the outer loss over the steps."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, linewidth=1.2, marker="." if len(steps) < 40 else None)
+    axes.set_yscale("log")
+    axes.set_xlabel("outer step")
+    axes.set_ylabel("outer loss, mean per call")
+    axes.grid(alpha=0.3, which="both")
+    save(figure, path)
+
+
+def results_figure(path: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """Draw every measure of `results.json` as bars with the standard deviation over seeds."""
+    measures = [name for name in TITLES if results.get(name)]
+    if not measures:
+        return
+    figure = Figure(figsize=(3.6 * len(measures), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(measures), squeeze=False)
+    for axes, measure in zip(panels[0], measures, strict=True):
+        rows = results[measure]
+        colors = ["tab:blue" if name == "distilled" else "0.7" for name in rows]
+        means, errors = [row["mean"] for row in rows.values()], [row["std"] for row in rows.values()]
+        axes.barh(list(rows), means, xerr=errors, color=colors, capsize=3)
+        axes.invert_yaxis()
+        low, high = min(means), max(means)
+        axes.set_xlim(low - 0.35 * (high - low or 1), high + 0.15 * (high - low or 1))
+        axes.set_title(TITLES[measure], fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+    save(figure, path)
+
+
+def draw(folder: pathlib.Path, distilled: DistilledSet, lines: Sequence[Mapping[str, Any]], results: Any) -> None:
+    """Draw everything there is to see of a run.
+
+    Args:
+        folder: Where the pictures go.
+        distilled: The set.
+        lines: Those of `metrics.jsonl` that belong to the distillation.
+        results: What `results.json` holds.
+    """
+    images = np.asarray(distilled.images())
+    images_figure(folder / "distilled.png", images, f"{len(images)} distilled images")
+    if "image_bases" in distilled.arrays:
+        bases = np.asarray(jax.device_get(distilled.arrays["image_bases"]))
+        images_figure(folder / "bases.png", stretch(bases), f"{len(bases)} image bases")
+    if lines:
+        loss_figure(folder / "loss.png", [x["step"] for x in lines], [x["loss"] for x in lines])
+    results_figure(folder / "results.png", results)
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """`results.json` as a Markdown table: a row per entry, mean and standard deviation per measure."""
+    measures = [name for name in TITLES if results.get(name)]
+    names = list(dict.fromkeys(name for measure in measures for name in results[measure]))
+    lines = ["| | " + " | ".join(TITLES[m] for m in measures) + " |", "|---|" + "---:|" * len(measures)]
+    for name in names:
+        cells = []
+        for measure in measures:
+            row, digits = results[measure].get(name), 3 if measure == "feature_r2" else 1
+            cells.append(f"{row['mean']:.{digits}f} ± {row['std']:.{digits}f}" if row else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def save(figure: Any, path: pathlib.Path) -> None:
+    """Write a figure."""
+    with files.saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -1,0 +1,88 @@
+"""What a report calls things: names as readers know them, and numbers with their units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssdd_jax.report import figures
+
+METHODS = {
+    "boost": "Boost-SSDD",
+    "krr_st": "KRR-ST",
+    "mkdt": "MKDT",
+    "scdd": "SC-DD",
+    "random": "random subset",
+    "kmeans": "k-means subset",
+    "high_loss": "high-loss subset",
+    "noise": "Gaussian noise",
+}
+ENTRIES = {
+    "distilled": "distilled set",
+    "random_real": "random images",
+    "random_init": "untrained",
+    "full_data": "all images",
+    "teacher": "teacher",
+    "top1": "distilled set",
+}
+ENTRY_NOTES = {
+    "distilled set": "a network trained on the set as it was saved",
+    "random images": "the same network trained on N random images with the teacher's features",
+    "untrained": "the same network as it starts",
+    "all images": "the same network trained on all images with the teacher's features",
+    "teacher": "the network that is imitated",
+}
+MEASURES = {**figures.TITLES, "post_training": "its own post-training, top-1 (%)"}
+PARTS = {
+    "images": "images",
+    "image_bases": "image bases",
+    "image_coefficients": "image coefficients",
+    "image_mean": "image mean",
+    "targets": "targets",
+    "feature_bases": "feature bases",
+    "feature_coefficients": "feature coefficients",
+    "feature_mean": "feature mean",
+    "networks": "approximation networks",
+}
+
+
+def method(results: Mapping[str, Any]) -> str:
+    """What readers call the method that `results.json` names."""
+    name = results["method"]
+    return METHODS.get(results.get("samples", "") if name == "subset" else name, name)
+
+
+def parts(stored: Mapping[str, int]) -> dict[str, int]:
+    """Numbers stored by part, the tensors of the approximation networks as one."""
+    found = dict.fromkeys(PARTS.values(), 0)
+    for name, count in stored.items():
+        group = name.partition(".")[0]
+        found[PARTS.get(group, group)] = found.get(PARTS.get(group, group), 0) + count
+    return {name: count for name, count in found.items() if count}
+
+
+def value(measure: str, mean: float, std: float) -> str:
+    """Mean and standard deviation, with the digits that the measure has."""
+    digits = 3 if measure == "feature_r2" else 1
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
+
+
+def seconds(spent: float) -> str:
+    """A time in the units that a person would use."""
+    if spent < 100:
+        return f"{spent:.1f} s"
+    minutes = round(spent / 60)
+    return f"{spent / 60:.1f} min" if minutes < 10 else f"{minutes} min" if minutes < 120 else f"{spent / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units."""
+    for unit, large in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= large:
+            return f"{count / large:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share."""
+    return f"{100 * part / whole:.1f} %"

@@ -1,0 +1,182 @@
+"""Files written whole or not at all, by one process of several, and read without unpickling anything."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import devices
+
+Path = pathlib.Path
+
+
+@contextlib.contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into one line that says what to do.
+
+    Raises:
+        UserError: If the disk is full, or the place cannot be written to.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another --workdir") from error
+        if is_full_disk(error):
+            raise UserError(
+                f"no space left on the disk while saving {path}: free some and start the same command again; "
+                "what was saved before is intact"
+            ) from error
+        raise
+
+
+def machine_bytes() -> int:
+    """Memory of the machine, or of the container that the process is in, if that has less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # "max", where there is none
+            memory = min(memory, int(limit.read_text()))
+    return memory
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that the disk is full."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "no space left on device" in str(seen).lower() or "RESOURCE_EXHAUSTED: No space" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written under another name, and renamed when all of it is on the disk."""
+    if not devices.is_first():
+        with open(os.devnull, "wb") as nowhere:
+            yield nowhere
+        return
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with _whole(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN is refused."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        UserError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): delete it or restore it") from error
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Add a line of JSON, which begins a new line also after one that a kill cut short."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(value).encode() + b"\n")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The lines of a file that is appended to, none where it is missing; one that a kill cut short is left out."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(text))
+    return found
+
+
+def write_tensors(path: Path, tree: Mapping[str, Any]) -> str:
+    """Write a nested dictionary of arrays as safetensors, atomically; returns the SHA-256 of the file."""
+    flat = traverse_util.flatten_dict(dict(tree), sep="/")
+    # Not np.ascontiguousarray: it turns a scalar into an array of one axis.
+    content = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in flat.items()})
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_tensors(path: Path, checksum: str | None = None) -> dict[str, Any]:
+    """Read what `write_tensors` wrote.
+
+    Args:
+        path: The file.
+        checksum: Its SHA-256, if known.
+
+    Returns:
+        The nested dictionary of arrays.
+
+    Raises:
+        UserError: If the file is missing, damaged, or another one than the checksum's.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if checksum is not None and hashlib.sha256(content).hexdigest() != checksum:
+        raise UserError(f"{path} is damaged: its checksum is not the one that was stored with it")
+    try:
+        flat = safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a safetensors file, or is damaged ({error})") from None
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy` file atomically."""
+    with _whole(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read a `.npy` file.
+
+    Raises:
+        UserError: If it is missing, damaged, or holds pickled objects.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a readable .npy file of numbers: {error}") from None

@@ -1,0 +1,123 @@
+"""The evaluation of a run's set, and the report of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import ssdd_jax
+from ssdd_jax import distilled, inner
+from ssdd_jax import report as page
+from ssdd_jax.evaluate import entries, sources, store, suite, training
+from ssdd_jax.evaluate.protocols import probes, table
+from ssdd_jax.methods.run import Run
+from ssdd_jax.report import figures
+from ssdd_jax.runtime import files
+from ssdd_jax.training import loop
+
+MEASURES = ("linear", "few_shot", "feature_r2")
+
+
+def measure(run: Run) -> None:
+    """Evaluate the set as saved, and the baselines; each entry is kept as soon as it is there."""
+    if run.work.results.exists():
+        return
+    found, known = distilled.load(run.work.distilled), run.features()
+    if known.test is None:
+        run.say("evaluate: no features of the test images were brought: without feature_r2 and the teacher's row")
+    options = run.config.evaluate
+    request = suite.Request(
+        sets={"distilled": found},
+        counts={"distilled": run.config.storage.N},
+        models=(student_name(run.config),),
+        targets=(sources.as_target(run.config.data.name, run.dataset),),
+        protocols=MEASURES,
+        references=options.entries[1:],
+        source=entries.Source(run.dataset, known, run.preprocessing()),
+        seeds=options.seeds,
+        seed=run.config.seed,
+        training=training_of(run.config),
+        judging=table.Settings(
+            linear=probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
+        ),
+    )
+    rows = suite.run(request, store.Store(run.work.evaluation), say=run.say)
+    files.write_json(run.work.results, _results(run, found, rows))
+
+
+def student_name(config: ConfigDict) -> str:
+    """The architecture that a config's student is, by its name."""
+    norm = {"batch": "bn", "instance": "in"}[config.student.norm]
+    return "_".join(["convnet", *map(str, config.student.widths), norm])
+
+
+def training_of(config: ConfigDict) -> entries.Settings:
+    """How networks are trained, out of a config."""
+    options = config.evaluate
+    sgd = inner.Settings(options.learning_rate, options.momentum, options.weight_decay)
+    return entries.Settings(
+        pairs=training.Settings(options.epochs, options.batch_size, sgd),
+        full=training.Settings(options.full_epochs, options.batch_size, sgd),
+        own_rate=options.own_rate,
+        gigabytes=config.devices.gigabytes,
+    )
+
+
+def _results(run: Run, found: distilled.DistilledSet, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    config = run.config
+    measures: dict[str, dict[str, Any]] = {name: {} for name in MEASURES}
+    for row in rows:
+        if row["entry"] in config.evaluate.entries:
+            values = {key: row[key] for key in ("mean", "std", "seeds", "values")}
+            measures[row["measure"]][row["entry"]] = values
+    own = {
+        stage.name: files.read_json(run.work.own(stage.name, shared=False) / "results.json")
+        for stage in run.method.after
+    }
+    size = sum(file.stat().st_size for file in run.work.distilled.iterdir() if file.is_file())
+    return {
+        **{name: by_entry for name, by_entry in measures.items() if by_entry},
+        **own,
+        "storage": {
+            "numbers": found.numbers_stored(),
+            "budget": config.storage.N * (run.problem.image_numbers + run.problem.dim),
+            "bytes": size,
+            "N": config.storage.N,
+            "images": len(found.images()),
+            "parts": {name: int(np.prod(array.shape)) for name, array in found.arrays.items()},
+        },
+        "seconds": run.work.read_seconds(),
+        "memory": run.work.read_memory(),
+        "data": {
+            "images": run.problem.images,
+            "test_images": 0 if run.dataset.test_images is None else len(run.dataset.test_images),
+            "shape": list(run.problem.image_shape),
+            "classes": run.problem.classes,
+            "features": run.problem.dim,
+        },
+        "method": config.method,
+        "samples": config.distill.samples if run.method.samples else "none",
+        "dataset": config.data.name,
+        "seed": config.seed,
+        "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
+        "version": ssdd_jax.__version__,
+    }
+
+
+def draw(run: Run) -> None:
+    """Draw the figures, bring seconds and memory in `results.json` up to date, and write the page of all of it."""
+    found, results = distilled.load(run.work.distilled), files.read_json(run.work.results)
+    results |= {"seconds": run.work.read_seconds(), "memory": run.work.read_memory()}
+    files.write_json(run.work.results, results)
+    lines = [line for line in loop.read_metrics(run.work.metrics) if line["stage"] == "distill"]
+    figures.draw(run.work.figures, found, lines, results)
+    page.write(run.work.page, page.read(run.work.folder))
+    storage = results["storage"]
+    run.say(f"\n{figures.table(results)}\n\n{storage['numbers']:,} of {storage['budget']:,} numbers, "
+            f"{storage['bytes']:,} bytes; figures in {run.work.figures}, "
+            f"all on one page in {run.work.page}")  # fmt: skip

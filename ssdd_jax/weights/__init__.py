@@ -1,5 +1,0 @@
-"""Networks that were trained elsewhere: their files read, recognised by names and shapes, and converted."""
-
-from ssdd_jax.weights.loading import Options, load
-
-__all__ = ["Options", "load"]

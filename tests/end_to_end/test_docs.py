@@ -1,0 +1,149 @@
+"""The pages: built without a warning, one for every module, links that lead somewhere, examples that run."""
+
+import functools
+import importlib.util
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import urllib.parse
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import tiny_runs
+
+import ssdd_jax
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def hooks():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def public_modules():
+    """As the import system sees them."""
+    found = ["ssdd_jax", *(one.name for one in pkgutil.walk_packages(ssdd_jax.__path__, "ssdd_jax."))]
+    return [name for name in found if not any(part.startswith("_") for part in name.split("."))]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("material", reason="the extra docs is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", ROOT / "mkdocs.yml", "-d", folder]
+    environment = {"PATH": "", "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and not done.stdout and not done.stderr, done.stdout + done.stderr
+    return folder
+
+
+class Page(HTMLParser):
+    """Links, what is loaded, anchors and text of a page."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.links, self.loaded, self.anchors, self.text = [], [], set(), []
+        self.feed(file.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.anchors.add(given.get("id"))
+        if tag == "a" and given.get("href"):
+            self.links.append(given["href"])
+        loaded = given.get("src") or (given.get("href") if tag == "link" else None)
+        self.loaded.extend([loaded] if loaded else [])
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@functools.cache
+def read(file):
+    return Page(file)
+
+
+def test_every_module_has_a_page(site):
+    known = public_modules()
+    assert len(known) > 80 and known.count("ssdd_jax.krr") == 1
+    assert sorted(hooks().modules()) == sorted(known)
+    start = read(site / "index.html")
+    for name in known:
+        page = site / "modules" / f"{name}.html"
+        assert page.is_file(), name
+        assert f"modules/{name}.html" in start.links, name  # the navigation lists it
+        module = importlib.import_module(name)
+        first = module.__doc__.split()[:4]  # and it says what the module says
+        words = " ".join("".join(read(page).text).split())
+        assert " ".join(first).replace("`", "") in words, name
+
+
+def test_a_page_shows_shapes_and_settings(site):
+    words = " ".join("".join(read(site / "modules" / "ssdd_jax.krr.html").text).split())
+    for expected in (
+        "predict",
+        "Synthetic features (S,F)",
+        "ridge_scale",
+        "float",
+        "KRR-ST",
+        "Predicted targets (B,D)",
+    ):
+        assert expected in words
+    words = " ".join("".join(read(site / "modules" / "ssdd_jax.pool.html").text).split())
+    assert "Age Z at which a model is renewed" in words  # the fields of a NamedTuple
+
+
+def test_links_lead_somewhere_and_nothing_is_fetched(site):
+    checked = 0
+    for file in site.rglob("*.html"):
+        if file.name == "404.html":  # its links are absolute: it is shown for any address
+            continue
+        page = read(file)
+        for link in page.loaded:
+            assert not urllib.parse.urlparse(link).scheme.startswith("http"), (file.name, link)
+        for link in (*page.links, *page.loaded):
+            parts = urllib.parse.urlparse(link)
+            if parts.scheme:
+                continue
+            target = (file.parent / urllib.parse.unquote(parts.path)).resolve() if parts.path else file
+            assert target.exists(), (file.name, link)
+            if parts.fragment and target.suffix == ".html":
+                assert parts.fragment in read(target).anchors, (file.name, link)
+            checked += 1
+    assert checked > 1000
+
+
+def test_groups_name_modules_that_there_are():
+    known = {name.split(".")[1] for name in public_modules() if "." in name}
+    named = [name for names in hooks().GROUPS.values() for name in names.split()]
+    assert not set(named) - known and len(named) == len(set(named))
+
+
+def test_the_examples_of_the_first_page_run(tmp_path, monkeypatch):
+    """Each in three lines; with settings as small as they get."""
+    from test_distill_api import FEATURES, IMAGES
+
+    monkeypatch.chdir(tmp_path)
+    distill, train, evaluate = ssdd_jax.distill, ssdd_jax.train, ssdd_jax.evaluate
+    options = {"models": ["convnet_4_8_bn"], "seeds": 1, "epochs": 1, "full_epochs": 1, "linear_steps": 5}
+    monkeypatch.setattr(ssdd_jax, "distill", functools.partial(distill, N=6, method="random"))
+    monkeypatch.setattr(ssdd_jax, "train", lambda distilled, model: train(distilled, "resnet10_2", epochs=1))
+    monkeypatch.setattr(ssdd_jax, "evaluate", functools.partial(evaluate, **options))
+    labels = np.arange(60) % 3
+    names = {"images": IMAGES, "features": FEATURES, "train_images": IMAGES, "train_labels": labels}
+    names |= {"test_images": IMAGES[:9], "test_labels": labels[:9]}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.S)
+    assert len(blocks) == 4
+    with tiny_runs.quick_compilation():
+        for block in blocks:
+            assert len([line for line in block.splitlines() if not line.startswith("import")]) <= 3
+            exec(block, names)
+    assert names["inputs"].shape[1:] == (8, 8, 3) and names["targets"].shape == (len(names["inputs"]), 6)
+    assert names["found"].shape[0] == 9 and np.isfinite(names["found"]).all()
+    entries = {row["entry"] for row in names["result"]["rows"]}
+    assert {"distilled", "random_real", "random_init", "full_data", "chance"} <= entries

@@ -1,0 +1,144 @@
+"""The notebooks run from top to bottom, show what they say, and are kept without outputs."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from ipykernel.kernelspec import write_kernel_spec
+from IPython.core.inputtransformer2 import TransformerManager
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+FOLDER = ROOT / "experiments" / "notebooks"
+NAMES = ("distil_digits", "pure_functions")
+# In a process of its own: Jupyter warns, and pytest takes warnings for errors.
+EXECUTE = """
+import sys, nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], as_version=4)
+nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
+nbformat.write(notebook, sys.argv[2])
+"""
+
+
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def pictures(cell):
+    return sum("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+def text(cell):
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def execute(name, folder):
+    """The cells of an executed copy, by their ids."""
+    write_kernel_spec(folder / "jupyter" / "kernels" / "python3")  # of this interpreter, whatever kernels there are
+    own = {"JUPYTER_PATH": "jupyter", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython", "TMPDIR": "tmp"}
+    (folder / "tmp").mkdir()
+    clean = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "MPLBACKEND")}
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTE, FOLDER / f"{name}.ipynb", folder / "executed.ipynb"],
+        env=clean | {key: str(folder / value) for key, value in own.items()} | {"PYTHONPATH": str(ROOT)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {cell.id: cell for cell in nbformat.read(folder / "executed.ipynb", as_version=4).cells}
+
+
+@pytest.fixture(scope="module")
+def distil_digits(tmp_path_factory):
+    return execute("distil_digits", tmp_path_factory.mktemp("distil_digits"))
+
+
+@pytest.fixture(scope="module")
+def pure_functions(tmp_path_factory):
+    return execute("pure_functions", tmp_path_factory.mktemp("pure_functions"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_kept_without_outputs(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not cell.metadata and re.fullmatch(r"[a-z-]+", cell.id)  # an id that a person gave stays what it is
+        assert cell.cell_type == "markdown" or (not cell.outputs and cell.execution_count is None)
+
+
+def test_no_notebook_is_left_out():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(NAMES)
+    assert len({cell.source for name in NAMES for cell in read(name).cells if cell.id == "install"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("repository", "gpu", "expected"),
+    [
+        ("", False, "{clone}"),
+        ("", True, "{clone}[cuda]"),
+        ("/else/where", False, "/else/where"),
+        ("https://host/it.git", True, "ssdd_jax[cuda] @ git+https://host/it.git"),
+    ],
+)
+def test_installs_what_is_missing(repository, gpu, expected, monkeypatch):
+    source = next(cell.source for cell in read("distil_digits").cells if cell.id == "install")
+    source = source.replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}")
+    lines = []
+
+    class Shell:
+        def run_line_magic(self, name, line):
+            lines.append((name, line))
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi" if gpu else None)
+    monkeypatch.setattr("glob.glob", lambda pattern: [])
+    monkeypatch.chdir(FOLDER)
+    names = {"get_ipython": Shell}
+    exec(TransformerManager().transform_cell(source), names)
+    assert lines == [("pip", 'install --quiet "{requirement}"')]
+    assert names["requirement"] == expected.format(clone=ROOT)
+
+
+def test_says_what_it_runs_on(distil_digits):
+    assert re.match(r"CPU, \d+ cores|(GPU|TPU): \d+ x ", text(distil_digits["install"]))
+
+
+def test_distils_better_than_random_images(distil_digits):
+    lines = re.findall(r"^(.+?) +(\d+\.\d) % +(\d\.\d+)$", text(distil_digits["probe"]), re.MULTILINE)
+    few, r2 = ({line[0]: float(line[k]) for line in lines} for k in (1, 2))
+    assert list(few) == ["distilled set", "random images", "untrained", "teacher"]
+    assert r2["distilled set"] > max(r2["random images"], r2["untrained"]) + 0.01 and r2["teacher"] > 0.999
+    assert all(75 < value <= 100 for value in few.values())
+
+
+def test_torch_decodes_and_trains_alike(distil_digits):
+    pytest.importorskip("torch")
+    apart = re.findall(r"(?:images|targets) (\de[+-]\d\d)", text(distil_digits["torch-decode"]))
+    assert len(apart) == 2 and all(float(value) < 1e-4 for value in apart)
+    there, here = re.findall(r" (\d\.\d+)$", text(distil_digits["torch-train"]), re.MULTILINE)
+    assert abs(float(there) - float(here)) < 0.05
+
+
+def test_shows_images_and_bases_as_they_change(distil_digits):
+    expected = {"data": 1, "teacher": 1, "watch": 3, "decode": 1, "results": 1}
+    assert {name: pictures(distil_digits[name]) for name in expected} == expected
+
+
+def test_each_function_has_an_equation_and_a_picture(pure_functions):
+    cells = list(pure_functions.values())
+    heads = [k for k, cell in enumerate(cells) if cell.source.startswith("## ") and cell.source[3].isdigit()]
+    assert len(heads) == 8
+    for begin, end in zip(heads, [*heads[1:], len(cells)], strict=True):
+        drawn = sum(pictures(cell) for cell in cells[begin:end] if cell.cell_type == "code")
+        assert "$$" in cells[begin].source and drawn
+
+
+def test_what_is_computed_is_what_is_said(pure_functions):
+    assert "gradient in the mean 0.0" in text(pure_functions["outer"])
+    first, last = re.findall(r"20 steps (\d\.\d+), of the last 20 (\d\.\d+)", text(pure_functions["step"]))[0]
+    assert float(last) < 0.8 * float(first)

@@ -1,0 +1,282 @@
+"""The comparison of methods: what it leaves, that it does nothing twice, and what it refuses."""
+
+import html
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+from PIL import Image
+
+from experiments import compare
+from experiments.measure import comparison
+from ssdd_jax import config as configuration
+from ssdd_jax.cli import arguments as commandline
+from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import history
+
+SETTINGS = {"approximate.steps": 20, "distill.steps": 10, "evaluate.epochs": 2, "scdd.post_epochs": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with tiny_runs.quick_compilation():
+        yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def command(folder, workdir="comparison", **options):
+    """A small comparison; the data and the teacher are those of `tiny_runs.taught`."""
+    said = {"methods": "random,scdd", "N": "2,4", "seeds": 2, **options}
+    changes = [argument for argument in tiny_runs.taught(folder, "random") if argument.startswith("--config.")]
+    changes = [argument for argument in changes if not argument.startswith("--config.storage.N=")]
+    return [
+        "--config=configs/digits.py",
+        *(f"--{name}={value}" for name, value in said.items()),
+        *changes,
+        *(f"--config.{key}={value}" for key, value in SETTINGS.items()),
+        f"--workdir={folder / workdir}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_runs.with_teacher(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A comparison of two methods at two sizes, and what it wrote; SC-DD does not fit in the smaller."""
+    shutil.copytree(folder / "shared", folder / "comparison" / "shared")
+    assert compare.main(command(folder)) == 0
+    return folder / "comparison"
+
+
+def times(run):
+    """When the files of every run that came to its end were last written."""
+    runs = [file.parent for file in run.glob("*-seed*/config.json")]
+    return {
+        file: file.stat().st_mtime_ns
+        for one in runs
+        for file in one.rglob("*")
+        if file.is_file() and not file.name.startswith(".lock")
+    }
+
+
+def test_the_rows_are_those_of_the_runs(finished):
+    found = json.loads((finished / "comparison.json").read_text())
+    rows = {(row["method"], row["N"]): row for row in found["rows"]}
+    assert list(rows) == [("random", 2), ("random", 4), ("scdd", 4)]
+    for (method, N), row in rows.items():
+        runs = [json.loads((finished / f"{method}-N{N}-seed{seed}" / "results.json").read_text()) for seed in (0, 1)]
+        for measure in comparison.MEASURES:
+            values = [value for run in runs for value in run[measure]["distilled"]["values"]]
+            assert row["values"][measure] == values and len(values) == 4
+        assert {run["storage"]["numbers"] for run in runs} == {row["numbers"]}
+        assert row["numbers"] <= row["budget"] == N * (64 + 16) == runs[0]["storage"]["budget"]
+        assert [run["seed"] for run in runs] == [0, 1]
+        assert all(list(run["linear"]) == ["distilled"] for run in runs)
+    assert len(rows["scdd", 4]["own"]) == 4 and rows["random", 4]["own"] == []
+    assert rows["random", 4]["values"] != rows["random", 2]["values"]
+
+
+def test_the_references_are_measured_once_for_all(finished):
+    found = json.loads((finished / "comparison.json").read_text())["references"]
+    assert list(found) == ["random_init", "full_data", "teacher"]
+    for values in found.values():
+        assert {name: len(of) for name, of in values.items()} == dict.fromkeys(comparison.MEASURES, 4)
+    assert found["teacher"]["feature_r2"] == pytest.approx([1.0] * 4, abs=1e-3)
+
+
+def test_what_refuses_is_listed_and_the_others_go_on(finished):
+    refused = json.loads((finished / "comparison.json").read_text())["refused"]
+    assert len(refused) == 1
+    assert refused[0].startswith("SC-DD at N = 2: storage exceeds the budget") and "raise storage.N to 3" in refused[0]
+    assert f"Not measured: {refused[0]}" in (finished / "comparison.md").read_text()
+
+
+def test_the_table_is_markdown(finished):
+    lines = (finished / "comparison.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + 3 + 3 and len({line.count("|") for line in rows}) == 1
+    found = json.loads((finished / "comparison.json").read_text())["rows"]
+    values = next(row for row in found if row["method"] == "scdd")["values"]["few_shot"]
+    cells = [cell.strip() for cell in next(line for line in rows if "SC-DD" in line).split("|")]
+    assert cells[2:4] == ["4", "201 of 320"]
+    assert cells[5] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+    assert any("own post-training" in line and "SC-DD at N = 4" in line for line in lines)
+
+
+def test_the_page_has_every_row(finished):
+    page = (finished / "report.html").read_text()
+    found = json.loads((finished / "comparison.json").read_text())
+    for row in found["rows"]:
+        name = f"{comparison.label(row['method'])}, N = {row['N']}"
+        values = row["values"]["few_shot"]
+        assert f'<th scope="row">{name}</th>' in page and f"{name}: {row['numbers']:,} of {row['budget']:,}" in page
+        assert f"{name}: {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in page
+    assert "teacher: 1.000 ± 0.000" in page and html.escape(found["refused"][0]) in page
+    assert "python -m experiments.compare --config=configs/digits.py --methods=" in re.sub(r"</?span>", "", page)
+
+
+def test_every_run_knows_its_command(finished):
+    """They were made from Python; the command is for the same config."""
+    folder = finished / "scdd-N4-seed1"
+    (call,) = history.read(folder / "calls.jsonl")
+    options = commandline.parse(shlex.split(call["command"])[3:])
+    assert configuration.flatten(options.config) == json.loads((folder / "config.json").read_text())
+    assert options.workdir == folder and options.shared == finished / "shared"
+
+
+def test_the_picture_shows_something(finished):
+    with Image.open(finished / "comparison.png") as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    for color in ((148, 103, 189), (214, 39, 40)):  # of both methods
+        assert (np.abs(pixels.astype(int) - color).max(1) < 8).sum() > 50
+
+
+def test_again_nothing_is_done(finished, folder, capsys):
+    before = times(finished)
+    table = (finished / "comparison.md").read_bytes()
+    assert compare.main(command(folder)) == 0
+    assert times(finished) == before and (finished / "comparison.md").read_bytes() == table
+    assert "compare: random" not in capsys.readouterr().out
+
+
+def test_another_method_adds_its_runs_only(finished, folder):
+    before = times(finished)
+    assert compare.main(command(folder, methods="random,kmeans,scdd")) == 0
+    after = times(finished)
+    assert {file: after[file] for file in before} == before
+    added = {file.relative_to(finished).parts[0] for file in set(after) - set(before)}
+    assert added == {f"kmeans-N{N}-seed{seed}" for N in (2, 4) for seed in (0, 1)}
+    found = json.loads((finished / "comparison.json").read_text())["rows"]
+    assert [(row["method"], row["N"]) for row in found] == [
+        *(("random", 2), ("kmeans", 2)),
+        *(("random", 4), ("kmeans", 4), ("scdd", 4)),
+    ]
+
+
+def test_one_that_was_cut_short_is_finished(finished, folder):
+    (finished / "random-N4-seed1" / "results.json").unlink()
+    before = times(finished)
+    assert compare.main(command(folder, methods="random", N="4")) == 0
+    after = times(finished)
+    changed = {file.relative_to(finished).parts[0] for file in after if after[file] != before.get(file)}
+    assert changed == {"random-N4-seed1"}
+
+
+def refusal(capsys, line):
+    capsys.readouterr()
+    assert compare.main(line) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("compare: "), said
+    return said[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--methods=random,magic", "unknown method 'magic': there are boost, krr_st"),
+        ("--methods=,", "no method is named"),
+        ("--N=ten", "cannot read '--N=ten'"),
+        ("--N=0", "cannot read '--N=0'"),
+        ("--N=", "cannot read '--N='"),
+        ("--seeds=0", "cannot read '--seeds=0'"),
+        ("--seeds=²", "cannot read '--seeds=²'"),
+        ("--stage=report", "cannot read '--stage=report'"),
+        ("digits", "cannot read 'digits'"),
+        ("--config=nothing.py", "no config file nothing.py"),
+        ("--config=configs/cifar10.py:gpu", "unknown edition 'gpu'"),
+        ("--config=configs/digits.py:mkdt", "names a method: name it with --methods=mkdt"),
+        ("--config.distill.steps=many", "config.distill.steps='many' is not an int"),
+        ("--config.nothing=1", "unknown config key config.nothing"),
+        ("--config.storage.N=5", "config.storage.N differs between the runs of a comparison: --N chooses it"),
+        ("--config.method=boost", "config.method differs between the runs"),
+        ("--config.seed=1", "config.seed differs between the runs"),
+    ],
+)
+def test_refuses_before_any_work(argument, words, folder, capsys):
+    assert words in refusal(capsys, [*command(folder, "refused"), argument])
+    assert not (folder / "refused").exists()
+
+
+def test_a_mistake_that_concerns_all_runs_is_told_once(finished, folder, capsys):
+    before = times(finished)
+    said = refusal(capsys, [*command(folder), "--config.evaluate.epochs=3"])
+    assert "evaluate.epochs (2 there, 3 now); choose another --workdir" in said
+    assert times(finished) == before
+
+
+def test_nothing_that_can_run_is_a_mistake(finished, folder, capsys):
+    assert "no method could run: SC-DD at N = 2" in refusal(capsys, command(folder, methods="scdd", N="2"))
+
+
+def test_a_method_named_twice_runs_once(folder):
+    assert compare.parse(command(folder, methods="random,random")).methods == ("random",)
+
+
+def test_M_grows_with_N(folder):
+    options = compare.parse(["--config=configs/digits.py", "--methods=boost", "--N=1,10,40"])
+    assert [compare.config_of(options, "boost", N, 0).storage.M for N in (1, 10, 40)] == [3, 30, 120]
+    few = compare.parse(["--methods=boost", "--config.storage.M=5"])
+    assert compare.config_of(few, "boost", 1, 0).storage.M == 1, "0 would leave M to be chosen"
+
+
+def row(method, N, seconds, values, **changes):
+    return comparison.Row(method, N, 80 * N, 80 * N, values, [], seconds, 0.0)._replace(**changes)
+
+
+def test_preparation_is_told_for_every_size(monkeypatch, tmp_path):
+    """The first run makes what all others use, and only its record has the seconds."""
+
+    def run(options, name, method, N, seed, entries=()):
+        if method == "random" and not entries:
+            raise UserError("no\nroom")
+        first = method == "mkdt" and N == 2 and seed == 0
+        own = {"experts": 30.0 if first else 0.1} if method == "mkdt" else {}
+        return {
+            "seconds": {"teacher": 5.0 * bool(entries), "features": 0.0, "samples": 1.0, "distill": N, "approximate": 0}
+            | own,
+            "storage": {"numbers": 7, "budget": 8},
+            "linear": {name: {"values": [seed]} for name in ("distilled", *entries)},
+        }
+
+    monkeypatch.setattr(compare, "_run", run)
+    (tmp_path / "shared" / "experts").mkdir(parents=True)
+    options = compare.Options(methods=("mkdt", "random"), sizes=(2, 4), seeds=2, workdir=str(tmp_path))
+    found = compare.run_all(options)
+    assert [(one.N, one.seconds, one.preparation) for one in found.rows] == [(2, 3.0, 30.0), (4, 5.0, 30.0)]
+    assert found.teacher_seconds == 5.0
+    assert found.refused == [f"random subset at N = {N}: no room" for N in (2, 4)]
+    words = compare.write(options, found)
+    assert "| 5.0 + 30 |" in words and words.count("linear probe") == 1 and "R2" not in words
+
+
+def test_without_any_measure_there_is_still_a_table(tmp_path):
+    """Data without labels, and features of the training images only."""
+    nothing = {name: {} for name in comparison.REFERENCES}
+    found = comparison.Comparison([row("boost", 2, 0.0, {})], nothing, [], 1, 0.0)
+    words = compare.write(compare.Options(workdir=str(tmp_path)), found)
+    assert "| Boost-SSDD | 2 | 160 of 160 | 0.0 |" in words
+    assert (tmp_path / "comparison.png").exists()
+
+
+def test_runs_from_any_directory(finished, folder, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.compare", *command(folder, methods="random", N="4")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tiny_runs.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| random subset | 4 | 320 of 320 |" in done.stdout
+    assert not list(tmp_path.iterdir())

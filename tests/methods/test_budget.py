@@ -1,0 +1,138 @@
+"""The plan of a parameterized set and its budget."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import params
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ssdd_jax import approximate, decoder, distilled
+from ssdd_jax.data import preprocess
+from ssdd_jax.errors import UserError
+from ssdd_jax.methods import budget
+
+CIFAR = {"image_shape": (32, 32, 3), "dim": 512, "base_size": (16, 16), "views": 4, "hidden": 4, "images": 50_000}
+
+
+@st.composite
+def problems(draw):
+    side = draw(st.sampled_from((8, 12, 16, 32)))
+    return {
+        "N": draw(st.integers(1, 300)),
+        "image_shape": (side, side, draw(st.sampled_from((1, 3)))),
+        "dim": draw(st.integers(2, 700)),
+        "base_size": (draw(st.integers(2, side)),) * 2,
+        "views": draw(st.integers(1, 8)),
+        "hidden": draw(st.integers(1, 16)),
+        "images": draw(st.integers(300, 5000)),
+    }
+
+
+def fits(plan):
+    height, width, channels = plan.image_shape
+    return plan.numbers <= plan.N * (height * width * channels + plan.dim) == plan.budget
+
+
+def tried(**options):
+    """The plan, or None where it is refused for the budget."""
+    try:
+        return budget.plan(**options)
+    except UserError as error:
+        assert "exceeds the budget" in str(error)
+        return None
+
+
+@settings(deadline=None, max_examples=150)
+@given(problem=problems())
+def test_open_plans_use_the_budget(problem):
+    plan = tried(**problem)
+    height, width, channels = problem["image_shape"]
+    one = height * width * channels + problem["dim"]
+    least = sum(budget.Plan(M=1, U=1, V=1, **{k: v for k, v in problem.items() if k != "images"}).parts.values())
+    if plan is None:
+        assert least > problem["N"] * one
+        return
+    assert fits(plan)
+    assert 1 <= plan.U <= min(math.prod(plan.base_size) * channels, problem["images"] - 1)
+    assert 1 <= plan.V <= min(plan.dim, problem["images"] - 1) and 1 <= plan.M <= problem["images"]
+    # Where the smallest plan is a small part of the budget, and there are images left to decode into.
+    assume(20 * least < plan.budget and plan.M < problem["images"])
+    assert plan.numbers > 0.9 * plan.budget
+
+
+@settings(deadline=None, max_examples=100)
+@given(problem=problems(), M=st.integers(0, 40), U=st.integers(0, 30), V=st.integers(0, 30))
+def test_given_sizes_are_kept(problem, M, U, V):
+    low = math.prod(problem["base_size"]) * problem["image_shape"][-1]
+    assume(low >= U and problem["dim"] >= V)
+    plan = tried(**problem, M=M, U=U, V=V)
+    if plan is not None:
+        assert fits(plan)
+        assert all(given in (0, chosen) for given, chosen in ((M, plan.M), (U, plan.U), (V, plan.V)))
+
+
+@settings(deadline=None, max_examples=10)
+@given(N=st.integers(5, 9), views=st.sampled_from((("rot0",), ("rot0", "rot90", "flip"))), hidden=st.integers(1, 3))
+def test_numbers_are_those_of_the_set(N, views, hidden):
+    plan = budget.plan(N=N, image_shape=(8, 8, 3), dim=6, base_size=(4, 4), views=len(views), hidden=hidden, images=60)
+    made = params(M=plan.M, U=plan.U, V=plan.V, views=views)
+    assert isinstance(made, decoder.Params)
+    shapes = {
+        "hidden_kernel": (plan.V, hidden), "hidden_bias": (hidden,),
+        "out_kernel": (hidden, plan.V), "out_bias": (plan.V,),
+    }  # fmt: skip
+    empty = np.zeros
+    networks = approximate.Networks(**{name: empty((len(views) - 1, *shape)) for name, shape in shapes.items()})
+    constants = preprocess.Preprocessing(*(empty(n) for n in (3, 3, 6)), empty(()))
+    stored = distilled.from_params(made, networks, constants).numbers_stored()
+    assert stored == plan.numbers == sum(plan.parts.values())
+    assert stored <= N * (8 * 8 * 3 + 6)
+
+
+def test_more_images_than_the_budget_holds():
+    """What parameterization is for: 100 images' storage decodes into several times as many."""
+    plan = budget.plan(N=100, **CIFAR)
+    assert plan.M >= 100 * budget.IMAGES_PER_N >= 200
+    assert plan.numbers > 0.99 * plan.budget == 0.99 * 100 * (32 * 32 * 3 + 512)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"N": 60_000}, "storage.N=60000 asks for more images than the 50000 there are"),
+        ({"N": 10, "U": 769}, "storage.U=769 is too many for the 768 numbers of a base.*at most 768"),
+        ({"N": 10, "V": 513}, "storage.V=513 is too many for the 512 numbers of a feature.*at most 512"),
+        ({"N": 10, "M": 50_001}, "storage.M=50001 is too many for the images: at most 50000"),
+        ({"N": 10, "U": 400}, "even with M, V at their least"),
+    ],
+)
+def test_refusals(changes, message):
+    with pytest.raises(UserError, match=message):
+        budget.plan(**(CIFAR | changes))
+
+
+def test_refusal_writes_out_the_sum():
+    with pytest.raises(UserError) as caught:
+        budget.plan(N=2, M=10, U=8, V=4, **CIFAR)
+    text = str(caught.value)
+    parts = budget.Plan(2, 10, 8, 4, 4, 4, (32, 32, 3), (16, 16), 512).parts
+    assert parts["image bases"] == 8 * 16 * 16 * 3 and parts["image coefficients"] == 80
+    assert parts["feature bases"] == 4 * 512 and parts["feature coefficients"] == 40
+    assert parts["image mean"] == 768 and parts["feature mean"] == 512
+    assert parts["approximation networks"] == 3 * (4 * 4 + 4 + 4 * 4 + 4)
+    for part, count in parts.items():
+        assert f"{count:,} ({part})" in text
+    assert f"= {sum(parts.values()):,} > {2 * 3584:,} = N (HWC + D) with N=2" in text
+
+
+@pytest.mark.parametrize("count", [1, 39, 40])
+def test_pairs_that_are_there(count):
+    assert budget.check_pairs(count, 40) == count
+
+
+def test_more_pairs_than_images():
+    """As many as there are would do."""
+    with pytest.raises(UserError, match="storage.N=41 asks for more images than the 40 there are: .* at most 40$"):
+        budget.check_pairs(41, 40)

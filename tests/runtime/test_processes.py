@@ -1,0 +1,110 @@
+"""Two processes on this machine, as two hosts would be: the losses of one, one stop for both, one end for both."""
+
+import fcntl
+import os
+import signal
+import socket
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from ssdd_jax import main
+from ssdd_jax.training import loop
+
+STEPS = 200
+# Up to which rounding has not grown.
+ALIKE = 60
+# The regression is well-posed, so that what is compared is not how it magnifies rounding.
+CHANGES = {
+    "distill__steps": STEPS,
+    "distill__steps_per_call": 1,  # so that the signal comes before the last of them
+    "distill__ridge_scale": 1e-2,
+    "distill__learning_rate": 1e-3,
+    "pool__models_per_step": 2,
+    "teacher__epochs": 1,
+    "teacher__warmup_epochs": 0,
+    "evaluate__entries": "('distilled',)",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with tiny_runs.quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("processes")
+    tiny_runs.write_data(path)
+    return path
+
+
+def command(folder, workdir, *last):
+    return [*tiny_runs.taught(folder, "boost", workdir, **CHANGES)[:-1], *last]
+
+
+def start_two(folder, workdir, *last):
+    """Two processes of one run, with a device each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = os.environ.pop("XLA_FLAGS")
+    try:
+        return [
+            tiny_runs.start(command(folder, workdir, f"--config.devices.hosts=localhost:{port},2,{i}", *last), folder)
+            for i in (0, 1)
+        ]
+    finally:
+        os.environ["XLA_FLAGS"] = flags
+
+
+def ends(processes):
+    """What both have printed, and their statuses."""
+    try:
+        said = [process.communicate(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return said, [process.returncode for process in processes]
+
+
+def test_two_processes_give_the_losses_of_one(folder):
+    """A run that is stopped in one of two, and continued by two, and one that one process makes alone."""
+    processes = start_two(folder, "two")
+    tiny_runs.wait_for_step(folder / "two", 5, processes[0])
+    tiny_runs.wait_until(lambda: '"distill"' in (folder / "two" / "metrics.jsonl").read_text(), processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    said, statuses = ends(processes)
+    assert statuses == [0, 0], said
+    lines = [err.splitlines()[-1] for _, err in said]
+    assert lines[0] == lines[1] and "ssdd_jax: distill: stopped at step" in lines[0]
+    assert "devices: 2 x cpu in 2 processes, models over 2, real images over 1" in said[0][0]
+    assert "distill" not in said[1][0] and "step/s" not in said[1][1]  # the first speaks for both
+    assert not (folder / "two" / "distilled").exists()
+
+    said, statuses = ends(start_two(folder, "two"))
+    assert statuses == [0, 0], said
+    assert (folder / "two" / "results.json").exists() and "| distilled |" in said[0][0]
+    assert "| distilled |" not in said[1][0]
+
+    assert main.main(command(folder, "one", "--stage=distill")) == 0
+    two, one = (loop.read_metrics(folder / name / "metrics.jsonl") for name in ("two", "one"))
+    assert [(line["stage"], line["step"]) for line in two] == [(line["stage"], line["step"]) for line in one]
+    assert {line["stage"] for line in one} == {"teacher", "distill"} and one[-1]["step"] == STEPS
+    for found, expected in zip(two, one, strict=True):
+        if found["stage"] == "distill" and found["step"] > ALIKE:
+            break
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+    np.testing.assert_allclose(two[0]["loss"], one[0]["loss"], rtol=1e-5)  # the teacher, before rounding grows
+
+
+def test_a_mistake_ends_both(folder):
+    """Also one that only the first of them can see: its work dir is taken."""
+    (folder / "taken").mkdir()
+    with open(folder / "taken" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said, statuses = ends(start_two(folder, "taken"))
+    assert statuses == [2, 2], said
+    assert "another run is using" in said[0][1] and "another process could not go on" in said[1][1]
