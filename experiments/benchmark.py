@@ -6,7 +6,8 @@
 Stages: `teacher` (a Barlow Twins step), `features` (the teacher's, of a batch), `inner` (a full-batch step of SGD of
 one model on the pairs), `outer` (views decoded, features of synthetic and real images, kernel regression, gradient,
 AdamW), `whole` (both, as `methods.boost` does them, and with one model per step beside it that of KRR-ST's published
-loop: see `experiments.torch_side.official`), `approximation` (a step of the fit), `evaluation` (a step of SGD on a mini-batch).
+loop: see `experiments.torch_side.official`), `approximation` (a step of the fit), `evaluation` (a step of SGD on a
+mini-batch).
 
 On the JAX side a step is timed inside its compiled loop, as in a run. The sides take turns, so that a machine that
 drifts slows all; ratios are of medians. The teacher's step draws and makes its random views on the JAX side; PyTorch's

@@ -19,6 +19,6 @@ from ssdd_jax.api.train import train
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats import read as load
+from ssdd_jax.runtime.version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["DistilledSet", "UserError", "__version__", "distill", "evaluate", "load", "train"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +13,9 @@ from ml_collections import ConfigDict
 from ssdd_jax import augment, decoder
 from ssdd_jax.errors import UserError
 from ssdd_jax.models import convnet, precision
-from ssdd_jax.runtime.devices import HOSTS
+
+# `config.devices.hosts` of a process that is told where the others are.
+HOSTS = re.compile(r"(?P<address>[^,\s]+:\d+),(?P<count>\d+),(?P<index>\d+)")
 
 
 def default() -> ConfigDict:
@@ -373,3 +377,21 @@ def shipped_folders() -> list[pathlib.Path]:
     package = pathlib.Path(__file__).parent
     # Beside the package in a checkout, inside it in a wheel.
     return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]
+
+
+def folder_argument(argument: str) -> tuple[pathlib.Path, str]:
+    """Split the argument of configs/folder.py, `PATH` or `PATH,EDITION`, into folder and edition.
+
+    A path may hold commas.
+
+    Raises:
+        UserError: If there is no path.
+    """
+    path, edition = argument, ""
+    first, comma, last = argument.rpartition(",")
+    if comma and last in EDITIONS:
+        path, edition = first, last
+    if not path:
+        raise UserError("configs/folder.py needs a folder of images: --config=configs/folder.py:PATH")
+    # As an absolute path, so that a run can be continued from another directory.
+    return pathlib.Path(os.path.abspath(pathlib.Path(path).expanduser())), edition

@@ -43,6 +43,10 @@ class Params:
     image_size: tuple[int, int] = flax.struct.field(pytree_node=False)
     views: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
+    def pairs(self) -> tuple[Array, Array]:
+        """Images `(views*M,H,W,C)` and targets `(views*M,D)`: see `decode_pairs`."""
+        return decode_pairs(self)
+
 
 def upsample(images: Array, size: tuple[int, int]) -> Array:
     """Bilinear, half-pixel centres: `(M,h,w,C)` to `(M,*size,C)`."""

@@ -79,11 +79,11 @@ def main(arguments: list[str]) -> int:
 def _run(arguments: list[str]) -> None:
     import jax
 
-    import ssdd_jax
     from ssdd_jax import config as configuration
     from ssdd_jax import pipeline
     from ssdd_jax.cli import arguments as commandline
-    from ssdd_jax.runtime import devices, history
+    from ssdd_jax.runtime import devices
+    from ssdd_jax.runtime.version import __version__
 
     if "--help" in arguments or "-h" in arguments:
         words = {"stages": ", ".join(pipeline.STAGES), "editions": ", ".join(configuration.EDITIONS)}
@@ -91,7 +91,7 @@ def _run(arguments: list[str]) -> None:
     elif "--help_config" in arguments:
         print(commandline.config_page())
     elif "--version" in arguments:
-        print(ssdd_jax.__version__)
+        print(__version__)
     else:
         options = commandline.parse(arguments)
         compiled = (options.shared or options.workdir) / "compiled"
@@ -107,7 +107,7 @@ def _run(arguments: list[str]) -> None:
             options.workdir,
             shared=options.shared,
             until=options.stage,
-            command=history.typed(arguments),
+            command=commandline.typed(arguments),
             say=_say,
             announce=announce,
         )

@@ -7,6 +7,7 @@ weights held fixed. AdamW with a linearly decaying rate.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any, NamedTuple
 
 import chex
@@ -16,7 +17,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from ssdd_jax import decoder, inner, krr
+from ssdd_jax import inner, krr
 from ssdd_jax.runtime.devices import DATA, POOL
 
 Array = jax.Array
@@ -95,7 +96,7 @@ def loss(
     x_real: Array,
     y_real: Array,
     *,
-    decode: Decode = decoder.decode_pairs,
+    decode: Decode = methodcaller("pairs"),
     ridge_scale: float = 1e-6,
     embed: Embed = inner.features,
     precision: str = "float32",
@@ -107,7 +108,8 @@ def loss(
         model: Variables of one inner model; used in eval mode.
         x_real: Real images `(B,H,W,C)`.
         y_real: The teacher's features of them `(B,D)`.
-        decode: From `params` to images `(S,H,W,C)` and targets `(S,D)`.
+        decode: Maps `params` to images `(S,H,W,C)` and targets `(S,D)`; `params.pairs()` by default, as
+            `ssdd_jax.decoder.Params` has it.
         ridge_scale: Ridge over the kernel's trace.
         embed: From a model's variables and the images of the pairs to their features `(S,F)`.
         precision: Of the convolutions.
@@ -130,7 +132,7 @@ def step(
     batch: Batch,
     *,
     settings: Settings = Settings(),
-    decode: Decode = decoder.decode_pairs,
+    decode: Decode = methodcaller("pairs"),
     mask: Any = None,
 ) -> tuple[State, Info]:
     """One step of AdamW on the mean of the models' outer losses.
@@ -139,7 +141,8 @@ def step(
         state: What is learned.
         batch: The models drawn, real images and the teacher's features.
         settings: The outer problem's constants.
-        decode: From `params` to images `(S,H,W,C)` and targets `(S,D)`.
+        decode: Maps `params` to images `(S,H,W,C)` and targets `(S,D)`; `params.pairs()` by default, as
+            `ssdd_jax.decoder.Params` has it.
         mask: What weight decay applies to, a pytree of booleans like `params`; everything if left out.
 
     Returns:

@@ -12,39 +12,35 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import scipy.linalg  # noqa: F401, loads the LAPACK that XLA calls
 from ml_collections import ConfigDict
-from threadpoolctl import threadpool_limits
 
 from ssdd_jax import config as configuration
 from ssdd_jax import data, methods
 from ssdd_jax import dry_run as plans
+from ssdd_jax.cli import arguments
 from ssdd_jax.errors import Stopped, UserError
 from ssdd_jax.methods import Stage
-from ssdd_jax.methods.run import Run, Say, mesh_of
+from ssdd_jax.methods.base import Run, Say
 from ssdd_jax.models.convnet import check_divisible
-from ssdd_jax.runtime import devices, files, history
+from ssdd_jax.runtime import devices, files, history, lapack
 from ssdd_jax.runtime.workdir import Workdir
-from ssdd_jax.stages import distill, evaluate, features, samples, teacher
+from ssdd_jax.stages import approximate, distill, evaluate, features, report, samples, teacher
 
 STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "evaluate", "report")
 
 
 def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Problem) -> list[Stage]:
     """The stages after the first, `data`, in order."""
-    choice = samples.stages(config, problem) if method.samples else ()
-    # One of each name: the method's own experts, whose trajectories are kept, serve the choice of samples as well.
-    own = {stage.name: stage for stage in (*choice, *method.stages)}
     return [
         Stage("teacher", teacher.train, shared=("data", "teacher", "precision"), together=True),
         Stage("features", features.compute, shared=("data", "teacher", "precision"), together=True),
-        *own.values(),
-        Stage("samples", features.choose),
+        *samples.preparations(config, problem, method),
+        Stage("samples", samples.choose),
         Stage("distill", distill.distill, together=True),
-        Stage("approximate", distill.export, together=True),
+        Stage("approximate", approximate.export, together=True),
         *method.after,
         Stage("evaluate", evaluate.measure),
-        Stage("report", evaluate.draw),
+        Stage("report", report.draw),
     ]
 
 
@@ -82,9 +78,7 @@ def run(
     methods.check(config.method)
     work = Workdir(workdir, shared)
     say = say if devices.is_first() else _nothing
-    # LAPACK's own threads stand in XLA's way: a Cholesky factorisation of 400 rows takes 0.5 ms with one thread, and
-    # was seen to take 350 ms with two.
-    with contextlib.ExitStack() as held, threadpool_limits(1, "blas"):
+    with contextlib.ExitStack() as held, lapack.single_threaded():
         with devices.agreed():
             held.enter_context(work.claim(config))
         with work.timed("data"):
@@ -93,7 +87,7 @@ def run(
             new = not work.config.exists()
             work.record(config)
         with devices.agreed():
-            history.note(work.calls, command or history.equivalent(config, workdir, shared))
+            history.note(work.calls, command or arguments.equivalent(config, workdir, shared))
         if new and announce is not None:
             _announce(announce, job, stages)
         for stage in stages:
@@ -150,7 +144,7 @@ def plan(
     methods.check(config.method)
     work = Workdir(workdir, shared)
     work.check(config)
-    with threadpool_limits(1, "blas"), plans.nothing_kept():
+    with lapack.single_threaded(), plans.nothing_kept():
         began = time.monotonic()
         job = prepare(config, work, _nothing)
         seconds = time.monotonic() - began
@@ -204,7 +198,7 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
         dim, batch_norm = features.read_brought(config, dataset).train.shape[1], False
     else:
         dim, batch_norm = teacher.known(config, work, dataset, say)
-    mesh = mesh_of(config)
+    mesh = methods.mesh_of(config)
     if mesh is not None:
         say(devices.words(mesh))
     network = not config.teacher.features

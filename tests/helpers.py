@@ -8,11 +8,11 @@ import numpy as np
 
 from ssdd_jax import config, data, decoder, inner, methods
 from ssdd_jax.data import preprocess
-from ssdd_jax.methods.run import Run
+from ssdd_jax.methods.base import Run
 from ssdd_jax.models.resnet import ResNet
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.workdir import Workdir
-from ssdd_jax.stages import features
+from ssdd_jax.stages import features, samples
 from ssdd_jax.teacher import network as teacher_network
 
 WIDTHS = (4, 8)
@@ -139,5 +139,5 @@ def prepare(run):
     features.compute(run)
     for stage in run.method.stages:
         stage.run(run)
-    features.choose(run)
+    samples.choose(run)
     return run

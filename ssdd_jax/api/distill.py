@@ -20,9 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg  # noqa: F401, loads the LAPACK that XLA calls
 from ml_collections import ConfigDict
-from threadpoolctl import threadpool_limits
 
 from ssdd_jax import augment, data, methods
 from ssdd_jax import config as configuration
@@ -31,13 +29,12 @@ from ssdd_jax.data import features
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import budget
-from ssdd_jax.methods.run import Run, mesh_of
+from ssdd_jax.methods.base import Run
 from ssdd_jax.models.convnet import check_divisible
-from ssdd_jax.runtime import devices
+from ssdd_jax.runtime import devices, lapack
 from ssdd_jax.runtime.workdir import Workdir
-from ssdd_jax.stages import distill as stage
-from ssdd_jax.stages import samples
-from ssdd_jax.training import loop
+from ssdd_jax.stages import approximate, samples
+from ssdd_jax.stages import distill as distill_stage
 
 Teacher = Callable[[np.ndarray], Any]
 
@@ -117,11 +114,11 @@ def distill(
     chosen.data.name, chosen.teacher.features = "arrays", "a function" if _runs(features) else "an array"
     _check(chosen, pixels)
     dataset = data.Dataset("images", pixels)
-    with threadpool_limits(1, "blas"), tempfile.TemporaryDirectory() as folder:
+    with lapack.single_threaded(), tempfile.TemporaryDirectory() as folder:
         run = _run(chosen, pathlib.Path(folder), dataset, features, say)
-        for own in {own.name: own for own in (*samples.stages(chosen, run.problem), *run.method.stages)}.values():
-            own.run(run)
-        return _learn(run._replace(chosen=_samples(run, features)), watch)
+        for stage in samples.preparations(chosen, run.problem, run.method):
+            stage.run(run)
+        return _learn(run._replace(chosen=samples.samples_of(run)), watch)
 
 
 def _plain(value: Any) -> Any:
@@ -215,12 +212,21 @@ def _run(
 ) -> Run:
     """A run that has its features in memory, and in the folder only what the stages of methods leave there."""
     images = dataset.train_images
-    known = _brought(given, config, images).train
-    mesh = mesh_of(config)
-    problem = methods.Problem(dataset.image_shape, known.shape[1], len(images), mesh=mesh)
+    brought = _brought(given, config, images)
+    problem = methods.Problem(dataset.image_shape, brought.train.shape[1], len(images), mesh=methods.mesh_of(config))
     method = methods.make(config, problem)
     method = method._replace(advice=method.advice.replace(" in another --workdir", ""))
-    return Run(config, Workdir(folder), dataset, problem, method, say, known=features.Features(known, None))
+    return Run(
+        config,
+        Workdir(folder),
+        dataset,
+        problem,
+        method,
+        say,
+        known=features.Features(brought.train, None),
+        brought=brought,
+        extract=functools.partial(_extract, given) if _runs(given) else None,
+    )
 
 
 def _brought(given: Any, config: ConfigDict, images: np.ndarray) -> features.Brought:
@@ -248,47 +254,29 @@ def _apply(teacher: Teacher, images: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _samples(run: Run, given: Any) -> features.Samples:
-    """The images that the method starts from, and the features of their views."""
-    rows, views = samples.choose(run, run.method.samples), run.method.views
-    known, images = run.features().train, run.dataset.train_images
-    if not _runs(given):
-        brought = _brought(given, run.config, images)
-        missing = [name for name in views[1:] if name not in brought.views]
-        if missing:
-            run.say(f"features: none are given of the views {', '.join(missing)}: they start as the images themselves")
-        return features.Samples(rows, features.of_samples(brought, rows, views))
-    if len(views) == 1:
-        return features.Samples(rows, known[rows][None])
-    table = augment.table(views[1:], *images.shape[1:3])
-    turned = np.asarray(augment.apply(table, jnp.asarray(images[rows]))).reshape(-1, *images.shape[1:])
-    found = features.check("features of views", {"train": _apply(given, turned)}, train=len(turned)).train
-    by_view = found.reshape(len(views) - 1, len(rows), -1)
-    return features.Samples(rows, np.concatenate([known[rows][None], by_view]))
+def _extract(teacher: Teacher, images: np.ndarray) -> np.ndarray:
+    """A function's features of views, checked."""
+    return features.check("features of views", {"train": _apply(teacher, images)}, train=len(images)).train
 
 
 def _learn(run: Run, watch: Callable[[Progress], None] | None) -> DistilledSet:
     start, mesh = run.start(), run.problem.mesh
-    if run.method.step is None:
-        return stage.made(run, jax.jit(run.method.init)(run.key("distill"), start), start)
 
     def make(state: Any) -> DistilledSet:
         """The set of a state that the next steps overwrite."""
-        found = stage.made(run, devices.local(mesh, state), start)
-        return dataclasses.replace(found, arrays=jax.tree.map(jnp.copy, dict(found.arrays)))
+        copied = approximate.set_of(run, devices.local(mesh, state), start)
+        return dataclasses.replace(copied, arrays=jax.tree.map(jnp.copy, dict(copied.arrays)))
 
     def tell(done: int, state: Any, loss: np.ndarray) -> None:
         if watch is not None:
             watch(Progress(done, loss, functools.partial(make, state)))
 
-    def first() -> Any:
-        state = training.init()
-        tell(0, state, np.zeros(0, np.float32))
-        return state
-
-    training = stage.training_of(run, start)
-    source = devices.place(mesh, run.source())
-    state = loop.run(
-        training._replace(init=first), source, watch=lambda now: tell(now.done, now.state, np.asarray(now.info.loss))
+    state = distill_stage.learn(
+        run,
+        start,
+        watch=lambda now: tell(now.done, now.state, np.asarray(now.info.loss)),
+        on_start=lambda state: tell(0, state, np.zeros(0, np.float32)),
     )
-    return stage.made(run, devices.local(mesh, state), start)
+    if run.method.step is not None:
+        state = devices.local(mesh, state)
+    return approximate.set_of(run, state, start)

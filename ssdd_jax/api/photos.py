@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from typing import Any
 
@@ -19,22 +18,6 @@ LEAST = 20
 MANY = 10_000
 # Steps of the teacher, and of the network trained on all images, that minutes on two cores allow.
 TEACHER_STEPS, FULL_STEPS = 1000, 300
-
-
-def split(argument: str) -> tuple[pathlib.Path, str]:
-    """The folder and the edition of `PATH` or `PATH,EDITION`; a path may hold commas.
-
-    Raises:
-        UserError: If there is no path.
-    """
-    path, edition = argument, ""
-    first, comma, last = argument.rpartition(",")
-    if comma and last in configuration.EDITIONS:
-        path, edition = first, last
-    if not path:
-        raise UserError("configs/folder.py needs a folder of images: --config=configs/folder.py:PATH")
-    # As an absolute path, so that a run can be continued from another directory.
-    return pathlib.Path(os.path.abspath(pathlib.Path(path).expanduser())), edition
 
 
 def choose(found: folder.Survey, *, method: str = "boost", accelerator: bool) -> ConfigDict:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pathlib
 import re
-from typing import NamedTuple
+import shlex
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ssdd_jax import config as configuration
-from ssdd_jax.api import photos
 from ssdd_jax.errors import UserError
 
+PROGRAM = ("python", "-m", "ssdd_jax.main")
 DEFAULT = "configs/digits.py"
 FOLDER = "folder.py"  # whose argument begins with a path
 NAMES = ("config", "workdir", "shared", "stage", "dry_run")
@@ -99,7 +102,7 @@ def _with_method(arguments: list[str]) -> list[str]:
     methods = [a.partition("=")[2] for a in arguments if a.startswith("--config.method=")]
     path, _, edition = _named(arguments).partition(":")
     if _is_folder(path):
-        edition = photos.split(edition)[1]
+        edition = configuration.folder_argument(edition)[1]
     named = edition.split(",") if edition else []
     if not methods or not _is_shipped(path) or any(name in configuration.EDITIONS for name in named):
         return arguments
@@ -128,7 +131,7 @@ def _workdir(arguments: list[str]) -> pathlib.Path:
     path, _, edition = _named(arguments).partition(":")
     name = pathlib.Path(path).stem
     if _is_folder(path):
-        folder, method = photos.split(edition)
+        folder, method = configuration.folder_argument(edition)
         edition = ",".join(filter(None, [folder.name, method]))
     safe = re.sub(r"[^\w.-]+", "-", edition).strip("-")
     return pathlib.Path("runs") / (f"{name}-{safe}" if safe else name)
@@ -190,3 +193,43 @@ def config_page() -> str:
             line = f"config.{line}"
         page.append(f"--{line}" if line else line)
     return "\n".join(page)
+
+
+def typed(arguments: Sequence[str]) -> str:
+    """The command line that has these arguments after the program's name."""
+    return shlex.join([*PROGRAM, *arguments])
+
+
+def equivalent(
+    config: ConfigDict, workdir: str | os.PathLike[str], shared: str | os.PathLike[str] | None = None
+) -> str:
+    """The command line that does what a call from Python did.
+
+    Of the configs that come with the package, and the editions of the config's method, it begins with the one that has
+    the fewest values to be changed.
+
+    Args:
+        config: The run's config.
+        workdir: The run's folder.
+        shared: The folder that it shares with other runs, if any.
+    """
+    wanted = configuration.flatten(config)
+    files_ = sorted({file.name for folder in configuration.shipped_folders() for file in folder.glob("*.py")})
+    editions = ["", *(name for name, own in configuration.EDITIONS.items() if own.get("method") == config.method)]
+    starts = [f"--config=configs/{file}{':' * bool(edition)}{edition}" for file in files_ for edition in editions]
+    least = min((line for start in starts if (line := _changed(start, wanted))), key=len)
+    folders = [f"--workdir={workdir}", *([f"--shared={shared}"] if shared is not None else [])]
+    return typed([*least, *folders])
+
+
+def _changed(start: str, wanted: dict[str, Any]) -> list[str]:
+    """The arguments that lead from a shipped config to the wanted values; none if it cannot be read without more."""
+    try:
+        found = configuration.flatten(parse([start]).config)
+    except UserError:
+        return []
+    return [start, *(f"--config.{key}={_text(value)}" for key, value in wanted.items() if found.get(key) != value)]
+
+
+def _text(value: Any) -> str:
+    return repr(tuple(value)) if isinstance(value, list) else str(value)

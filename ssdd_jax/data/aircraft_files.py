@@ -19,7 +19,7 @@ import numpy as np
 
 from ssdd_jax.data.encoded import EncodedImages
 from ssdd_jax.data.images import one_line
-from ssdd_jax.data.source import Part, Source
+from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.errors import UserError
 
 _NAME = "fgvc-aircraft-2013b"
@@ -80,7 +80,7 @@ def list_images(path: pathlib.Path) -> Listing:
     return Listing(class_names, train, test, path)
 
 
-def open_files(path: pathlib.Path, image_size: int) -> Source:
+def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
     """Opens what `find` found.
 
     Args:
@@ -100,7 +100,7 @@ def open_files(path: pathlib.Path, image_size: int) -> Source:
     listing = list_images(path)
     part = _folder_part if path.is_dir() else _archive_part
     train, test = (part(path, images, image_size) for images in (listing.train, listing.test))
-    return Source(train, test, listing.class_names)
+    return ImageSource(train, test, listing.class_names)
 
 
 def _texts(path: pathlib.Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ssdd_jax.data.encoded import DAMAGE, EncodedImages
-from ssdd_jax.data.source import Part, Source
+from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
@@ -82,7 +82,7 @@ def _shorter_side(file: pathlib.Path) -> int:
         return 0
 
 
-def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_size: int) -> Source:
+def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_size: int) -> ImageSource:
     """Opens a folder. Images are sorted by their path, and read as RGB.
 
     Args:
@@ -112,8 +112,8 @@ def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_
         names = ()
     train = _part(train_path, train_files, names, image_size)
     if test_path is None:
-        return Source(train, None, names)
-    return Source(train, _part(test_path, _image_files(test_path), names, image_size), names)
+        return ImageSource(train, None, names)
+    return ImageSource(train, _part(test_path, _image_files(test_path), names, image_size), names)
 
 
 def _parts(path: pathlib.Path, train_split: str, test_split: str) -> tuple[pathlib.Path, pathlib.Path | None]:

@@ -16,7 +16,7 @@ from ssdd_jax.data.digits import open_digits
 from ssdd_jax.data.folder import open_folder
 from ssdd_jax.data.npy import open_npy
 from ssdd_jax.data.npz import open_npz
-from ssdd_jax.data.source import Part, Source, hold_out, limit
+from ssdd_jax.data.source import ImageSource, Part, hold_out, limit
 from ssdd_jax.data.tfds_source import open_tfds
 from ssdd_jax.errors import UserError
 
@@ -82,7 +82,7 @@ def _into_memory(name: str, part: Part, rows: np.ndarray) -> np.ndarray:
     return part.read(rows)
 
 
-def _open(settings: ConfigDict) -> Source:
+def _open(settings: ConfigDict) -> ImageSource:
     """Opens the source that the name stands for."""
     kind, _, rest = settings.name.partition(":")
     data_dir = os.path.expanduser(settings.data_dir)
@@ -105,7 +105,7 @@ def _open(settings: ConfigDict) -> Source:
     raise UserError(f"--config.data.name must be {FORMS}, not {settings.name!r}{hint}")
 
 
-def _open_tiny_imagenet(data_dir: str, splits: dict[str, str], image_size: int) -> Source:
+def _open_tiny_imagenet(data_dir: str, splits: dict[str, str], image_size: int) -> ImageSource:
     """Opens Tiny ImageNet from its original files, or else as TFDS has prepared it."""
     folder = _folder(data_dir)
     path = tiny_imagenet_files.find(folder)
@@ -119,7 +119,7 @@ def _open_tiny_imagenet(data_dir: str, splits: dict[str, str], image_size: int) 
     )
 
 
-def _open_aircraft(data_dir: str, image_size: int) -> Source:
+def _open_aircraft(data_dir: str, image_size: int) -> ImageSource:
     """Opens FGVC-Aircraft from its original files; TFDS does not have it."""
     folder = _folder(data_dir)
     path = aircraft_files.find(folder)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pathlib
 
 from ssdd_jax.data import mapped, npz
-from ssdd_jax.data.source import Source
+from ssdd_jax.data.source import ImageSource
 from ssdd_jax.errors import UserError
 
 NAMES = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 
 
-def open_npy(path: pathlib.Path, image_size: int) -> Source:
+def open_npy(path: pathlib.Path, image_size: int) -> ImageSource:
     """Opens a folder; nothing in it is ever unpickled.
 
     Args:

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 
 from ssdd_jax.data.images import array_part, one_line
-from ssdd_jax.data.source import Part, Source
+from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.errors import UserError
 
 _KEYS = {
@@ -22,7 +22,7 @@ _KEYS = {
 _FLOAT_BLOCK = 4096
 
 
-def open_npz(path: pathlib.Path, image_size: int) -> Source:
+def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
     """Opens an archive; nothing in it is ever unpickled.
 
     Args:
@@ -41,7 +41,7 @@ def open_npz(path: pathlib.Path, image_size: int) -> Source:
     return as_source(path, _read(path), image_size)
 
 
-def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int) -> Source:
+def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int) -> ImageSource:
     """The source that arrays under the first of each of `open_npz`'s names are; `path` is for messages.
 
     Raises:
@@ -61,7 +61,7 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
     elif train.labels is not None:
         labels = [part.labels for part in (train, test) if part is not None and part.labels is not None]
         names = tuple(str(label) for label in range(1 + max(int(some.max()) for some in labels)))
-    return Source(train, test, names)
+    return ImageSource(train, test, names)
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ class Part(NamedTuple):
     read: Callable[[np.ndarray], np.ndarray]
 
 
-class Source(NamedTuple):
+class ImageSource(NamedTuple):
     """Both parts of a source.
 
     Attributes:

@@ -17,14 +17,14 @@ import numpy as np
 from ssdd_jax.data.encoded import EncodedImages
 from ssdd_jax.data.folder import TEST_NAMES
 from ssdd_jax.data.images import one_line
-from ssdd_jax.data.source import Part, Source
+from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.errors import UserError
 
 _NAME = re.compile(r"(?P<dataset>[a-z]\w*)(/(?P<config>[\w.\-+]+))?(:[\d.]+)?", re.IGNORECASE)
 _LABEL_BLOCK = 8192
 
 
-def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, image_size: int) -> Source:
+def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, image_size: int) -> ImageSource:
     """Opens a data set that TFDS has prepared as ArrayRecord; nothing is downloaded.
 
     The images are the input of TFDS' supervised pair, else the only image feature, or the one called `image`;
@@ -50,7 +50,7 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
     test_split = _test_split(name, sorted(builder.info.splits), train_split, test_split)
     test = _part(name, builder, test_split, (image, label), image_size) if test_split else None
     names = tuple(builder.info.features[label].names) if label else ()
-    return Source(train, test, names)
+    return ImageSource(train, test, names)
 
 
 def prepare_command(name: str, data_dir: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ssdd_jax.data.encoded import EncodedImages
 from ssdd_jax.data.images import one_line
-from ssdd_jax.data.source import Part, Source
+from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.errors import UserError
 
 _NAME = "tiny-imagenet-200"
@@ -85,7 +85,7 @@ def list_images(path: pathlib.Path) -> Listing:
     return Listing(_class_names(wnids, words), ordered, tuple(validation), read, path)
 
 
-def open_files(path: pathlib.Path, image_size: int) -> Source:
+def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
     """Opens what `find` found.
 
     Args:
@@ -100,7 +100,7 @@ def open_files(path: pathlib.Path, image_size: int) -> Source:
     """
     listing = list_images(path)
     train, validation = (_part(listing, rows, image_size) for rows in (listing.train, listing.validation))
-    return Source(train, validation, listing.class_names)
+    return ImageSource(train, validation, listing.class_names)
 
 
 def _part(listing: Listing, images: Sequence[tuple[str, int]], image_size: int) -> Part:

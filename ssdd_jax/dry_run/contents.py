@@ -6,9 +6,9 @@ from ssdd_jax import distilled, methods
 from ssdd_jax.data import features
 from ssdd_jax.dry_run.costs import newest, pairs_of
 from ssdd_jax.methods import boost
-from ssdd_jax.methods.mkdt import experts
+from ssdd_jax.methods.base import Run
 from ssdd_jax.methods.mkdt import stage as expert_stage
-from ssdd_jax.methods.run import Run
+from ssdd_jax.methods.mkdt import trajectories
 from ssdd_jax.methods.scdd import method as scdd
 
 DONE = "done"
@@ -69,14 +69,14 @@ def shapes_of(run: Run) -> list[tuple[str, str]]:
         ]
     rows.append(("pairs", f"{pairs:,} of {size} and {dim:,}"))
     if config.method in methods.POOLED:
-        each = experts.numbers(experts.Settings(widths=tuple(config.student.widths), norm=config.student.norm),
+        each = trajectories.numbers(trajectories.Settings(widths=tuple(config.student.widths), norm=config.student.norm),
                                problem.image_shape, problem.dim)  # fmt: skip
         rows.append(("pool", f"{config.pool.size} networks of {each:,} parameters, renewed after {config.pool.steps:,} "
                      f"steps, {config.pool.models_per_step} a step"))  # fmt: skip
         rows.append(("outer batch", f"{config.distill.batch_size:,} real images"))
     if any(stage.name == expert_stage.NAME for stage in method.stages):
         settings = expert_stage.settings_of(config)
-        disk = experts.bytes_needed(settings, problem.image_shape, problem.dim)
+        disk = trajectories.bytes_needed(settings, problem.image_shape, problem.dim)
         rows.append(("experts", f"{settings.count} of {settings.epochs} epochs, {bytes_in_words(disk)} on the disk"))
     return rows
 

@@ -17,9 +17,9 @@ from ssdd_jax.dry_run.standins import BATCH, StandIns
 from ssdd_jax.dry_run.timing import Cost, clock, once, program, steps, warm
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.methods import bilevel
+from ssdd_jax.methods.base import Run
 from ssdd_jax.methods.mkdt import experts
 from ssdd_jax.methods.mkdt import stage as expert_stage
-from ssdd_jax.methods.run import Run
 from ssdd_jax.methods.scdd import inversion, post_training
 from ssdd_jax.methods.scdd import method as scdd
 from ssdd_jax.runtime import devices

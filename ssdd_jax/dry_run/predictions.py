@@ -11,7 +11,7 @@ from ssdd_jax.dry_run import contents, costs, evaluating
 from ssdd_jax.dry_run.standins import StandIns
 from ssdd_jax.dry_run.timing import Cost
 from ssdd_jax.methods import Stage
-from ssdd_jax.methods.run import Run
+from ssdd_jax.methods.base import Run
 from ssdd_jax.training import streaming
 
 COSTS: dict[str, Callable[[StandIns], list[Cost]]] = {

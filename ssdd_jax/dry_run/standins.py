@@ -15,9 +15,9 @@ from ssdd_jax import methods, teacher
 from ssdd_jax.data import features
 from ssdd_jax.data.preprocess import dataset_moments, from_bytes
 from ssdd_jax.dry_run.timing import Cost, Program, clock, program
-from ssdd_jax.methods.mkdt import experts
+from ssdd_jax.methods.base import Run
 from ssdd_jax.methods.mkdt import stage as expert_stage
-from ssdd_jax.methods.run import Run
+from ssdd_jax.methods.mkdt import trajectories
 from ssdd_jax.methods.scdd.method import Prepared
 from ssdd_jax.runtime import devices
 from ssdd_jax.stages import distill
@@ -141,7 +141,7 @@ def _unrolls(method: methods.Method) -> bool:
 
 def _trajectories(config: ConfigDict, problem: methods.Problem) -> Any:
     """A feed of parameters that an expert might have."""
-    size = experts.numbers(expert_stage.settings_of(config), problem.image_shape, problem.dim)
+    size = trajectories.numbers(expert_stage.settings_of(config), problem.image_shape, problem.dim)
     ends = np.random.default_rng(1).standard_normal((2, size), np.float32) * np.float32(0.02)
 
     def items(done: int, count: int) -> dict[str, np.ndarray]:

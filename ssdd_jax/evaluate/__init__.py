@@ -15,7 +15,7 @@ import types
 from typing import Any
 
 from ssdd_jax.evaluate.api import evaluate, write
-from ssdd_jax.evaluate.entries import REFERENCES, Source, Target
+from ssdd_jax.evaluate.entries import REFERENCES, SourceData, Target
 from ssdd_jax.evaluate.options import EDITIONS, Options
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS
 from ssdd_jax.evaluate.statistics import paired, summary
@@ -28,7 +28,7 @@ __all__ = [
     "PROTOCOLS",
     "REFERENCES",
     "Request",
-    "Source",
+    "SourceData",
     "Store",
     "Target",
     "evaluate",

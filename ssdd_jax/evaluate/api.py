@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from threadpoolctl import threadpool_limits
 
-import ssdd_jax
 from ssdd_jax import data, formats
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
@@ -20,6 +19,7 @@ from ssdd_jax.evaluate import entries, options, sources, suite, tables
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
 from ssdd_jax.runtime import files
+from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import Workdir, held
 
 Path = str | os.PathLike[str]
@@ -35,7 +35,7 @@ def evaluate(
     protocols: Sequence[str] = (),
     references: Sequence[str] = entries.REFERENCES,
     seeds: int = 0,
-    source: Path | entries.Source | tuple[Any, Any] | None = None,
+    source: Path | entries.SourceData | tuple[Any, Any] | None = None,
     edition: str = "",
     workdir: Path = WORKDIR,
     say: Callable[[str], None] = print,
@@ -153,7 +153,7 @@ def _result(request: suite.Request, rows: list[dict[str, Any]]) -> dict[str, Any
         "rows": rows,
         "differences": tables.differences(rows, list(request.sets)),
         "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-        "version": ssdd_jax.__version__,
+        "version": __version__,
     }
 
 
@@ -170,14 +170,14 @@ def write(result: Mapping[str, Any], folder: Path) -> str:
 
 
 def _source(
-    given: Path | entries.Source | tuple[Any, Any] | None,
+    given: Path | entries.SourceData | tuple[Any, Any] | None,
     run: pathlib.Path | None,
     made: options.Options,
     shape: tuple[int, int, int],
     say: Callable[[str], None],
-) -> entries.Source | None:
+) -> entries.SourceData | None:
     """The data and the teacher that the sets come from, if they are known; `run` is the run that the first lies in."""
-    if isinstance(given, entries.Source):
+    if isinstance(given, entries.SourceData):
         return given
     if isinstance(given, tuple):
         return sources.of_features_in_memory(*given)
@@ -204,7 +204,7 @@ def _run_of(given: DistilledSet | Path) -> pathlib.Path | None:
     return folder if (folder / "config.json").exists() else None
 
 
-def _own_target(source: entries.Source | None) -> str | data.Dataset:
+def _own_target(source: entries.SourceData | None) -> str | data.Dataset:
     if source is None:
         raise UserError("no target is given: name one, as in --targets=cifar10")
     if not source.whole:  # a part of the data set that its name stands for

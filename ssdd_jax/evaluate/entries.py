@@ -29,7 +29,7 @@ DRAW = np.uint32(zlib.crc32(b"random_real"))
 REFERENCES = ("random_real", "random_init", "full_data", "teacher")
 
 
-class Source(NamedTuple):
+class SourceData(NamedTuple):
     """The data that sets were distilled from, and the teacher: what the reference points are made of.
 
     Attributes:
@@ -133,7 +133,9 @@ def of_set(name: str, distilled: DistilledSet, settings: Settings) -> Entry:
     return Entry(name, what, targets.shape[-1], train, lambda keys: Images(images), len(images))
 
 
-def of_reference(name: str, source: Source | None, like: DistilledSet, count: int, settings: Settings) -> Entry | None:
+def of_reference(
+    name: str, source: SourceData | None, like: DistilledSet, count: int, settings: Settings
+) -> Entry | None:
     """The entry of a reference point, or None if it cannot be had.
 
     Args:
@@ -168,7 +170,7 @@ def _random_init(like: DistilledSet) -> Entry:
     )
 
 
-def _random_real(source: Source, count: int, settings: Settings) -> Entry:
+def _random_real(source: SourceData, count: int, settings: Settings) -> Entry:
     images = source.dataset.train_images
     count = min(count, len(images))
     pairs = streaming.Pairs(images, source.features.train, source.preprocessing)
@@ -197,7 +199,7 @@ def _random_real(source: Source, count: int, settings: Settings) -> Entry:
     return Entry("random_real", what, dim, train, lambda keys: Images(drawn(keys)[0]), count)
 
 
-def _full_data(source: Source, settings: Settings) -> Entry:
+def _full_data(source: SourceData, settings: Settings) -> Entry:
     def train(keys: Array, network: nn.Module) -> Any:
         pairs = streaming.Pairs(source.dataset.train_images, source.features.train, source.preprocessing)
         options: dict[str, Any] = {"settings": settings.full, "together": settings.together, "name": "full_data"}
@@ -209,7 +211,7 @@ def _full_data(source: Source, settings: Settings) -> Entry:
     return Entry("full_data", what, source.features.train.shape[-1], train, None)
 
 
-def _of_source(source: Source) -> dict[str, str]:
+def _of_source(source: SourceData) -> dict[str, str]:
     return {"images": content(source.dataset), "features": mark(source.features.train)}
 
 

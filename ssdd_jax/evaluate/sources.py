@@ -16,7 +16,7 @@ from ssdd_jax import data, teacher
 from ssdd_jax.data import features, preprocess, targets
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate.entries import REFERENCES, Source, Target, content
+from ssdd_jax.evaluate.entries import REFERENCES, SourceData, Target, content
 from ssdd_jax.evaluate.store import mark
 from ssdd_jax.models.frozen import Judged
 from ssdd_jax.runtime import files
@@ -64,7 +64,7 @@ def count_of(distilled: DistilledSet) -> int:
     return int(known) if known else len(distilled.pairs()[0])
 
 
-def of_run(folder: Path, *, shared: Path | None = None, data_dir: str = "") -> Source:
+def of_run(folder: Path, *, shared: Path | None = None, data_dir: str = "") -> SourceData:
     """The data and the teacher of a run.
 
     Args:
@@ -98,7 +98,7 @@ def of_run(folder: Path, *, shared: Path | None = None, data_dir: str = "") -> S
         network = as_network(teacher.backbone(variables), described)
         own = (np.asarray(described.mean), np.asarray(described.std)) if described.words else None
     constants = preprocess.fit(dataset.train_images, found.train, moments=preprocess.dataset_moments(dataset))
-    return Source(dataset, found, constants, network, own, whole=_is_whole(config.data))
+    return SourceData(dataset, found, constants, network, own, whole=_is_whole(config.data))
 
 
 def _is_whole(chosen: Any) -> bool:
@@ -117,7 +117,7 @@ def as_network(backbone: Mapping[str, Any], described: teacher.Description) -> t
     return module, jax.tree.map(np.asarray, {"batch_stats": {}, **variables})
 
 
-def of_features(name: str, path: Path, *, data_dir: str = "", image_shape: tuple[int, int, int]) -> Source:
+def of_features(name: str, path: Path, *, data_dir: str = "", image_shape: tuple[int, int, int]) -> SourceData:
     """A data set with features that are brought; the teacher itself is not known.
 
     Args:
@@ -131,7 +131,7 @@ def of_features(name: str, path: Path, *, data_dir: str = "", image_shape: tuple
     test = 0 if dataset.test_images is None else len(dataset.test_images)
     brought = features.read(os.fspath(path), train=len(dataset.train_images), test=test, views=())
     found = features.Features(brought.train, brought.test)
-    return Source(dataset, found, preprocess.fit(dataset.train_images, found.train))
+    return SourceData(dataset, found, preprocess.fit(dataset.train_images, found.train))
 
 
 def _config(flat: Mapping[str, Any]) -> Any:
@@ -163,7 +163,7 @@ def of_arrays(name: str, arrays: Sequence[Any]) -> data.Dataset:
     return data.Dataset(name, x, y.astype(np.int32), x_test, y_test.astype(np.int32), names)
 
 
-def of_features_in_memory(images: Any, found: Any) -> Source:
+def of_features_in_memory(images: Any, found: Any) -> SourceData:
     """The source of sets that were distilled in memory.
 
     Args:
@@ -177,11 +177,11 @@ def of_features_in_memory(images: Any, found: Any) -> Source:
     images = images[..., None] if images.ndim == 3 else images
     dataset = data.Dataset("the source", images)
     known = features.check("the source's features", {"train": found}, train=len(images))
-    return Source(dataset, features.Features(known.train, None), preprocess.fit(images, known.train), whole=False)
+    return SourceData(dataset, features.Features(known.train, None), preprocess.fit(images, known.train), whole=False)
 
 
 def target(
-    given: str | data.Dataset, source: Source | None, *, data_dir: str = "", image_shape: tuple[int, int, int]
+    given: str | data.Dataset, source: SourceData | None, *, data_dir: str = "", image_shape: tuple[int, int, int]
 ) -> Target:
     """A target by name, or a data set as one.
 

@@ -18,7 +18,7 @@ import numpy as np
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, statistics, training
-from ssdd_jax.evaluate.entries import Entry, Source, Target
+from ssdd_jax.evaluate.entries import Entry, SourceData, Target
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS, Frozen, Networks, Seed
 from ssdd_jax.evaluate.store import Store, Values, mark
@@ -54,7 +54,7 @@ class Request(NamedTuple):
     targets: Sequence[Target]
     protocols: Sequence[str]
     references: Sequence[str]
-    source: Source | None
+    source: SourceData | None
     seeds: int
     seed: int
     training: entries.Settings
@@ -321,7 +321,7 @@ class _Run:
         return table.supervised_network(target, judging), variables
 
 
-def _for_teacher(target: Target, source: entries.Source) -> Target:
+def _for_teacher(target: Target, source: entries.SourceData) -> Target:
     """The target with its images normalised as the teacher's own were, if that is known."""
     if source.moments is None:
         return target

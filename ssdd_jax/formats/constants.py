@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-import ssdd_jax
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats.content import ABOUT
 from ssdd_jax.runtime import files
+from ssdd_jax.runtime.version import __version__
 
 NAME = "constants.json"
 
@@ -36,7 +36,7 @@ def describe(distilled: DistilledSet, form: str, undo: str) -> dict[str, Any]:
     known = {"N": distilled.about.get("config", {}).get("storage.N"), **distilled.about}
     about = {name: known[name] for name in ABOUT if known.get(name)}
     own = {name: distilled.statics[name] for name in ("learning_rate", "soft_labels") if name in distilled.statics}
-    return {"form": form, **shapes, "undo": undo, **constants, **own, "version": ssdd_jax.__version__, **about}
+    return {"form": form, **shapes, "undo": undo, **constants, **own, "version": __version__, **about}
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, krr_st, mkdt, noise, scdd, subset
 from ssdd_jax.methods.base import Feed, Method, Problem, Source, Stage
 from ssdd_jax.methods.budget import check_pairs
+from ssdd_jax.runtime import devices
 
 METHODS: dict[str, Callable[[ConfigDict, Problem], Method]] = {
     "boost": boost.make,
@@ -21,7 +23,7 @@ METHODS: dict[str, Callable[[ConfigDict, Problem], Method]] = {
 # Those that learn against the pool: their steps split over several devices.
 POOLED = ("boost", "krr_st")
 
-__all__ = ["METHODS", "POOLED", "Feed", "Method", "Problem", "Source", "Stage", "check", "make"]
+__all__ = ["METHODS", "POOLED", "Feed", "Method", "Problem", "Source", "Stage", "check", "make", "mesh_of"]
 
 
 def check(name: str) -> None:
@@ -50,3 +52,14 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     check(config.method)
     check_pairs(config.storage.N, problem.images)
     return METHODS[config.method](config, problem)
+
+
+def mesh_of(config: ConfigDict) -> Mesh | None:
+    """The devices that a config asks for, None for one alone; see `devices.make`."""
+    trained = not (config.teacher.features or config.teacher.source)
+    batches = {"teacher.batch_size": config.teacher.batch_size} if trained else {}
+    pooled = config.method in POOLED
+    if pooled:
+        batches["distill.batch_size"] = config.distill.batch_size
+    models = config.pool.models_per_step if pooled else 1
+    return devices.make(config.devices.pool, config.devices.data, models=models, batches=batches)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from ssdd_jax import data, teacher
+from ssdd_jax.data import features, preprocess
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
-
-if TYPE_CHECKING:  # stages are given methods, and methods may bring stages
-    from ssdd_jax.methods.run import Run
+from ssdd_jax.runtime.workdir import Workdir, fingerprint
+from ssdd_jax.training import streaming
 
 Array = jax.Array
 Feed = Callable[[int, int], Any]
+Say = Callable[[str], None]
+
+# Each stage draws from a key of its own. These numbers stay what they are, so that seeds keep their meaning; a stage
+# that a method brings gets one from its name.
+_KEYS = {"teacher": 1, "samples": 2, "distill": 3, "approximate": 4}
 
 
 class Problem(NamedTuple):
@@ -127,3 +137,111 @@ class Method(NamedTuple):
     advice: str = "try a smaller config.distill.learning_rate in another --workdir"
     show: Callable[[Any], Mapping[str, Array]] | None = None
     spread: Callable[[Mesh, Any], Any] | None = None
+
+
+class Run(NamedTuple):
+    """What every stage is given.
+
+    Attributes:
+        config: The run's config.
+        work: Its folder.
+        dataset: Its images.
+        problem: What is known of them before any work.
+        method: Its method.
+        say: Called with each message for the user.
+        known: The teacher's features, where they are in memory instead of in the folder.
+        chosen: Likewise the samples.
+        brought: Likewise the features that the user gave, by view.
+        extract: The teacher as a function of uint8 images `(k,H,W,C)` to features `(k,D)`, where it is given as one.
+    """
+
+    config: ConfigDict
+    work: Workdir
+    dataset: data.Dataset
+    problem: Problem
+    method: Method
+    say: Say
+    known: features.Features | None = None
+    chosen: features.Samples | None = None
+    brought: features.Brought | None = None
+    extract: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def key(self, stage: str, *, shared: bool = False) -> jax.Array:
+        """The PRNG key of a stage: from `config.seed`, or from `config.teacher.seed` for what runs may share."""
+        seed = self.config.teacher.seed if shared else self.config.seed
+        number = _KEYS[stage] if stage in _KEYS else zlib.crc32(stage.encode())
+        return jax.random.fold_in(jax.random.key(seed), jnp.uint32(number))
+
+    def samples(self) -> features.Samples:
+        """The images that the method starts from, once they are chosen."""
+        return self.chosen or features.load_samples(self.work.samples)
+
+    def features(self) -> features.Features:
+        """The teacher's features, once they are there."""
+        return self.known or features.load(self.work.features, fingerprint(self.dataset.train_images))
+
+    def preprocessing(self) -> preprocess.Preprocessing:
+        """The data set's constants."""
+        return self.pairs().preprocessing
+
+    def pairs(self) -> streaming.Pairs:
+        """The training images and the teacher's features of them, on the host."""
+        images, known = self.dataset.train_images, self.features().train
+        moments = preprocess.dataset_moments(self.dataset)
+        return streaming.Pairs(images, known, preprocess.fit(images, known, moments=moments))
+
+    def resident(self, *, features: bool = True) -> bool:
+        """Whether the training images, with the teacher's features or without, are kept on the device."""
+        size = self.problem.images * (self.problem.image_numbers + (4 * self.problem.dim if features else 0))
+        return streaming.fits(size, self.config.devices.gigabytes)
+
+    def backbone(self) -> Any:
+        """The teacher for images as the data set's constants normalise them; None if its features were brought.
+
+        Of one that the run has trained the variables of its `ResNet`, of another a `models.frozen.Frozen`.
+        """
+        if self.config.teacher.features:
+            return None
+        variables, about = self.teacher()
+        found: Any = teacher.backbone(variables)
+        if "network" in about:
+            found = teacher.describe(about).frozen(found, given=preprocess.dataset_moments(self.dataset))
+        return jax.tree.map(jnp.asarray, found)
+
+    def teacher(self) -> tuple[Any, dict[str, Any]]:
+        """Variables of the trained teacher, and its description."""
+        return teacher.load(self.work.teacher)
+
+    def source(self) -> Source:
+        """The data that the method's steps are given: all, or none of the images where they are streamed."""
+        if not self.resident():
+            return _some(self, np.zeros(0, np.int32), np.zeros(0, np.int32))
+        pairs = self.pairs()
+        return _as_source(self, pairs, pairs.on_device(), self.samples().rows)
+
+    def start(self) -> Source:
+        """The data that the method's `init` and `export` are given: its samples, and what else it looks at."""
+        samples, count = self.samples().rows, self.problem.images
+        rows = self.method.look(self.key("distill"), count) if self.method.look else np.zeros(0, np.int32)
+        if rows is None:
+            return _some(self, np.arange(count), samples)
+        return _some(self, np.concatenate([samples, np.asarray(rows)]), np.arange(len(samples)))
+
+
+def _some(run: Run, rows: np.ndarray, samples: np.ndarray) -> Source:
+    """Some rows alone; `samples` are positions among them."""
+    pairs = run.pairs()
+    some = pairs._replace(images=streaming.gather(pairs.images, rows), features=streaming.gather(pairs.features, rows))
+    return _as_source(run, pairs, some.on_device(), samples)
+
+
+def _as_source(run: Run, pairs: streaming.Pairs, on_device: tuple[Array, Array], samples: np.ndarray) -> Source:
+    views = jnp.asarray(run.samples().views)
+    return Source(
+        *on_device,
+        samples=jnp.asarray(samples, jnp.int32),
+        view_targets=pairs.preprocessing.targets(views),
+        preprocessing=pairs.preprocessing,
+        teacher=run.backbone(),
+        prepared=run.method.load(run) if run.method.load else None,
+    )

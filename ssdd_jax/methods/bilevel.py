@@ -7,7 +7,7 @@ AdamW, and trains the drawn models by one step on the new pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,9 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import inner, outer, pool
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Feed, Problem, Source
+from ssdd_jax.methods.base import Feed, Problem, Run, Source
 from ssdd_jax.runtime import devices
 from ssdd_jax.training import streaming
-
-if TYPE_CHECKING:
-    from ssdd_jax.methods.run import Run
 
 Array = jax.Array
 

@@ -17,7 +17,7 @@ Array = jax.Array
 START_IMAGES = 50_000
 
 
-def plan_of(config: ConfigDict, problem: Problem) -> budget.Plan:
+def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
     """The sizes that fit the budget; see `storage.plan`."""
     height, width, _ = problem.image_shape
     side = config.storage.base_size

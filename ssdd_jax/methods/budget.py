@@ -18,7 +18,7 @@ IMAGES_PER_N = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Sizes:
     """Sizes of a parameterized set.
 
     Attributes:
@@ -86,7 +86,7 @@ def plan(
     M: int = 0,
     U: int = 0,
     V: int = 0,
-) -> Plan:
+) -> Sizes:
     """Choose what is left open (0) among M, U and V so that the budget is used.
 
     M becomes 4 N. U and V become the same share of the most that their spaces and the data allow; what then remains
@@ -119,7 +119,7 @@ def plan(
     for name, value in given.items():
         if value > most[name]:
             raise UserError(f"storage.{name}={value} is too many for the {spaces[name]}: at most {most[name]}")
-    fixed = Plan(N, M, U, V, hidden, views, image_shape, base_size, dim)
+    fixed = Sizes(N, M, U, V, hidden, views, image_shape, base_size, dim)
     open_ = [name for name, value in given.items() if not value]
     chosen = _fill(fixed, open_, most)
     if chosen.numbers > chosen.budget:
@@ -142,14 +142,14 @@ def check_pairs(N: int, images: int) -> int:
     return N
 
 
-def _fill(fixed: Plan, open_: list[str], most: dict[str, int]) -> Plan:
+def _fill(fixed: Sizes, open_: list[str], most: dict[str, int]) -> Sizes:
     if "M" in open_:
         fixed = dataclasses.replace(fixed, M=min(IMAGES_PER_N * fixed.N, most["M"]))
     # More bases than images would store each image more dearly than as it is.
     ceiling = {"U": min(most["U"], fixed.M), "V": min(most["V"], fixed.M * fixed.views), "M": most["M"]}
     bases = [name for name in open_ if name != "M"]
 
-    def shared(share: float) -> Plan:
+    def shared(share: float) -> Sizes:
         sizes: dict[str, Any] = {name: max(1, int(share * ceiling[name])) for name in bases}
         return dataclasses.replace(fixed, **sizes)
 
@@ -165,7 +165,7 @@ def _fill(fixed: Plan, open_: list[str], most: dict[str, int]) -> Plan:
     return _spend_rest(chosen, [name for name in ("V", "U", "M") if name in open_], ceiling)
 
 
-def _spend_rest(chosen: Plan, names: list[str], ceiling: dict[str, int]) -> Plan:
+def _spend_rest(chosen: Sizes, names: list[str], ceiling: dict[str, int]) -> Sizes:
     for name in names:
         while getattr(chosen, name) < ceiling[name]:
             larger = dataclasses.replace(chosen, **{name: getattr(chosen, name) + 1})

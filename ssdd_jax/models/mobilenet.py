@@ -20,7 +20,7 @@ from ssdd_jax.models.norm import BatchNorm
 Array = jax.Array
 
 
-class Stage(NamedTuple):
+class BlockGroup(NamedTuple):
     """Blocks of one width.
 
     Attributes:
@@ -37,13 +37,13 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage(1, 16, 1, 1),
-    Stage(2, 24, 2, 1),
-    Stage(2, 32, 3, 2),
-    Stage(2, 64, 4, 2),
-    Stage(2, 96, 3, 1),
-    Stage(2, 160, 3, 2),
-    Stage(2, 320, 1, 1),
+    BlockGroup(1, 16, 1, 1),
+    BlockGroup(2, 24, 2, 1),
+    BlockGroup(2, 32, 3, 2),
+    BlockGroup(2, 64, 4, 2),
+    BlockGroup(2, 96, 3, 1),
+    BlockGroup(2, 160, 3, 2),
+    BlockGroup(2, 320, 1, 1),
 )
 
 _Pointwise = functools.partial(layers.Conv, size=1, padding=0, bias=False)
@@ -90,7 +90,7 @@ class MobileNet(nn.Module):
     """
 
     dim: int
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[BlockGroup, ...] = STAGES
     stem: int = 32
     head: int = 1280
 

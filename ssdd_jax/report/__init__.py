@@ -1,10 +1,41 @@
-"""Reports as single HTML files that need no network: of one run, and of several side by side.
+"""The report of a run: figures, tables, and single HTML pages that need no network, of one run or of several.
 
-python -m ssdd_jax.report runs/digits runs/digits-krr_st --out=comparison.html
+    python -m ssdd_jax.report runs/digits runs/digits-krr_st --out=comparison.html
+
+Matplotlib is loaded when a figure is drawn.
 """
 
 from ssdd_jax.report.comparison_page import Side, compare, side_of
+from ssdd_jax.report.figures import (
+    SHOWN,
+    TITLES,
+    draw,
+    grid,
+    images_figure,
+    loss_figure,
+    results_figure,
+    save,
+    stretch,
+    table,
+)
 from ssdd_jax.report.records import Record, read
 from ssdd_jax.report.run_page import write
 
-__all__ = ["Record", "Side", "compare", "read", "side_of", "write"]
+__all__ = [
+    "SHOWN",
+    "TITLES",
+    "Record",
+    "Side",
+    "compare",
+    "draw",
+    "grid",
+    "images_figure",
+    "loss_figure",
+    "read",
+    "results_figure",
+    "save",
+    "side_of",
+    "stretch",
+    "table",
+    "write",
+]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure  # not pyplot, whose backend is for a notebook's owner to choose
 
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.runtime import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 100  # images in a grid at most
 TITLES = {
@@ -52,7 +54,7 @@ def images_figure(path: pathlib.Path, images: np.ndarray, title: str) -> None:
     columns = min(len(shown), 10 if len(shown) <= 60 else 20)
     sheet = grid(shown, columns)
     width = 8.0
-    figure = Figure(figsize=(width, width * sheet.shape[0] / sheet.shape[1] + 0.4), layout="constrained")
+    figure = _figure(figsize=(width, width * sheet.shape[0] / sheet.shape[1] + 0.4), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
@@ -62,7 +64,7 @@ def images_figure(path: pathlib.Path, images: np.ndarray, title: str) -> None:
 
 def loss_figure(path: pathlib.Path, steps: Sequence[int], losses: Sequence[float]) -> None:
     """Draw the outer loss over the steps."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = _figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(steps, losses, linewidth=1.2, marker="." if len(steps) < 40 else None)
     axes.set_yscale("log")
@@ -77,7 +79,7 @@ def results_figure(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     measures = [name for name in TITLES if results.get(name)]
     if not measures:
         return
-    figure = Figure(figsize=(3.6 * len(measures), 3.2), layout="constrained")
+    figure = _figure(figsize=(3.6 * len(measures), 3.2), layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)
     for axes, measure in zip(panels[0], measures, strict=True):
         rows = results[measure]
@@ -130,3 +132,10 @@ def save(figure: Any, path: pathlib.Path) -> None:
     with files.saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _figure(**options: Any) -> Figure:
+    """A figure without pyplot, whose backend is for a notebook's owner to choose; Matplotlib is slow to load."""
+    from matplotlib.figure import Figure
+
+    return Figure(**options)

@@ -11,10 +11,9 @@ import numpy as np
 
 from ssdd_jax import distilled
 from ssdd_jax.errors import UserError
-from ssdd_jax.report import figures
+from ssdd_jax.report import figures, snapshots
 from ssdd_jax.runtime import files, history
 from ssdd_jax.runtime.workdir import Workdir
-from ssdd_jax.stages import snapshots
 from ssdd_jax.training import loop
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import jinja2
 
-import ssdd_jax
 from ssdd_jax.report import labels
 from ssdd_jax.runtime import files
+from ssdd_jax.runtime.version import __version__
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
@@ -26,7 +26,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"seconds": labels.seconds, "size": labels.size}
-    environment.globals |= {"version": ssdd_jax.__version__, "style": (TEMPLATES / "style.css").read_text()}
+    environment.globals |= {"version": __version__, "style": (TEMPLATES / "style.css").read_text()}
     return environment
 
 

@@ -32,7 +32,7 @@ class Moment(NamedTuple):
     bases: list[Picture]
 
 
-class Stage(NamedTuple):
+class StageRow(NamedTuple):
     """What a stage took: seconds with a bar of them, and bytes on the host and on the device where known."""
 
     name: str
@@ -162,11 +162,11 @@ def _ages(lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Curv
     return Curve("Ages of the pool", drawing, f"Mean{band}, in steps of training; renewed at the dashed line.")
 
 
-def stages(results: Mapping[str, Any]) -> list[Stage]:
+def stages(results: Mapping[str, Any]) -> list[StageRow]:
     """Times and memory by stage, in the order of the run."""
     spent, held = results["seconds"], results.get("memory", {})
     most = max(spent.values(), default=0.0)
     return [
-        Stage(name, value, svg.bar(value, most), held.get(name, {}).get("host"), held.get(name, {}).get("device"))
+        StageRow(name, value, svg.bar(value, most), held.get(name, {}).get("host"), held.get(name, {}).get("device"))
         for name, value in spent.items()
     ]

@@ -13,7 +13,7 @@ from ssdd_jax.report import labels, svg
 COLOURS = {name: i for i, name in enumerate(dict.fromkeys(labels.PARTS.values()))}
 
 
-class Part(NamedTuple):
+class StoredPart(NamedTuple):
     """A part of what is stored: its name, numbers, share of the budget, and colour of the style sheet."""
 
     name: str
@@ -28,7 +28,7 @@ class Storage(NamedTuple):
     numbers: int
     budget: int
     bytes: int
-    parts: list[Part]
+    parts: list[StoredPart]
     left: int
     left_share: str
     bar: Markup
@@ -45,7 +45,7 @@ def of_results(results: Mapping[str, Any], *, whole: int = 0) -> Storage:
         numbers,
         budget,
         kept["bytes"],
-        [Part(name, count, labels.percent(count, budget), colours[name]) for name, count in sizes.items()],
+        [StoredPart(name, count, labels.percent(count, budget), colours[name]) for name, count in sizes.items()],
         budget - numbers,
         labels.percent(budget - numbers, budget),
         svg.stack(sizes, max(whole, budget, numbers), words=said, colours=colours),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,12 +20,12 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ssdd_jax.config import HOSTS
 from ssdd_jax.errors import Stopped, UserError
 
 Array = jax.Array
 
 POOL, DATA = "pool", "data"
-HOSTS = re.compile(r"(?P<address>[^,\s]+:\d+),(?P<count>\d+),(?P<index>\d+)")
 # How long a process that ends waits for the others to end too.
 LEAVE_SECONDS = 30
 

@@ -1,4 +1,4 @@
-"""The evaluation of a run's set, and the report of it."""
+"""The evaluation of a run's set."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-import ssdd_jax
 from ssdd_jax import distilled, inner
-from ssdd_jax import report as page
 from ssdd_jax.evaluate import entries, sources, store, suite, training
-from ssdd_jax.evaluate.protocols import probes, table
-from ssdd_jax.methods.run import Run
-from ssdd_jax.report import figures
+from ssdd_jax.evaluate.protocols import probes
+from ssdd_jax.evaluate.protocols import table as protocols
+from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime import files
-from ssdd_jax.training import loop
+from ssdd_jax.runtime.version import __version__
 
 MEASURES = ("linear", "few_shot", "feature_r2")
 
@@ -38,11 +36,11 @@ def measure(run: Run) -> None:
         targets=(sources.as_target(run.config.data.name, run.dataset),),
         protocols=MEASURES,
         references=options.entries[1:],
-        source=entries.Source(run.dataset, known, run.preprocessing()),
+        source=entries.SourceData(run.dataset, known, run.preprocessing()),
         seeds=options.seeds,
         seed=run.config.seed,
         training=training_of(run.config),
-        judging=table.Settings(
+        judging=protocols.Settings(
             linear=probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
         ),
     )
@@ -105,19 +103,5 @@ def _results(run: Run, found: distilled.DistilledSet, rows: list[dict[str, Any]]
         "dataset": config.data.name,
         "seed": config.seed,
         "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-        "version": ssdd_jax.__version__,
+        "version": __version__,
     }
-
-
-def draw(run: Run) -> None:
-    """Draw the figures, bring seconds and memory in `results.json` up to date, and write the page of all of it."""
-    found, results = distilled.load(run.work.distilled), files.read_json(run.work.results)
-    results |= {"seconds": run.work.read_seconds(), "memory": run.work.read_memory()}
-    files.write_json(run.work.results, results)
-    lines = [line for line in loop.read_metrics(run.work.metrics) if line["stage"] == "distill"]
-    figures.draw(run.work.figures, found, lines, results)
-    page.write(run.work.page, page.read(run.work.folder))
-    storage = results["storage"]
-    run.say(f"\n{figures.table(results)}\n\n{storage['numbers']:,} of {storage['budget']:,} numbers, "
-            f"{storage['bytes']:,} bytes; figures in {run.work.figures}, "
-            f"all on one page in {run.work.page}")  # fmt: skip

@@ -6,18 +6,16 @@ import collections
 import itertools
 from collections.abc import Iterator
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssdd_jax import augment, data, teacher
+from ssdd_jax import data, teacher
 from ssdd_jax.data import features
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.run import Run
+from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime import devices
 from ssdd_jax.runtime.workdir import fingerprint
-from ssdd_jax.stages import samples
 
 
 def compute(run: Run) -> None:
@@ -33,19 +31,30 @@ def compute(run: Run) -> None:
         return
     assert run.dataset.test_images is not None
     images = {"train": run.dataset.train_images, "test": run.dataset.test_images}
-    parts = {name: (_batches(run, part, mesh=run.problem.mesh), len(part)) for name, part in images.items()}
+    parts = {name: (of_images(run, part, mesh=run.problem.mesh), len(part)) for name, part in images.items()}
     if devices.is_first():
         features.write(run.work.features, parts, mark)
     else:  # takes part in the work
         collections.deque(itertools.chain(*(batches for batches, _ in parts.values())), maxlen=0)
 
 
-def _batches(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Iterator[np.ndarray]:
-    """The teacher's features of images, a batch after the other; with a mesh by all its devices together.
+def of_images(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Iterator[np.ndarray]:
+    """Compute the teacher's features, batch by batch.
+
+    Args:
+        run: A run whose teacher is a network, or a function that was given.
+        images: uint8 `(k,H,W,C)`.
+        mesh: Devices that share the work.
+
+    Yields:
+        Features `(b,D)`, float32, in the order of the images.
 
     Raises:
         UserError: If they are not finite.
     """
+    if run.extract is not None:
+        yield run.extract(images)
+        return
     variables, about = run.teacher()
     if "network" in about:
         variables = teacher.describe(about).frozen(teacher.backbone(variables))
@@ -58,31 +67,6 @@ def _batches(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Itera
         yield batch
 
 
-def choose(run: Run) -> None:
-    """Choose the images that the method starts from, and compute the features of their views."""
-    if (run.work.samples / "rows.npy").exists():
-        return
-    rows, found = samples.choose(run, run.method.samples), run.features()
-    views = run.method.views
-    if len(views) == 1:
-        of_views = found.train[rows][None]
-    elif run.config.teacher.features:
-        brought = read_brought(run.config, run.dataset)
-        missing = [name for name in views[1:] if name not in brought.views]
-        if missing:
-            run.say(
-                f"features: none were brought of the views {', '.join(missing)}: they start as the images themselves"
-            )
-        of_views = features.of_samples(brought, rows, views)
-    else:
-        turned = augment.apply(
-            augment.table(views, *run.dataset.image_shape[:2]), jnp.asarray(run.dataset.train_images[rows])
-        )
-        found_views = list(_batches(run, np.asarray(turned).reshape(-1, *run.dataset.image_shape)))
-        of_views = np.concatenate(found_views).reshape(len(views), len(rows), -1)
-    features.save_samples(run.work.samples, features.Samples(rows, of_views))
-
-
 def read_brought(config: ConfigDict, dataset: data.Dataset) -> features.Brought:
     """The features that `config.teacher.features` names, checked against the data set."""
     assert dataset.test_images is not None
@@ -92,3 +76,12 @@ def read_brought(config: ConfigDict, dataset: data.Dataset) -> features.Brought:
         test=len(dataset.test_images),
         views=tuple(config.views),
     )
+
+
+def brought_of(run: Run) -> features.Brought | None:
+    """The features that the user gave, by view; None where the teacher can be run."""
+    if run.extract is not None:
+        return None
+    if run.brought is not None:
+        return run.brought
+    return read_brought(run.config, run.dataset) if run.config.teacher.features else None

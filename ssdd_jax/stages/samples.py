@@ -1,30 +1,80 @@
-"""Which images a method starts from, or a subset consists of."""
+"""The training images that a method starts from, or that a subset consists of, with the features of their views."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
+from ssdd_jax import augment
+from ssdd_jax.data import features
 from ssdd_jax.data.preprocess import parts
-from ssdd_jax.methods import Problem, Stage
-from ssdd_jax.methods.mkdt import stage
-from ssdd_jax.methods.run import Run
+from ssdd_jax.methods.base import Method, Problem, Run, Stage
+from ssdd_jax.methods.mkdt import stage as expert_stage
+from ssdd_jax.stages import features as teacher_features
 
 Array = jax.Array
 
 
-def stages(config: ConfigDict, problem: Problem) -> tuple[Stage, ...]:
-    """The stages that the choice needs."""
-    return (stage.stage(config, problem, keep=False),) if config.distill.samples == "high_loss" else ()
+def preparations(config: ConfigDict, problem: Problem, method: Method) -> list[Stage]:
+    """The stages between the features and the choice of samples: the method's own, and those that the choice needs.
+
+    Args:
+        config: See `ssdd_jax.config.default`.
+        problem: Shapes of the data.
+        method: The method.
+
+    Returns:
+        The stages in order.
+    """
+    choice: tuple[Stage, ...] = ()
+    if method.samples and config.distill.samples == "high_loss":
+        choice = (expert_stage.stage(config, problem, keep=False),)
+    # One of each name: MKDT's experts, whose trajectories are kept, also provide the losses that the choice needs.
+    return list({stage.name: stage for stage in (*choice, *method.stages)}.values())
 
 
-def choose(run: Run, count: int) -> np.ndarray:
-    """The images that `config.distill.samples` chooses.
+def choose(run: Run) -> None:
+    """Choose the images that the method starts from, with the features of their views, unless they are there."""
+    if not (run.work.samples / "rows.npy").exists():
+        features.save_samples(run.work.samples, samples_of(run))
+
+
+def samples_of(run: Run) -> features.Samples:
+    """The images that the method starts from, and the teacher's features of their views.
+
+    Args:
+        run: A run whose features, and the stages that the choice needs, are there.
+
+    Returns:
+        Indices `(M,)` and features `(views,M,D)`.
+
+    Raises:
+        UserError: If the features of a view are not finite.
+    """
+    indices, views = indices_of(run, run.method.samples), run.method.views
+    if len(views) == 1:
+        return features.Samples(indices, run.features().train[indices][None])
+    brought = teacher_features.brought_of(run)
+    if brought is not None:
+        missing = [name for name in views[1:] if name not in brought.views]
+        if missing:
+            run.say(f"features: none are given for the views {', '.join(missing)}: they start as the images themselves")
+        return features.Samples(indices, features.of_samples(brought, indices, views))
+    # The teacher can be run: on every view but the first, whose features are known.
+    images = run.dataset.train_images[indices]
+    turned = augment.apply(augment.table(views[1:], *images.shape[1:3]), jnp.asarray(images))
+    batches = list(teacher_features.of_images(run, np.asarray(turned).reshape(-1, *images.shape[1:])))
+    by_view = np.concatenate(batches).reshape(len(views) - 1, len(indices), -1)
+    return features.Samples(indices, np.concatenate([run.features().train[indices][None], by_view]))
+
+
+def indices_of(run: Run, count: int) -> np.ndarray:
+    """Indices of the training images that `config.distill.samples` chooses.
 
     Args:
         run: A run whose features, and the stages that the choice needs, are there.
@@ -35,8 +85,8 @@ def choose(run: Run, count: int) -> np.ndarray:
     """
     if not count:
         return np.zeros(0, np.int32)
-    rows = SELECTIONS[run.config.distill.samples](run, run.key("samples"), count)
-    return np.asarray(rows, np.int32)
+    indices = SELECTIONS[run.config.distill.samples](run, run.key("samples"), count)
+    return np.asarray(indices, np.int32)
 
 
 def _random(run: Run, key: Array, count: int) -> Array:
@@ -49,7 +99,7 @@ def _kmeans(run: Run, key: Array, count: int) -> np.ndarray:
 
 
 def _high_loss(run: Run, key: Array, count: int) -> np.ndarray:
-    return np.argsort(-stage.store(run).losses(), kind="stable")[:count]
+    return np.argsort(-expert_stage.store(run).losses(), kind="stable")[:count]
 
 
 def nearest_to_centres(features: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -63,6 +113,8 @@ def nearest_to_centres(features: np.ndarray, count: int, seed: int) -> np.ndarra
     Returns:
         Rows, int64 `(k,)`; the largest cluster's comes first.
     """
+    from sklearn.cluster import KMeans  # takes longer to load than the rest of the package
+
     with threadpool_limits(1):  # so that sums are always made in the same order
         found = KMeans(count, n_init=1, random_state=seed).fit(features)
         sizes = np.bincount(found.labels_, minlength=count)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from ssdd_jax.data.preprocess import Preprocessing
-from ssdd_jax.methods.run import Run
+from ssdd_jax.methods.base import Run
+from ssdd_jax.report import figures
+from ssdd_jax.report.snapshots import as_bytes
 from ssdd_jax.runtime import devices, files
 from ssdd_jax.training import loop
 
@@ -30,8 +31,6 @@ def watcher(run: Run, preprocessing: Preprocessing) -> Callable[[loop.Progress],
     show, mesh = run.method.show, run.problem.mesh
     if show is None:
         return None
-    from ssdd_jax.report import figures  # Matplotlib is slow to load
-
     moments = [max(1, round(share * run.method.steps)) for share in MOMENTS]
     look = jax.jit(lambda state: {name: pictures[:SHOWN] for name, pictures in show(state).items()})
 
@@ -49,14 +48,3 @@ def watcher(run: Run, preprocessing: Preprocessing) -> Callable[[loop.Progress],
         files.write_tensors(path, {name: as_bytes(values) for name, values in pixels.items()})
 
     return watch
-
-
-def as_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in 0..1 of any shape as uint8; what is not a number becomes black."""
-    return (255 * np.clip(np.nan_to_num(pixels), 0, 1) + 0.5).astype(np.uint8)
-
-
-def read(folder: pathlib.Path) -> dict[int, dict[str, np.ndarray]]:
-    """What was kept, by step in order: uint8 `images` `(8,H,W,C)`, and `bases` `(8,h,w,C)` with zero as mid-grey."""
-    found = sorted(folder.glob("step-*.safetensors"))
-    return {int(path.stem.partition("-")[2]): files.read_tensors(path) for path in found}

@@ -18,7 +18,7 @@ from ssdd_jax import data, teacher
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import Feed
-from ssdd_jax.methods.run import Run, Say
+from ssdd_jax.methods.base import Run, Say
 from ssdd_jax.models.resnet import ResNet
 from ssdd_jax.runtime import devices, files
 from ssdd_jax.runtime.workdir import Workdir

@@ -9,13 +9,15 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from ssdd_jax.runtime import devices, files
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 KEEP = 2
 # What a checkpoint takes beside its arrays, generously.
@@ -39,6 +41,7 @@ class Checkpoints:
             self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        ocp = _orbax()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEEP, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
@@ -55,7 +58,7 @@ class Checkpoints:
         with files.saving(self.folder / str(step)):
             with devices.agreed():  # before any of them writes, which would change what the next one finds
                 self._check_room(state)
-            self._manager.save(step, args=ocp.args.StandardSave(_raw(state)))
+            self._manager.save(step, args=_orbax().args.StandardSave(_raw(state)))
 
     def _check_room(self, state: Any) -> None:
         """Find the disk full before a write begins: one that fails midway also prints its threads' tracebacks."""
@@ -85,7 +88,7 @@ class Checkpoints:
         template = jax.tree.map(_abstract, _raw(like))
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                raw = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+                raw = self._manager.restore(step, args=_orbax().args.StandardRestore(template))
             except Exception as error:
                 self._set_aside(step, error)
                 continue
@@ -123,6 +126,13 @@ class Checkpoints:
         """Close; an error on its way out is not covered by one of closing."""
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self.close()
+
+
+def _orbax() -> Any:
+    """The module `orbax.checkpoint`, which takes half as long to load as JAX."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
 
 
 def _is_key(leaf: Any) -> bool:

@@ -68,15 +68,16 @@ def test_survey_knows_the_parts(tmp_path):
     ],
 )
 def test_only_an_edition_at_the_end_is_cut_off(argument, path, edition):
-    assert (str(photos.split(argument)[0]), photos.split(argument)[1]) == (path, edition)
+    folder, found = config.folder_argument(argument)
+    assert (str(folder), found) == (path, edition)
 
 
 def test_paths_of_home_and_relative_ones(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert photos.split("~/x")[0] == photos.split("x/")[0] == tmp_path / "x"
+    assert config.folder_argument("~/x")[0] == config.folder_argument("x/")[0] == tmp_path / "x"
     with pytest.raises(UserError, match="configs/folder.py:PATH"):
-        photos.split("")
+        config.folder_argument("")
 
 
 @pytest.mark.parametrize(

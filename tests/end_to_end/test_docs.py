@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import pathlib
 import pkgutil
 import re
 import subprocess
@@ -13,10 +12,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import tiny_runs
+from tiny_runs import ROOT
 
 import ssdd_jax
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def hooks():

@@ -1,7 +1,6 @@
 """The notebooks run from top to bottom, show what they say, and are kept without outputs."""
 
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -10,8 +9,8 @@ import nbformat
 import pytest
 from ipykernel.kernelspec import write_kernel_spec
 from IPython.core.inputtransformer2 import TransformerManager
+from tiny_runs import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 FOLDER = ROOT / "experiments" / "notebooks"
 NAMES = ("distil_digits", "pure_functions")
 # In a process of its own: Jupyter warns, and pytest takes warnings for errors.

@@ -1,12 +1,10 @@
 """Lint, format and types, as part of the tests' one command."""
 
-import pathlib
 import subprocess
 import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tiny_runs import ROOT
 
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])

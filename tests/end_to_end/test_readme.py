@@ -1,14 +1,13 @@
 """What the README says exists."""
 
 import importlib
-import pathlib
 import re
 
 import pytest
+from tiny_runs import ROOT
 
 from ssdd_jax import config
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 
 

@@ -10,12 +10,12 @@ import sys
 import pytest
 import tiny_runs
 from PIL import Image
+from tiny_runs import ROOT
 
 from ssdd_jax import main
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.evaluate import __main__ as evaluate
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
 
 MINUTES, HOURS = "minutes on two cores", "hours on an accelerator"

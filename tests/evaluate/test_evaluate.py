@@ -46,7 +46,7 @@ def made(name, seed, count=90, classes=2):
 DATASET, KNOWN = made("made", 0)
 OTHER = made("other", 5, classes=3)[0]
 CONSTANTS = preprocess.fit(DATASET.train_images, KNOWN[:60])
-SOURCE = evaluate.Source(DATASET, features.Features(KNOWN[:60], KNOWN[60:]), CONSTANTS)
+SOURCE = evaluate.SourceData(DATASET, features.Features(KNOWN[:60], KNOWN[60:]), CONSTANTS)
 
 
 def pairs_of(rows):

@@ -50,7 +50,7 @@ def test_open_plans_use_the_budget(problem):
     plan = tried(**problem)
     height, width, channels = problem["image_shape"]
     one = height * width * channels + problem["dim"]
-    least = sum(budget.Plan(M=1, U=1, V=1, **{k: v for k, v in problem.items() if k != "images"}).parts.values())
+    least = sum(budget.Sizes(M=1, U=1, V=1, **{k: v for k, v in problem.items() if k != "images"}).parts.values())
     if plan is None:
         assert least > problem["N"] * one
         return
@@ -117,7 +117,7 @@ def test_refusal_writes_out_the_sum():
     with pytest.raises(UserError) as caught:
         budget.plan(N=2, M=10, U=8, V=4, **CIFAR)
     text = str(caught.value)
-    parts = budget.Plan(2, 10, 8, 4, 4, 4, (32, 32, 3), (16, 16), 512).parts
+    parts = budget.Sizes(2, 10, 8, 4, 4, 4, (32, 32, 3), (16, 16), 512).parts
     assert parts["image bases"] == 8 * 16 * 16 * 3 and parts["image coefficients"] == 80
     assert parts["feature bases"] == 4 * 512 and parts["feature coefficients"] == 40
     assert parts["image mean"] == 768 and parts["feature mean"] == 512

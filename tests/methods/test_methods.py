@@ -12,7 +12,7 @@ from helpers import CHANNELS, CLASSES, SIZE, jit, make_run, prepare, problem, re
 from ssdd_jax import distilled, methods, teacher
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.mkdt import experts
+from ssdd_jax.methods.mkdt import trajectories
 from ssdd_jax.methods.scdd import inversion
 from ssdd_jax.methods.scdd import method as scdd
 
@@ -215,7 +215,7 @@ def test_mkdt_learns_images_targets_and_the_rate(make):
 def test_mkdt_is_fed_its_experts(make):
     """Pieces of the stored trajectories, `experts.epochs` apart; a resumed run sees the same items."""
     made = make("mkdt")
-    store = experts.Store(made.run.work.own("experts", shared=True))
+    store = trajectories.Store(made.run.work.own("experts", shared=True))
     options = made.config.experts
     assert store.count() == options.count
     last = options.start_epochs - 1 + options.epochs

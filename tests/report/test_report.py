@@ -183,7 +183,7 @@ def test_what_a_run_records(finished, record):
     ages = [line for line in record.lines if line["stage"] == "distill"]
     assert all(line["min_age"] <= line["mean_age"] <= line["max_age"] <= 5 for line in ages)
     assert any(line["min_age"] < line["max_age"] for line in ages)
-    assert record.calls[-1]["command"] == history.typed(tiny_runs.arguments(finished.parent))
+    assert record.calls[-1]["command"] == commandline.typed(tiny_runs.arguments(finished.parent))
     assert list(record.snapshots) == [5, 15, 25, 40]
     for seen in record.snapshots.values():
         assert seen["images"].shape == (8, 8, 8, 1) and seen["images"].dtype == np.uint8
@@ -332,7 +332,7 @@ def test_a_call_from_python_has_a_command(start, tmp_path):
     config = commandline.parse([f"--config=configs/{name}.py:{edition}"]).config
     with config.unlocked():
         config.seed, config.views, config.data.data_dir = 5, ("rot0", "rot180"), "some where's"
-    found = history.equivalent(config, tmp_path / "a run", tmp_path / "shared")
+    found = commandline.equivalent(config, tmp_path / "a run", tmp_path / "shared")
     typed = shlex.split(found)
     assert typed[:4] == ["python", "-m", "ssdd_jax.main", f"--config=configs/{name}.py{':' * bool(edition)}{edition}"]
     options = commandline.parse(typed[3:])

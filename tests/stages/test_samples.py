@@ -5,13 +5,19 @@ import pytest
 from helpers import dataset, make_run, problem, small_config
 
 from ssdd_jax import config as configuration
+from ssdd_jax import methods
 from ssdd_jax.data import features
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.workdir import fingerprint
-from ssdd_jax.stages import samples as selection
+from ssdd_jax.stages import samples as sampling
 
 CLUSTERS = 5
+
+
+def preparations(chosen):
+    asked = problem(chosen)
+    return sampling.preparations(chosen, asked, methods.make(chosen, asked))
 
 
 def clustered(seed=0):
@@ -52,14 +58,14 @@ def losses():
 @pytest.mark.parametrize("samples", configuration.SAMPLES)
 def test_every_choice(run, samples, count):
     """The number asked for, int32, no repetition, the same for the same seed."""
-    rows = selection.choose(run(samples), count)
+    rows = sampling.indices_of(run(samples), count)
     assert rows.dtype == np.int32 and rows.shape == (count,)
     assert len(set(rows.tolist())) == count and rows.min() >= 0 and rows.max() < 40
-    np.testing.assert_array_equal(rows, selection.choose(run(samples), count))
+    np.testing.assert_array_equal(rows, sampling.indices_of(run(samples), count))
 
 
 def test_there_is_a_function_for_every_name():
-    assert tuple(selection.SELECTIONS) == configuration.SAMPLES
+    assert tuple(sampling.SELECTIONS) == configuration.SAMPLES
 
 
 @pytest.mark.parametrize("samples", configuration.SAMPLES)
@@ -68,12 +74,12 @@ def test_none_at_all(run, samples):
     made = run(samples)
     (made.work.own("experts", shared=True) / "losses.npy").unlink()
     (made.work.features / "train.npy").unlink()
-    rows = selection.choose(made, 0)
+    rows = sampling.indices_of(made, 0)
     assert rows.dtype == np.int32 and rows.shape == (0,)
 
 
 def test_random_goes_by_the_runs_seed(run):
-    rows = [selection.choose(run("random", seed), 6).tolist() for seed in range(4)]
+    rows = [sampling.indices_of(run("random", seed), 6).tolist() for seed in range(4)]
     assert len({tuple(found) for found in rows}) == 4
     # Anything can come first: not the first images in another order.
     assert max(max(found) for found in rows) > 30
@@ -82,7 +88,7 @@ def test_random_goes_by_the_runs_seed(run):
 @pytest.mark.parametrize("seed", range(3))
 def test_kmeans_finds_one_image_of_each_cluster(run, seed):
     """The one nearest to its mean; that of the largest cluster comes first."""
-    rows = selection.choose(run("kmeans", seed), CLUSTERS)
+    rows = sampling.indices_of(run("kmeans", seed), CLUSTERS)
     found, cluster = clustered()
     assert cluster[rows].tolist() == [0, 1, 2, 3, 4]
     for number, row in enumerate(rows):
@@ -95,14 +101,14 @@ def test_an_image_is_not_taken_for_two_centres():
     """Twelve images in three places, a centre for each image: every one comes once."""
     same = np.repeat(np.eye(3, 4, dtype=np.float32), 4, axis=0)
     same += np.random.default_rng(0).normal(size=same.shape).astype(np.float32) * 1e-3
-    rows = selection.nearest_to_centres(same, 12, seed=0)
+    rows = sampling.nearest_to_centres(same, 12, seed=0)
     assert sorted(rows.tolist()) == list(range(12))
 
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_high_loss_takes_the_highest(run, count):
     """Of two that are the same, the first."""
-    rows = selection.choose(run("high_loss"), count)
+    rows = sampling.indices_of(run("high_loss"), count)
     np.testing.assert_array_equal(losses()[rows], np.sort(losses())[::-1][:count])
     two = np.flatnonzero(losses() == 37)
     assert rows[0] == losses().argmax() and rows[1] == two[0] < two[1]
@@ -113,7 +119,7 @@ def test_only_high_loss_needs_experts():
     chosen = small_config("subset")
     for samples in configuration.SAMPLES:
         chosen.distill.samples = samples
-        needed = selection.stages(chosen, problem(chosen))
+        needed = preparations(chosen)
         assert [stage.name for stage in needed] == ["experts"] * (samples == "high_loss")
 
 
@@ -125,9 +131,9 @@ def test_high_loss_of_trained_experts(tmp_path):
     known = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
     known[[3, 30]] *= 30  # what no student can have learned in an epoch
     features.save(made.work.features, features.Features(known, None), fingerprint(dataset().train_images))
-    for stage in selection.stages(chosen, problem(chosen)):
+    for stage in preparations(chosen):
         stage.run(made)
-    assert set(selection.choose(made, 2).tolist()) == {3, 30}
+    assert set(sampling.indices_of(made, 2).tolist()) == {3, 30}
     assert [path.name for path in (tmp_path / "experts").iterdir()] == ["losses.npy"]
     assert np.isfinite(files.read_array(tmp_path / "experts" / "losses.npy")).all()
 
@@ -137,4 +143,4 @@ def test_experts_that_cannot_halve_the_images_are_refused():
     chosen = small_config("subset")
     chosen.distill.samples, chosen.experts.widths = "high_loss", (4, 4, 4, 4)
     with pytest.raises(UserError, match="^config.experts.widths: images of 8x8 cannot be halved 4 times"):
-        selection.stages(chosen, problem(chosen))
+        preparations(chosen)

@@ -15,7 +15,7 @@ from ssdd_jax import config, data, main
 from ssdd_jax.data import cache, features, mapped, preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import training
-from ssdd_jax.methods.mkdt import experts
+from ssdd_jax.methods.mkdt import experts, trajectories
 from ssdd_jax.models import convnet
 from ssdd_jax.runtime import files
 from ssdd_jax.training import streaming
@@ -90,7 +90,7 @@ def test_streamed_experts_have_the_same_bits(tmp_path):
     """Two at a time, and one; batches of 40 do not divide the 110 images."""
     images, known = bytes_and_features(110, channels=1)
     pairs = streaming.Pairs(images, known, preprocess.fit(images, known))
-    chosen = experts.Settings(count=3, epochs=2, widths=(4,), batch_size=40, vectorize=2)
+    chosen = trajectories.Settings(count=3, epochs=2, widths=(4,), batch_size=40, vectorize=2)
     options = {"settings": chosen, "say": lambda line: None}
     resident = experts.make(
         jax.random.key(0), tmp_path / "resident", *pairs.on_device(), pairs.preprocessing, **options

@@ -21,9 +21,8 @@ from jax import lax
 
 from ssdd_jax.data.preprocess import from_bytes
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.scdd import post_training
 from ssdd_jax.models import initialize
-from ssdd_jax.training import loop
+from ssdd_jax.training import loop, transforms
 
 Array = jax.Array
 Variables = Any
@@ -167,8 +166,8 @@ def augment(key: Array, images: Array, *, padding: int, flip: float) -> Array:
     """
     key_crop, key_flip = jax.random.split(key)
     black = jnp.zeros(images.shape[-1:], images.dtype)
-    cropped = post_training.random_crop(key_crop, images, black, padding=padding)
-    return post_training.random_flip(key_flip, cropped, probability=flip)
+    cropped = transforms.random_crop(key_crop, images, black, padding=padding)
+    return transforms.random_flip(key_flip, cropped, probability=flip)
 
 
 def rates(settings: Settings) -> np.ndarray:

@@ -14,7 +14,7 @@ every step draws any of the experts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,9 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Feed, Method, Problem, Source
-from ssdd_jax.methods.mkdt import experts, matching
+from ssdd_jax.methods.base import Feed, Method, Problem, Run, Source
+from ssdd_jax.methods.mkdt import matching, trajectories
 from ssdd_jax.methods.mkdt import stage as expert_stage
-
-if TYPE_CHECKING:
-    from ssdd_jax.methods.run import Run
 
 Array = jax.Array
 
@@ -73,7 +70,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     def step(state: State, source: Source, item: dict[str, Array]) -> tuple[State, matching.Info]:
         rows = matching.draw_rows(jax.random.fold_in(state.key, state.step), count, settings=settings)
         start, target = (
-            experts.unflatten(item[end], students, problem.image_shape, problem.dim) for end in ("start", "target")
+            trajectories.unflatten(item[end], students, problem.image_shape, problem.dim) for end in ("start", "target")
         )
         learned, info = matching.step(state.matching, start, target, rows, settings=settings)
         return State(state.step + 1, state.key, learned), info
@@ -87,7 +84,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         return distilled.from_pairs(images, targets, source.preprocessing, learning_rate=float(rate))
 
     def feed(run: Run) -> Feed:
-        return experts.feed(
+        return trajectories.feed(
             expert_stage.store(run),
             students,
             max_start_epoch=config.experts.start_epochs,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from ssdd_jax import inner
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Problem, Stage
-from ssdd_jax.methods.mkdt import experts
+from ssdd_jax.methods.base import Problem, Run, Stage
+from ssdd_jax.methods.mkdt import experts, trajectories
 from ssdd_jax.models.convnet import check_divisible
-
-if TYPE_CHECKING:
-    from ssdd_jax.methods.run import Run
 
 NAME = "experts"
 
@@ -51,15 +48,15 @@ def stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
     return Stage(NAME, train, shared=("data", "teacher", "precision", "experts"))
 
 
-def store(run: Run) -> experts.Store:
+def store(run: Run) -> trajectories.Store:
     """What the stage has made."""
-    return experts.Store(run.work.own(NAME, shared=True))
+    return trajectories.Store(run.work.own(NAME, shared=True))
 
 
-def settings_of(config: ConfigDict) -> experts.Settings:
+def settings_of(config: ConfigDict) -> trajectories.Settings:
     """How experts are trained, out of a config: for as many epochs as a piece of a trajectory can reach."""
     options = config.experts
-    return experts.Settings(
+    return trajectories.Settings(
         count=options.count,
         epochs=options.start_epochs - 1 + options.epochs,
         widths=tuple(options.widths),

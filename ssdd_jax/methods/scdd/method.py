@@ -14,7 +14,7 @@ images; 200 epochs of AdamW. Different here: the probe is trained like every lin
 from __future__ import annotations
 
 import pathlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +27,11 @@ from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import statistics
 from ssdd_jax.evaluate.protocols import probes
-from ssdd_jax.methods.base import Method, Problem, Source, Stage
+from ssdd_jax.methods.base import Method, Problem, Run, Source, Stage
 from ssdd_jax.methods.scdd import inversion, post_training
 from ssdd_jax.models import frozen
 from ssdd_jax.models.resnet import ResNet
 from ssdd_jax.runtime import files
-
-if TYPE_CHECKING:
-    from ssdd_jax.methods.run import Run
 
 Array = jax.Array
 

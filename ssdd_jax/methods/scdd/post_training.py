@@ -20,7 +20,7 @@ from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.methods.scdd import inversion
 from ssdd_jax.models.resnet import ResNet, from_params
 from ssdd_jax.teacher import network as initializer
-from ssdd_jax.training import epochs
+from ssdd_jax.training import epochs, transforms
 
 Array = jax.Array
 Variables = Any
@@ -76,55 +76,6 @@ class Student(nn.Module):
         """Maps network inputs `(B, H, W, C)` to logits `(B, classes)`."""
         x = ResNet(self.width, self.blocks, self.bottleneck, name="backbone")(x, train=train)
         return nn.Dense(self.classes, name="head")(x)
-
-
-def random_crop(key: Array, images: Array, low: Array, *, padding: int) -> Array:
-    """Every image padded with black and cut back to its size at a random place.
-
-    Args:
-        key: PRNG key.
-        images: Network inputs `(B,H,W,C)`.
-        low: Network input of black `(C,)`.
-        padding: Pixels on every side.
-
-    Returns:
-        An array like `images`.
-    """
-    chex.assert_rank([images, low], [4, 1])
-    count, height, width, channels = images.shape
-    shape = (count, height + 2 * padding, width + 2 * padding, channels)
-    black = jnp.broadcast_to(low.astype(images.dtype).reshape(1, 1, 1, -1), shape)
-    padded = lax.dynamic_update_slice(black, images, (0, padding, padding, 0))
-    corners = jax.random.randint(key, (count, 2), 0, 2 * padding + 1)
-
-    def cut(image: Array, corner: Array) -> Array:
-        return lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
-
-    return jax.vmap(cut)(padded, corners)
-
-
-def random_flip(key: Array, images: Array, *, probability: float = 0.5) -> Array:
-    """Every image `(B,H,W,C)` mirrored left to right with this probability."""
-    flipped = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
-    return jnp.where(flipped, images[:, :, ::-1], images)
-
-
-def mixup(key: Array, images: Array, *, concentration: float = 0.8) -> Array:
-    """Convex combinations of the images with those of a random order, at one share for the whole batch.
-
-    Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond empirical risk minimization", ICLR 2018.
-
-    Args:
-        key: PRNG key.
-        images: Network inputs `(B,H,W,C)`.
-        concentration: Both parameters of the beta distribution of the share.
-
-    Returns:
-        An array like `images`.
-    """
-    key_share, key_order = jax.random.split(key)
-    share = jax.random.beta(key_share, concentration, concentration, dtype=images.dtype)
-    return share * images + (1.0 - share) * jax.random.permutation(key_order, images)
 
 
 def distillation_loss(student: Array, teacher: Array, *, temperature: float = 30.0) -> Array:
@@ -256,6 +207,6 @@ def accuracy(variables: Variables, images: Array, labels: Array, preprocessing: 
 def _augmented(key: Array, images: Array, low: Array, settings: Settings) -> Array:
     """Cropped, flipped and mixed images `(B,H,W,C)`."""
     key_crop, key_flip, key_mixup = jax.random.split(key, 3)
-    x = random_crop(key_crop, images, low, padding=settings.padding)
-    x = random_flip(key_flip, x, probability=settings.flip)
-    return mixup(key_mixup, x, concentration=settings.mixup) if settings.mixup else x
+    x = transforms.random_crop(key_crop, images, low, padding=settings.padding)
+    x = transforms.random_flip(key_flip, x, probability=settings.flip)
+    return transforms.mixup(key_mixup, x, concentration=settings.mixup) if settings.mixup else x

@@ -14,13 +14,13 @@ from helpers import CHANNELS, DIM, SIZE, WIDTHS, bytes_and_features, jit
 from ssdd_jax import inner
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.mkdt import experts
+from ssdd_jax.methods.mkdt import experts, trajectories
 from ssdd_jax.models import ConvNet
 from ssdd_jax.runtime import files
 from ssdd_jax.training import epochs, loop
 
 SHAPE = (SIZE, SIZE, CHANNELS)
-SETTINGS = experts.Settings(
+SETTINGS = trajectories.Settings(
     count=3, epochs=2, widths=WIDTHS, batch_size=16, vectorize=2, inner=inner.Settings(0.05, 0.9, 1e-4)
 )
 KEY = jax.random.key(5)
@@ -59,25 +59,25 @@ def fresh(seed, settings=SETTINGS):
 def test_sizes():
     """By hand: `9 I O + O` and `2 O` per block, and the linear layer; four bytes each, one snapshot before training."""
     expected = (9 * 3 * 4 + 4 + 8) + (9 * 4 * 8 + 8 + 16) + (2 * 2 * 8 + 1) * DIM
-    assert experts.numbers(SETTINGS, SHAPE, DIM) == expected
-    assert experts.bytes_needed(SETTINGS, SHAPE, DIM) == 3 * 3 * expected * 4
+    assert trajectories.numbers(SETTINGS, SHAPE, DIM) == expected
+    assert trajectories.bytes_needed(SETTINGS, SHAPE, DIM) == 3 * 3 * expected * 4
     convolutions = 9 * 3 * 128 + 2 * 9 * 128**2 + 3 * 128 + 6 * 128
-    assert experts.numbers(experts.Settings(), (32, 32, 3), 512) == convolutions + (4 * 4 * 128 + 1) * 512
+    assert trajectories.numbers(trajectories.Settings(), (32, 32, 3), 512) == convolutions + (4 * 4 * 128 + 1) * 512
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_flatten_and_back(norm):
     settings = SETTINGS._replace(norm=norm)
     params = fresh(1, settings).variables["params"]
-    vector = jit(experts.flatten)(params)
-    assert vector.shape == (experts.numbers(settings, SHAPE, DIM),) and vector.dtype == jnp.float32
-    back = jax.jit(lambda v: experts.unflatten(v, settings, SHAPE, DIM))(vector)
+    vector = jit(trajectories.flatten)(params)
+    assert vector.shape == (trajectories.numbers(settings, SHAPE, DIM),) and vector.dtype == jnp.float32
+    back = jax.jit(lambda v: trajectories.unflatten(v, settings, SHAPE, DIM))(vector)
     jax.tree.map(np.testing.assert_array_equal, back, params)
     names = sorted((layer, name) for layer in params for name in params[layer])
     expected = np.concatenate([np.asarray(params[layer][name]).ravel() for layer, name in names])
     np.testing.assert_array_equal(vector, expected)
     with pytest.raises(AssertionError):
-        experts.unflatten(vector[1:], settings, SHAPE, DIM)
+        trajectories.unflatten(vector[1:], settings, SHAPE, DIM)
 
 
 def test_an_epoch_is_plain_training(data):
@@ -111,7 +111,7 @@ def test_losses_of_images(data, monkeypatch):
 
 def test_trajectories(whole, data):
     """The start is a fresh network, every expert another one, and training lowers the loss epoch by epoch."""
-    size = experts.numbers(SETTINGS, SHAPE, DIM)
+    size = trajectories.numbers(SETTINGS, SHAPE, DIM)
     assert sorted(path.name for path in whole.folder.iterdir()) == [
         *(f"expert_000{i}.npy" for i in range(3)),
         "losses.npy",
@@ -121,7 +121,7 @@ def test_trajectories(whole, data):
     means, first = [], []
     for expert in range(3):
         for epoch in range(3):
-            params = experts.unflatten(jnp.asarray(whole.read(expert, epoch)), SETTINGS, SHAPE, DIM)
+            params = trajectories.unflatten(jnp.asarray(whole.read(expert, epoch)), SETTINGS, SHAPE, DIM)
             losses = experts.image_losses({"params": params, "batch_stats": {}}, *data)
             means.append(float(losses.mean()))
             if epoch == 1:
@@ -130,7 +130,7 @@ def test_trajectories(whole, data):
     assert len(set(means[:, 0])) == 3 and (np.diff(means, axis=1) < 0).all()
     np.testing.assert_allclose(whole.losses(), np.mean(first, axis=0), rtol=1e-5)
     assert whole.losses().dtype == np.float32
-    start = experts.unflatten(jnp.asarray(whole.read(1, 0)), SETTINGS, SHAPE, DIM)
+    start = trajectories.unflatten(jnp.asarray(whole.read(1, 0)), SETTINGS, SHAPE, DIM)
     np.testing.assert_array_equal(start["in0"]["scale"], 1.0)
     assert np.abs(start["conv0"]["kernel"]).max() <= 27**-0.5
 
@@ -218,7 +218,7 @@ def test_divergence_is_one_line(data, tmp_path):
 def test_too_small_a_disk(data, tmp_path, monkeypatch):
     """Refused before anything is trained, by a byte; without trajectories there is nothing to refuse."""
     usage = collections.namedtuple("usage", "total used free")
-    needed = experts.bytes_needed(SETTINGS, SHAPE, DIM)
+    needed = trajectories.bytes_needed(SETTINGS, SHAPE, DIM)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 * needed, needed, needed - 1))
     calls = counted(monkeypatch)
     with pytest.raises(UserError, match="has 0.0 MB free and the experts' trajectories need 0.0 MB"):
@@ -232,7 +232,7 @@ def test_too_small_a_disk(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("size", "said"), [(999_999_999, "1000.0 MB"), (2_340_000_000, "2.3 GB"), (10**6, "1.0 MB")])
 def test_sizes_said(size, said):
-    assert experts._readable(size) == said
+    assert trajectories.readable(size) == said
 
 
 def test_other_experts_in_the_folder(whole, data, tmp_path):
@@ -246,7 +246,7 @@ def test_other_experts_in_the_folder(whole, data, tmp_path):
 
 def test_only_what_is_asked_for_is_read(tmp_path):
     """Two snapshots out of a trajectory of 40 MB take the memory of two."""
-    store, size = experts.Store(tmp_path), 250_000
+    store, size = trajectories.Store(tmp_path), 250_000
     trajectory = np.arange(40 * size, dtype=np.float32).reshape(40, size)
     files.write_array(store.path(7), trajectory)
     tracemalloc.start()
@@ -263,10 +263,10 @@ def test_only_what_is_asked_for_is_read(tmp_path):
 
 def test_missing_trajectory(tmp_path):
     with pytest.raises(UserError, match="expert_0003.npy is missing"):
-        experts.Store(tmp_path).read(3, 0)
+        trajectories.Store(tmp_path).read(3, 0)
 
 
-class Recorded(experts.Store):
+class Recorded(trajectories.Store):
     """A store that answers with what it was asked for."""
 
     def read(self, expert, epoch):
@@ -277,20 +277,20 @@ def test_feed(tmp_path):
     """Pure in seed and step, however the steps are cut into calls; all experts and starts come up."""
     settings = SETTINGS._replace(count=4, epochs=5)
     options = {"max_start_epoch": 3, "expert_epochs": 2}
-    feed = experts.feed(Recorded(tmp_path), settings, seed=1, **options)
+    feed = trajectories.feed(Recorded(tmp_path), settings, seed=1, **options)
     found = feed(0, 200)
     assert found["start"].shape == found["target"].shape == (200, 2)
     np.testing.assert_array_equal(found["target"] - found["start"], [[0, 2]] * 200)
-    again = experts.feed(Recorded(tmp_path), settings, seed=1, **options)
+    again = trajectories.feed(Recorded(tmp_path), settings, seed=1, **options)
     for name in found:
         np.testing.assert_array_equal(again(3, 7)[name], found[name][3:10])
     assert {tuple(row) for row in found["start"].astype(int)} == {(e, s) for e in range(4) for s in range(3)}
-    other = experts.feed(Recorded(tmp_path), settings, seed=2, **options)(0, 200)
+    other = trajectories.feed(Recorded(tmp_path), settings, seed=2, **options)(0, 200)
     assert not np.array_equal(other["start"], found["start"])
 
 
 def test_feed_reads_the_store(whole):
-    found = experts.feed(whole, SETTINGS, max_start_epoch=1, expert_epochs=2, seed=0)(5, 2)
+    found = trajectories.feed(whole, SETTINGS, max_start_epoch=1, expert_epochs=2, seed=0)(5, 2)
     ends = {whole.read(i, 0).tobytes(): whole.read(i, 2) for i in range(3)}
     assert found["start"].dtype == np.float32
     for start, target in zip(found["start"], found["target"], strict=True):
@@ -300,4 +300,4 @@ def test_feed_reads_the_store(whole):
 @pytest.mark.parametrize(("starts", "length"), [(2, 2), (0, 1), (1, 0), (1, 3)])
 def test_feed_needs_long_trajectories(whole, starts, length):
     with pytest.raises(ValueError, match="epochs"):
-        experts.feed(whole, SETTINGS, max_start_epoch=starts, expert_epochs=length, seed=0)
+        trajectories.feed(whole, SETTINGS, max_start_epoch=starts, expert_epochs=length, seed=0)

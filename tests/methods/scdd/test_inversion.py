@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import jit, normal, relative
-from test_resnet import torch_resnet, variables_of
+from torch_networks import torch_resnet, variables_of
 
 from ssdd_jax.methods.scdd import inversion
 from ssdd_jax.models.norm import BatchNorm

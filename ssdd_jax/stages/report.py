@@ -1,0 +1,22 @@
+"""The report of a run: figures, and the page of all that was measured."""
+
+from __future__ import annotations
+
+from ssdd_jax import distilled, report
+from ssdd_jax.methods.base import Run
+from ssdd_jax.runtime import files
+from ssdd_jax.training import loop
+
+
+def draw(run: Run) -> None:
+    """Draw the figures, bring seconds and memory in `results.json` up to date, and write the page of all of it."""
+    found, results = distilled.load(run.work.distilled), files.read_json(run.work.results)
+    results |= {"seconds": run.work.read_seconds(), "memory": run.work.read_memory()}
+    files.write_json(run.work.results, results)
+    lines = [line for line in loop.read_metrics(run.work.metrics) if line["stage"] == "distill"]
+    report.draw(run.work.figures, found, lines, results)
+    report.write(run.work.page, report.read(run.work.folder))
+    storage = results["storage"]
+    run.say(f"\n{report.table(results)}\n\n{storage['numbers']:,} of {storage['budget']:,} numbers, "
+            f"{storage['bytes']:,} bytes; figures in {run.work.figures}, "
+            f"all on one page in {run.work.page}")  # fmt: skip
