@@ -25,8 +25,7 @@ import numpy as np
 
 from experiments.measure.comparison import MEASURES, REFERENCES, Comparison, Row, draw, label, table
 from ssdd_jax import config as configuration
-from ssdd_jax import pipeline
-from ssdd_jax import report as page
+from ssdd_jax import methods, pipeline, report
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
@@ -39,7 +38,6 @@ OWNED = {
     "storage.N": "--N",
     "seed": "--seeds",
     "distill.samples": "--methods",
-    "scdd.images_per_class": "--N",
     "evaluate.entries": "nothing: the comparison",
 }
 
@@ -91,8 +89,9 @@ def _check(options: Options) -> None:
         raise UserError(f"{wrong}: there are {', '.join(configuration.EDITIONS)}")
     for change in options.changes:
         key = change.partition("=")[0].removeprefix("--config.")
-        if key in OWNED:
-            raise UserError(f"config.{key} differs between the runs of a comparison: {OWNED[key]} chooses it")
+        owner = "--N" if key in _size_keys() else OWNED.get(key)
+        if owner is not None:
+            raise UserError(f"config.{key} differs between the runs of a comparison: {owner} chooses it")
     named = set(options.config.partition(":")[2].split(",")) & set(configuration.EDITIONS)
     if named:
         raise UserError(f"{options.config} names a method: name it with --methods={named.pop()}")
@@ -107,8 +106,14 @@ def config_of(options: Options, method: str, N: int, seed: int) -> Any:
     config = commandline.parse(line).config
     if config.storage.M:
         config.storage.M = max(1, config.storage.M * N // config.storage.N)
-    config.storage.N, config.seed, config.scdd.images_per_class = N, seed, 0
+    config.storage.N, config.seed = N, seed
+    config.update_from_flattened_dict(dict.fromkeys(_size_keys(), 0))
     return config
+
+
+def _size_keys() -> list[str]:
+    """Config keys beside `storage.N` by which methods choose how many images they store."""
+    return [key for definition in methods.METHODS.values() for key in definition.size_keys]
 
 
 def run_all(options: Options) -> Comparison:
@@ -213,15 +218,15 @@ def write(options: Options, found: Comparison) -> str:
 def write_page(options: Options, found: Comparison, arguments: Sequence[str]) -> None:
     """Write report.html: the sets side by side, with the images of the first seed."""
     sides = [
-        page.side_of(
+        report.side_of(
             f"{label(row.method)}, N = {row.N}",
-            [page.read(_folder(options, f"{row.method}-N{row.N}", seed)) for seed in range(options.seeds)],
+            [report.read(_folder(options, f"{row.method}-N{row.N}", seed)) for seed in range(options.seeds)],
         )
         for row in found.rows
     ]
     sets = f"{found.seeds} set{'s' * (found.seeds > 1)} of each kind; images and stored numbers are those of the first."
     teacher = f"The teacher and its features, which all share, took {found.teacher_seconds:.0f} seconds."
-    page.compare(
+    report.compare(
         options.folder / "report.html",
         sides,
         beside=found.references,

@@ -161,17 +161,9 @@ def default() -> ConfigDict:
     return config
 
 
-# What a method changes on every data set. A config file adds what it changes on its own.
-EDITIONS: dict[str, dict[str, Any]] = {
-    "boost": {},
-    "krr_st": {"method": "krr_st", "distill.steps": 160_000, "distill.learning_rate": 1e-4},
-    "mkdt": {"method": "mkdt", "distill.samples": "high_loss", "distill.steps": 5000, "distill.steps_per_call": 10},
-    "scdd": {"method": "scdd", "distill.steps": 1000, "distill.learning_rate": 0.4, "distill.save_every": 100},
-    "random": {"method": "subset"},
-    "kmeans": {"method": "subset", "distill.samples": "kmeans"},
-    "high_loss": {"method": "subset", "distill.samples": "high_loss"},
-    "noise": {"method": "noise"},
-}
+# Changes that a method makes on every data set, by edition. A config file adds those for its own data. Filled by
+# `ssdd_jax.methods`, where each method states its editions.
+EDITIONS: dict[str, dict[str, Any]] = {}
 
 
 def edit(config: ConfigDict, edition: str, own: Mapping[str, Mapping[str, Any]] = {}) -> ConfigDict:  # noqa: B006

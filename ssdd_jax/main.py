@@ -56,12 +56,6 @@ Examples:
 """
 
 
-MEMORY = (
-    "config.pool.vectorize, distill.batch_size or storage.M (boost, krr_st), experts.vectorize or mkdt.batch_size "
-    "(mkdt), scdd.group_size (scdd)"
-)
-
-
 def main(arguments: list[str]) -> int:
     """Run the command line.
 
@@ -71,9 +65,11 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 0, 2 for a mistake that a user can mend, told in one line.
     """
+    from ssdd_jax import methods
     from ssdd_jax.cli import console
 
-    return console.answer(lambda: _run(arguments), memory=MEMORY)
+    keys = [f"{definition.lower} ({name})" for name, definition in methods.METHODS.items() if definition.lower]
+    return console.answer(lambda: _run(arguments), memory=", ".join(keys))
 
 
 def _run(arguments: list[str]) -> None:

@@ -31,15 +31,34 @@ STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "e
 
 def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Problem) -> list[Stage]:
     """The stages after the first, `data`, in order."""
+    taught = ("data", "teacher", "precision")
     return [
-        Stage("teacher", teacher.train, shared=("data", "teacher", "precision"), together=True),
-        Stage("features", features.compute, shared=("data", "teacher", "precision"), together=True),
+        Stage(
+            "teacher",
+            teacher.train,
+            shared=taught,
+            together=True,
+            output="teacher/teacher.json",
+            lower="config.teacher.batch_size or config.teacher.width",
+        ),
+        Stage("features", features.compute, shared=taught, together=True, output="features/features.json"),
         *samples.preparations(config, problem, method),
-        Stage("samples", samples.choose),
-        Stage("distill", distill.distill, together=True),
-        Stage("approximate", approximate.export, together=True),
+        Stage("samples", samples.choose, output="samples/rows.npy"),
+        Stage(
+            "distill",
+            distill.distill,
+            together=True,
+            output="distilled/set.json",
+            lower=methods.METHODS[config.method].lower or "config.distill.batch_size",
+        ),
+        Stage("approximate", approximate.export, together=True, output="distilled/set.json"),
         *method.after,
-        Stage("evaluate", evaluate.measure),
+        Stage(
+            "evaluate",
+            evaluate.measure,
+            output="results.json",
+            lower="config.evaluate.batch_size, config.student.widths or config.data.train_limit",
+        ),
         Stage("report", report.draw),
     ]
 

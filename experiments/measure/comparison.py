@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssdd_jax.report import figures as report
+from ssdd_jax import methods, report
 from ssdd_jax.report import labels as words
 from ssdd_jax.runtime import files
 
 REFERENCES = ("random_init", "full_data", "teacher")
 MEASURES = ("linear", "few_shot", "feature_r2")
-LABELS = words.METHODS | {name: words.ENTRIES[name] for name in REFERENCES}
 
 
 class Row(NamedTuple):
@@ -45,8 +44,13 @@ class Comparison(NamedTuple):
 
 
 def label(name: str) -> str:
-    """What readers call a method or an entry."""
-    return LABELS.get(name, name)
+    """The name for readers of a method's edition, or of a reference entry."""
+    return labels().get(name, name)
+
+
+def labels() -> dict[str, str]:
+    """Names for readers of all editions and reference entries, in an order that does not depend on the comparison."""
+    return methods.titles() | {name: words.ENTRIES[name] for name in REFERENCES}
 
 
 def table(found: Comparison) -> str:
@@ -63,7 +67,7 @@ def table(found: Comparison) -> str:
     for name, values in found.references.items():
         if values:
             cells = "".join(f"{_cell(measure, values.get(measure))} | " for measure in measures)
-            lines.append(f"| {LABELS[name]} | | | {cells}|")
+            lines.append(f"| {label(name)} | | | {cells}|")
     lines.append(
         f"\nMean ± standard deviation over all networks trained on {found.seeds} set{'s' * (found.seeds > 1)} of each "
         "kind. Seconds: to make a set, and after the plus what is made once for all sets (MKDT's experts, whose first "
@@ -105,13 +109,15 @@ def draw(path: pathlib.Path, found: Comparison) -> None:
     from matplotlib.figure import Figure
 
     measures = _measured(found)
-    methods = list(dict.fromkeys(row.method for row in found.rows))
+    shown_methods = list(dict.fromkeys(row.method for row in found.rows))
     width = 4.2 * (len(measures) + 1)
     figure = Figure(figsize=(width, 4.4), layout="constrained")
     panels = figure.subplots(1, len(measures) + 1, squeeze=False)
     palette = [color for i, color in enumerate(colormaps["tab10"].colors) if i != 7]  # type: ignore[attr-defined]
-    order = list(dict.fromkeys([*LABELS, *methods]))  # a method's color does not depend on which others there are
-    colors = {name: palette[order.index(name) % len(palette)] for name in methods}
+    order = list(
+        dict.fromkeys([*labels(), *shown_methods])
+    )  # a method's color does not depend on which others there are
+    colors = {name: palette[order.index(name) % len(palette)] for name in shown_methods}
     handles: dict[str, Any] = {}
     for axes, measure in zip(panels[0], measures, strict=False):
         _draw_measure(axes, measure, found, colors)
@@ -139,7 +145,7 @@ def _draw_measure(axes: Any, measure: str, found: Comparison, colors: dict[str, 
     for name, line in zip(REFERENCES, (":", "--", "-."), strict=True):
         if found.references[name].get(measure):
             shown[name] = [float(np.mean(found.references[name][measure]))]
-            axes.axhline(shown[name][0], color="0.5", linewidth=1, linestyle=line, label=LABELS[name])
+            axes.axhline(shown[name][0], color="0.5", linewidth=1, linestyle=line, label=label(name))
     _limit(axes, shown)
     budgets = {row.budget: row.N for row in rows}
     axes.set(xscale="log", xlabel="numbers stored", title=report.TITLES[measure])
@@ -150,7 +156,8 @@ def _draw_measure(axes: Any, measure: str, found: Comparison, colors: dict[str, 
 
 def _limit(axes: Any, shown: dict[str, list[float]]) -> None:
     """Show where the methods differ; what lies far below or above is named at the edge."""
-    near = [value for name, values in shown.items() if name not in ("noise", *REFERENCES) for value in values]
+    floors = [edition for one in methods.METHODS.values() if one.floor for edition in one.editions]
+    near = [value for name, values in shown.items() if name not in (*floors, *REFERENCES) for value in values]
     near = near or [value for values in shown.values() for value in values]
     margin = 0.6 * (max(near) - min(near)) or 0.05 * abs(max(near)) or 1.0
     low, high = min(near) - margin, max(near) + margin

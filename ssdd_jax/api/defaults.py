@@ -11,8 +11,6 @@ from ssdd_jax import config as configuration
 from ssdd_jax import methods
 from ssdd_jax.errors import UserError
 
-# Outer steps on a CPU, below 32 pixels and from there on: what minutes allow (configs/digits.py, cifar10.py:cpu).
-CPU_STEPS = {"boost": (500, 800), "krr_st": (500, 800), "mkdt": (300, 200)}
 # The most that a set is given the storage of: N of the published tables at 32x32.
 MOST_IMAGES = 100
 
@@ -63,7 +61,7 @@ def choose(
         config.update_from_flattened_dict(_for_cpu(config, side, images))
     if steps:
         config.distill.steps = steps
-    if config.method in methods.POOLED and config.distill.steps < 10_000:
+    if methods.METHODS[config.method].pooled and config.distill.steps < 10_000:
         small = 3e-2 if side < 32 else 1e-2
         config.distill.learning_rate = small if config.distill.steps <= 1000 else math.sqrt(small * published)
     for group in ("distill", "experts"):
@@ -83,8 +81,9 @@ def _for_cpu(config: ConfigDict, side: int, images: int) -> dict[str, Any]:
         "experts.batch_size": 128,
         "mkdt.unroll": 20 if small else 10,
     }
-    if config.method in CPU_STEPS:
-        changes["distill.steps"] = CPU_STEPS[config.method][0 if small else 1]
+    steps = methods.METHODS[config.method].cpu_steps
+    if steps is not None:
+        changes["distill.steps"] = steps[0 if small else 1]
     return changes
 
 

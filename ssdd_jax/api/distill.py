@@ -40,8 +40,6 @@ Teacher = Callable[[np.ndarray], Any]
 
 # Images that a function is given at once.
 BATCH = 256
-# Methods that run the teacher's own network.
-OF_NETWORKS = ("noise", "scdd")
 # Keys that are arguments, and those that only a run in a folder reads.
 ARGUMENTS = {"method": "method", "storage.N": "N", "distill.steps": "steps", "seed": "seed"}
 OF_RUNS = ("data.", "teacher.", "evaluate.", "distill.save_every", "devices.hosts")
@@ -195,7 +193,7 @@ def _check_keys(changes: Mapping[str, Any]) -> None:
 def _check(config: ConfigDict, images: np.ndarray) -> None:
     """Refuse what cannot work before the teacher is run."""
     methods.check(config.method)
-    if config.method in OF_NETWORKS:
+    if methods.METHODS[config.method].network:
         raise UserError(
             f"method={config.method!r} runs the teacher's own network, of which only features are known here: make it "
             f"with python -m ssdd_jax.main --config.method={config.method}, or choose another method"

@@ -112,7 +112,7 @@ def _for_cores(config: ConfigDict, side: int, train: int) -> dict[str, Any]:
     batch = _batch(128, train)
     epochs = max(2, -(-TEACHER_STEPS // (train // batch)))
     full = -(-FULL_STEPS // -(-train // config.evaluate.batch_size))
-    changes = {
+    return {
         "teacher.blocks": (1, 1, 1, 1),
         "teacher.width": 16 if side >= 32 else 8,
         "teacher.projector_hidden": 512 if side >= 32 else 256,
@@ -128,4 +128,3 @@ def _for_cores(config: ConfigDict, side: int, train: int) -> dict[str, Any]:
         "evaluate.full_epochs": max(2, min(100, full)),
         "evaluate.probe_steps": 1000,
     }
-    return changes | ({"distill.steps": 300} if config.method == "scdd" else {})

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax.dry_run.costs import linear, pairs_of
+from ssdd_jax.dry_run.contents import pairs_of
 from ssdd_jax.dry_run.standins import StandIns
-from ssdd_jax.dry_run.timing import Cost, once, program, warm
+from ssdd_jax.dry_run.timing import Cost, measure, once, program, warm
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.protocols import probes
+from ssdd_jax.methods import trials
 from ssdd_jax.models import architectures
 from ssdd_jax.stages import evaluate
 from ssdd_jax.training import epochs
@@ -129,7 +130,7 @@ def _probes(stand: StandIns, judged: _Judged) -> list[Cost]:
     assert run.dataset.test_images is not None
     sizes = run.problem.images, len(run.dataset.test_images)
     if run.problem.classes:
-        probe = linear(stand, judged.width, times=judged.networks)
+        probe = measure(trials.linear(stand, judged.width, times=judged.networks))
         share = 1 + judged.teachers * run.problem.dim / max(1, judged.networks * judged.width)
         found.append(probe._replace(count=probe.count * share, compiling=probe.compiling * (1 + bool(judged.teachers))))
         assert run.dataset.train_labels is not None

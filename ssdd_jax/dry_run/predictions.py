@@ -9,20 +9,18 @@ import jax
 
 from ssdd_jax.dry_run import contents, costs, evaluating
 from ssdd_jax.dry_run.standins import StandIns
-from ssdd_jax.dry_run.timing import Cost
+from ssdd_jax.dry_run.timing import Cost, measure
 from ssdd_jax.methods import Stage
 from ssdd_jax.methods.base import Run
 from ssdd_jax.training import streaming
 
+# Stages that every run has; those of a method bring their own trials.
 COSTS: dict[str, Callable[[StandIns], list[Cost]]] = {
     "teacher": costs.of_teacher,
     "features": costs.of_features,
-    "experts": costs.of_experts,
-    "probe": costs.of_probe,
     "samples": costs.of_samples,
     "distill": costs.of_distill,
     "approximate": costs.of_approximate,
-    "post_training": costs.of_post_training,
     "evaluate": evaluating.of_evaluate,
 }
 
@@ -35,12 +33,14 @@ class Prediction(NamedTuple):
         state: `done`, or what of it is done; empty where nothing is.
         costs: What is left of it, measured; none where it is done, or takes a few seconds whatever the run.
         seconds: What it takes, where that is known without costs.
+        lower: Config keys to lower where it needs more memory than the device has.
     """
 
     name: str
     state: str
     costs: tuple[Cost, ...] = ()
     seconds: float | None = None
+    lower: str = ""
 
     @property
     def done(self) -> bool:
@@ -122,13 +122,17 @@ def make(run: Run, stages: Sequence[Stage], *, data_seconds: float = 0.0) -> Pla
         shapes=contents.shapes_of(run),
         parts=contents.parts_of(run),
         budget=config.storage.N * (problem.image_numbers + problem.dim),
-        stages=[Prediction("data", "", seconds=data_seconds), *(_predict(stand, stage.name) for stage in stages)],
+        stages=[Prediction("data", "", seconds=data_seconds), *(_predict(stand, stage) for stage in stages)],
         available=streaming.memory_bytes(),
     )
 
 
-def _predict(stand: StandIns, name: str) -> Prediction:
-    found = Prediction(name, contents.state_of(stand.run, name))
-    if found.done or name not in COSTS:
-        return found
-    return found._replace(costs=tuple(COSTS[name](stand)))
+def _predict(stand: StandIns, stage: Stage) -> Prediction:
+    prediction = Prediction(stage.name, contents.state_of(stand.run, stage), lower=stage.lower)
+    if prediction.done:
+        return prediction
+    if stage.trials is not None:
+        return prediction._replace(costs=tuple(measure(trial) for trial in stage.trials(stand)))
+    if stage.name in COSTS:
+        return prediction._replace(costs=tuple(COSTS[stage.name](stand)))
+    return prediction

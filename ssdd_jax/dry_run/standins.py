@@ -9,16 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from ssdd_jax import methods, teacher
 from ssdd_jax.data import features
-from ssdd_jax.data.preprocess import dataset_moments, from_bytes
+from ssdd_jax.data.preprocess import Preprocessing, dataset_moments, from_bytes
 from ssdd_jax.dry_run.timing import Cost, Program, clock, program
 from ssdd_jax.methods.base import Run
-from ssdd_jax.methods.mkdt import stage as expert_stage
-from ssdd_jax.methods.mkdt import trajectories
-from ssdd_jax.methods.scdd.method import Prepared
 from ssdd_jax.runtime import devices
 from ssdd_jax.stages import distill
 from ssdd_jax.stages import teacher as teacher_stage
@@ -73,11 +69,10 @@ class StandIns:
             config.pool.steps = 2
             config.approximate.steps = 1
         method = methods.make(config, run.problem)
-        feed = _trajectories(config, run.problem) if _unrolls(method) else method.feed
         views = self.normal(len(method.views), method.samples, run.problem.dim)
         return run._replace(
             config=config,
-            method=method._replace(load=None, feed=feed),
+            method=method._replace(load=None, feed=method.example_feed or method.feed),
             known=features.Features(self.features(run.problem.images), None),
             chosen=features.Samples(np.arange(method.samples, dtype=np.int32), views),
         )
@@ -95,6 +90,17 @@ class StandIns:
             return program(jax.jit(self.job.method.init), *arguments), arguments
         init: Any = distill.training_of(self.job, self.start).init
         return program(init.func, *init.args), init.args
+
+    @functools.cached_property
+    def state(self) -> Any:
+        """The method's state at the start."""
+        made, arguments = self.init
+        return made.call(*arguments)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The data set's constants, with those of the random features."""
+        return self.job.preprocessing()
 
     @functools.cached_property
     def batch(self) -> Cost:
@@ -118,11 +124,8 @@ class StandIns:
 
     def complete(self, source: methods.Source) -> methods.Source:
         """A source with a teacher, and with a probe on it where the method has one."""
-        problem = self.run.problem
-        prepared = None
-        if self.run.method.load is not None:
-            weights = jnp.asarray(self.normal(problem.dim + 1, problem.classes))
-            prepared = Prepared(weights, jnp.zeros(problem.classes), jnp.ones(()))
+        method = self.run.method
+        prepared = method.example(self) if method.example is not None else None
         return source._replace(teacher=self.backbone, prepared=prepared)
 
     def normal(self, *shape: int) -> np.ndarray:
@@ -132,19 +135,3 @@ class StandIns:
     def features(self, count: int) -> np.ndarray:
         """Features of the teacher `(count,D)`."""
         return np.resize(self.normal(min(count, DRAWN), self.run.problem.dim), (count, self.run.problem.dim))
-
-
-def _unrolls(method: methods.Method) -> bool:
-    """Whether the method's steps need trajectories of experts."""
-    return any(stage.name == expert_stage.NAME for stage in method.stages)
-
-
-def _trajectories(config: ConfigDict, problem: methods.Problem) -> Any:
-    """A feed of parameters that an expert might have."""
-    size = trajectories.numbers(expert_stage.settings_of(config), problem.image_shape, problem.dim)
-    ends = np.random.default_rng(1).standard_normal((2, size), np.float32) * np.float32(0.02)
-
-    def items(done: int, count: int) -> dict[str, np.ndarray]:
-        return {name: np.broadcast_to(end, (count, size)) for name, end in zip(("start", "target"), ends, strict=True)}
-
-    return lambda run: items

@@ -5,19 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ssdd_jax.dry_run.contents import bytes_in_words
 from ssdd_jax.dry_run.predictions import Plan, Prediction
-
-# What to lower where a stage needs more memory than the device has.
-LOWER = {
-    "teacher": "config.teacher.batch_size or config.teacher.width",
-    "features": "config.data.image_size",
-    "experts": "config.experts.vectorize or config.experts.batch_size",
-    "distill": "config.pool.vectorize, config.distill.batch_size or config.storage.M (boost, krr_st), "
-    "config.mkdt.batch_size or config.mkdt.unroll (mkdt), config.scdd.group_size (scdd)",
-    "post_training": "config.scdd.post_batch_size",
-    "evaluate": "config.evaluate.batch_size, config.student.widths or config.data.train_limit",
-}
+from ssdd_jax.runtime.memory import readable
 
 
 def text(plan: Plan) -> str:
@@ -36,14 +25,14 @@ def stages(plan: Plan) -> list[str]:
     for one in plan.stages:
         rows.append(_row(one))
     seconds, memory = plan.seconds, plan.memory
-    rows.append(["all", "", "", duration(seconds), duration(plan.compiling), bytes_in_words(memory) if memory else ""])
+    rows.append(["all", "", "", duration(seconds), duration(plan.compiling), readable(memory) if memory else ""])
     return _columns(rows, right=True, left=3)
 
 
 def _row(one: Prediction) -> list[str]:
     if one.done:
         return [one.name, one.state, "", "", "", ""]
-    memory = bytes_in_words(one.memory) if one.memory else ""
+    memory = readable(one.memory) if one.memory else ""
     if not one.costs:
         return [one.name, one.state, "", "seconds" if one.seconds is None else duration(one.seconds), "", memory]
     several = [f"{cost.count:,.0f} {cost.what}" for cost in one.costs if cost.count > 1]
@@ -64,12 +53,11 @@ def _after(plan: Plan) -> list[str]:
         )
     lines.append(
         f"Memory is what XLA says that the largest program of a stage takes, data included; the device has "
-        f"{bytes_in_words(plan.available)}."
+        f"{readable(plan.available)}."
     )
     for one in plan.stages:
         if not one.done and one.memory > plan.available:
-            lower = LOWER.get(one.name, "config.data.image_size")
-            lines.append(f"{one.name} needs more memory than the device has: lower {lower}.")
+            lines.append(f"{one.name} needs more memory than the device has: lower {one.lower}.")
     return lines
 
 
@@ -79,8 +67,8 @@ def short(plan: Plan) -> str:
     stored = sum(plan.parts.values())
     time = "unknown: a stage does not fit" if math.isnan(seconds) else f"about {duration(seconds)} (min:s)"
     return (
-        f"N={plan.N}: {stored:,} of {plan.budget:,} numbers; expected memory {bytes_in_words(plan.memory)} of "
-        f"{bytes_in_words(plan.available)}, expected time {time}, from steps measured just now"
+        f"N={plan.N}: {stored:,} of {plan.budget:,} numbers; expected memory {readable(plan.memory)} of "
+        f"{readable(plan.available)}, expected time {time}, from steps measured just now"
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ssdd_jax.methods.base import Trial
 from ssdd_jax.training import loop, streaming
 
 # Steps are timed for about so long; one that takes longer than `LONG` is timed once, without a warm-up.
@@ -119,6 +120,29 @@ def warm(call: Callable[[int], Any], *, what: str, count: float, most: int, memo
     first = _seconds(call, 1)
     seconds, measured = clock(call, most=most)
     return Cost(what, count, seconds, measured, max(0.0, first - seconds), memory)
+
+
+def measure(trial: Trial) -> Cost:
+    """The cost of a piece of work: its program compiled, and a few of its calls timed.
+
+    Args:
+        trial: The piece of work.
+
+    Returns:
+        The cost; its seconds are NaN where the program does not fit the device.
+    """
+    last = (np.int32(1),) if trial.repeated else ()
+    compiled = program(trial.function, *trial.arguments, *last, **trial.options)
+    compiling = compiled.compiling if trial.compiles else 0.0
+    if not compiled.fits:
+        return Cost(trial.what, trial.count, math.nan, 0, compiling, compiled.memory + trial.held)
+
+    def go(count: int) -> None:
+        jax.block_until_ready(compiled.call(*trial.arguments, *((np.int32(count),) if trial.repeated else ())))
+
+    seconds, timed = clock(go, most=trial.units if trial.repeated else 1)
+    units = 1 if trial.repeated else trial.units
+    return Cost(trial.what, trial.count, seconds / units, timed * units, compiling, compiled.memory + trial.held)
 
 
 def steps(training: loop.Training, state: Any, data: Any, *, left: int) -> tuple[Cost, Any]:

@@ -1,43 +1,79 @@
-"""Distillation methods by name. Each is a module with `make(config, problem) -> Method`."""
+"""Distillation methods by name: the registry, and the choice of devices that depends on the method.
 
-from collections.abc import Callable
+Each method is a module with a `Definition`; `register` adds one, also from outside the package.
+"""
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, krr_st, mkdt, noise, scdd, subset
-from ssdd_jax.methods.base import Feed, Method, Problem, Source, Stage
+from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source, Stage, Trial
 from ssdd_jax.methods.budget import check_pairs
 from ssdd_jax.runtime import devices
 
-METHODS: dict[str, Callable[[ConfigDict, Problem], Method]] = {
-    "boost": boost.make,
-    "krr_st": krr_st.make,
-    "mkdt": mkdt.make,
-    "scdd": scdd.make,
-    "subset": subset.make,
-    "noise": noise.make,
-}
+__all__ = [
+    "METHODS",
+    "Definition",
+    "Feed",
+    "Method",
+    "Problem",
+    "Run",
+    "Source",
+    "Stage",
+    "Trial",
+    "check",
+    "make",
+    "mesh_of",
+    "register",
+    "titles",
+]
 
-# Those that learn against the pool: their steps split over several devices.
-POOLED = ("boost", "krr_st")
+METHODS: dict[str, Definition] = {}
 
-__all__ = ["METHODS", "POOLED", "Feed", "Method", "Problem", "Source", "Stage", "check", "make", "mesh_of"]
+
+def register(name: str, definition: Definition) -> None:
+    """Add a method, and its editions to those of every config.
+
+    Args:
+        name: Its name in `config.method`.
+        definition: Its constructor and facts.
+
+    Raises:
+        ValueError: If the name or one of the editions is taken.
+    """
+    if METHODS.get(name) == definition:
+        return  # by a config file that is read again
+    if name in METHODS:
+        raise ValueError(f"method {name!r} is registered already")
+    for edition in definition.editions:
+        if edition in configuration.EDITIONS:
+            raise ValueError(f"method {name!r}: there is an edition {edition!r} already")
+    METHODS[name] = definition
+    configuration.EDITIONS.update({edition: dict(changes) for edition, changes in definition.editions.items()})
+
+
+register("boost", boost.DEFINITION)
+register("krr_st", krr_st.DEFINITION)
+register("mkdt", mkdt.DEFINITION)
+register("scdd", scdd.DEFINITION)
+register("subset", subset.DEFINITION)
+register("noise", noise.DEFINITION)
 
 
 def check(name: str) -> None:
-    """Refuse a method that there is not.
+    """Refuse an unknown method.
 
     Raises:
-        UserError: Listing those that there are.
+        UserError: Listing the registered ones.
     """
     if name not in METHODS:
         raise UserError(f"config.method={name!r} is out of range: it must be one of {', '.join(METHODS)}")
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
-    """The method that `config.method` names.
+    """Build the method that `config.method` names.
 
     Args:
         config: See `ssdd_jax.config.default`.
@@ -51,14 +87,19 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     """
     check(config.method)
     check_pairs(config.storage.N, problem.images)
-    return METHODS[config.method](config, problem)
+    return METHODS[config.method].make(config, problem)
+
+
+def titles() -> dict[str, str]:
+    """Names for readers of all registered methods, by edition."""
+    return {edition: title for definition in METHODS.values() for edition, title in definition.titles.items()}
 
 
 def mesh_of(config: ConfigDict) -> Mesh | None:
-    """The devices that a config asks for, None for one alone; see `devices.make`."""
+    """The devices that a config asks for, None for one alone; see `ssdd_jax.runtime.devices.make`."""
     trained = not (config.teacher.features or config.teacher.source)
     batches = {"teacher.batch_size": config.teacher.batch_size} if trained else {}
-    pooled = config.method in POOLED
+    pooled = config.method in METHODS and METHODS[config.method].pooled
     if pooled:
         batches["distill.batch_size"] = config.distill.batch_size
     models = config.pool.models_per_step if pooled else 1

@@ -1,10 +1,10 @@
-"""What a distillation method is: a NamedTuple of pure functions, in the way that an optax transformation is."""
+"""Types of the distillation methods and of a run: a method is a NamedTuple of pure functions, as in Optax."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,63 @@ class Source(NamedTuple):
     prepared: Any = None
 
 
+class Trial(NamedTuple):
+    """A piece of a stage's work for the dry run to time.
+
+    Attributes:
+        what: The unit it is counted in, in the plural, such as `steps`.
+        count: Units that are left to do.
+        function: A function under `jax.jit`.
+        arguments: Its positional arguments.
+        options: Its static arguments by name.
+        units: Units that one call does; with `repeated` the most that a call may be asked for.
+        repeated: Whether the function takes the number of units as a further positional argument, int32.
+        held: Bytes on the device that the program's own memory does not include.
+        compiles: Whether the time to compile counts; not where another piece of the run compiles the same program.
+    """
+
+    what: str
+    count: float  # type: ignore[assignment]  # instead of the tuple's method
+    function: Any
+    arguments: tuple[Any, ...]
+    options: Mapping[str, Any] = {}
+    units: int = 1
+    repeated: bool = False
+    held: int = 0
+    compiles: bool = True
+
+
+class StandIns(Protocol):
+    """Random arrays in the right shapes for the outputs of stages that have not run; see `ssdd_jax.dry_run.standins`.
+
+    Attributes:
+        run: The run that is planned.
+        backbone: The teacher as `Run.backbone` gives it; None where it is not a network that can be run.
+        preprocessing: The data set's constants, with those of the random features.
+        state: The method's state at the start.
+    """
+
+    run: Run
+
+    @property
+    def backbone(self) -> Any:
+        """The teacher as `Run.backbone` gives it."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The data set's constants."""
+
+    @property
+    def state(self) -> Any:
+        """The method's state at the start."""
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """Standard normal numbers, float32, of the shape `(*shape)`."""
+
+    def features(self, count: int) -> np.ndarray:
+        """Features of the teacher `(count,D)`."""
+
+
 class Stage(NamedTuple):
     """A part of a run that leaves its output in a folder, and returns at once where that is complete.
 
@@ -88,39 +145,54 @@ class Stage(NamedTuple):
         shared: The parts of the config that its output depends on, if runs that agree in them may share it.
         together: Whether it splits its work over all devices, so that every process of a run must take part; otherwise
             the first does it alone.
+        output: The file that is written last, relative to the run directory, or to the shared folder if `shared`;
+            empty where nothing tells that the stage is complete.
+        trials: Pieces of its work for the dry run to time; None where the dry run knows the stage, or it takes seconds.
+        lower: Config keys to lower where its programs need more memory than the device has.
     """
 
     name: str
     run: Callable[[Run], None]
     shared: tuple[str, ...] = ()
     together: bool = False
+    output: str = ""
+    trials: Callable[[StandIns], list[Trial]] | None = None
+    lower: str = "config.data.image_size"
 
 
 class Method(NamedTuple):
-    """A distillation method.
+    """A distillation method for given shapes: pure functions, and the facts that plans and reports print.
 
     Attributes:
         init: `(key, source) -> state`. A state is a pytree with the fields `step`, int32, and `key`. The source has
-            the samples and what `look` names.
+            the samples and the images that `look` chooses.
         step: `(state, source) -> (state, info)`: one outer step. `info` is a NamedTuple of scalars, `loss` among them.
-            With a feed, `(state, source, item) -> (state, info)`. None where there is nothing to learn.
+            With a feed, `(state, source, item) -> (state, info)`. None where nothing is learned.
         export: `(key, state, source) -> DistilledSet`, with the source that `init` was given.
-        steps: Number of outer steps; 0 where there is nothing to learn.
+        steps: Number of outer steps; 0 where nothing is learned.
         samples: Number M of images that it starts from; 0 if it starts from none.
+        title: Name for readers, such as `KRR-ST`; the name in the config if empty.
         views: Names of the views whose targets it starts from, the first being the image as it is.
         stages: Stages of its own between the teacher's features and the choice of samples.
-        load: What these stages made, as a pytree for `Source.prepared`.
+        load: Reads the output of these stages, as a pytree for `Source.prepared`.
         feed: From a run to `(done, count) -> item`s, leaves with a leading axis `count`: what the steps after the first
             `done` need from the host. A pure function of the step's number, so that a resumed run sees the same. None
             instead of it where the run's data are on the device.
-        look: `(key, n) -> rows`: the training images besides the samples that `init` looks at when it is given the
+        look: `(key, n) -> indices`: the training images besides the samples that `init` looks at when it is given the
             key, int `(k,)`; None instead of them for all n in their order. None where it looks at none.
         after: Stages of its own between the export and the evaluation; each leaves a `results.json` in its folder.
-        advice: What to try when the loss is no longer a number.
-        show: `(state) -> pictures`: what can be seen of a state while it learns, by name: `images` `(M,H,W,C)` as
-            network inputs, and `bases` `(U,h,w,C)` if it has any. None where there is nothing to learn.
+        advice: Hint printed when the loss becomes NaN.
+        show: `(state) -> pictures`: pictures of a state while it learns, by name: `images` `(M,H,W,C)` as network
+            inputs, and `bases` `(U,h,w,C)` if it has any. None where nothing is learned.
         spread: `(mesh, like) -> shardings`: where each leaf of a state lies on several devices, a pytree like it. None
             for all of it on every device.
+        pairs: Number of pairs, and length of a target; every view of every sample (or of N images) with the teacher's
+            features if left out.
+        parts: Numbers stored, by part; images and targets of the pairs if left out.
+        shapes: Further rows of the dry run's table of shapes: name and text.
+        trials: Further pieces of work in the stages `distill` and `approximate`, by stage, for the dry run to time.
+        example: Random output of its own stages for the dry run, as `load` returns it.
+        example_feed: A feed of random items for the dry run, in place of `feed`.
     """
 
     init: Callable[[Array, Source], Any]
@@ -128,6 +200,7 @@ class Method(NamedTuple):
     export: Callable[[Array, Any, Source], DistilledSet]
     steps: int
     samples: int
+    title: str = ""
     views: tuple[str, ...] = ("rot0",)
     stages: tuple[Stage, ...] = ()
     load: Callable[[Run], Any] | None = None
@@ -137,6 +210,40 @@ class Method(NamedTuple):
     advice: str = "try a smaller config.distill.learning_rate in another --workdir"
     show: Callable[[Any], Mapping[str, Array]] | None = None
     spread: Callable[[Mesh, Any], Any] | None = None
+    pairs: tuple[int, int] | None = None
+    parts: Mapping[str, int] | None = None
+    shapes: tuple[tuple[str, str], ...] = ()
+    trials: Mapping[str, Callable[[StandIns], list[Trial]]] = {}
+    example: Callable[[StandIns], Any] | None = None
+    example_feed: Callable[[Run], Feed] | None = None
+
+
+class Definition(NamedTuple):
+    """The registry's record of a method: its constructor, and the facts that are known before there are data.
+
+    Attributes:
+        make: `(config, problem) -> Method`.
+        titles: Names for readers, by edition.
+        editions: Changes to the default config, by edition: dotted keys to values, `method` among them.
+        pooled: Whether it learns against the model pool, so that its steps split over several devices and few steps
+            want a larger learning rate.
+        network: Whether it runs the teacher's network, so that features alone do not serve it.
+        cpu_steps: Outer steps that minutes on a CPU allow, below 32 pixels and from there on; None for those of the
+            config.
+        size_keys: Config keys that, beside `storage.N`, choose how many images are stored.
+        lower: Config keys to lower where the device's memory is full.
+        floor: Whether it is a lower bound that the axes of a comparison need not show.
+    """
+
+    make: Callable[[ConfigDict, Problem], Method]
+    titles: Mapping[str, str]
+    editions: Mapping[str, Mapping[str, Any]]
+    pooled: bool = False
+    network: bool = False
+    cpu_steps: tuple[int, int] | None = None
+    size_keys: tuple[str, ...] = ()
+    lower: str = ""
+    floor: bool = False
 
 
 class Run(NamedTuple):

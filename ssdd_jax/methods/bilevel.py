@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import inner, outer, pool
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Feed, Problem, Run, Source
+from ssdd_jax.methods.base import Feed, Problem, Run, Source, StandIns, Trial
+from ssdd_jax.models import convnet, count
 from ssdd_jax.runtime import devices
 from ssdd_jax.training import streaming
 
@@ -169,3 +170,44 @@ def outer_settings(config: ConfigDict) -> outer.Settings:
         vectorize=config.pool.vectorize,
         precision=config.precision,
     )
+
+
+def shapes(config: ConfigDict, problem: Problem) -> tuple[tuple[str, str], ...]:
+    """Rows of the dry run's table: the pool, and the outer batch."""
+    network = convnet.ConvNet(tuple(config.student.widths), problem.dim, config.student.norm)
+    numbers = count(network, problem.image_shape)
+    return (
+        ("pool", f"{config.pool.size} networks of {numbers:,} parameters, renewed after {config.pool.steps:,} steps, "
+         f"{config.pool.models_per_step} a step"),
+        ("outer batch", f"{config.distill.batch_size:,} real images"),
+    )  # fmt: skip
+
+
+def trials(config: ConfigDict) -> dict[str, Callable[[StandIns], list[Trial]]]:
+    """The first training of the pool's models, for the dry run to time; a resumed run has it behind it.
+
+    Args:
+        config: That of the run: the stand-in's has a pool of models that are trained by a step.
+    """
+    settings = pool_settings(config)
+    together = min(settings.vectorize, settings.size)
+
+    @jax.jit
+    def grow(states: inner.State, x: Array, y: Array, steps: Array) -> inner.State:
+        step = jax.vmap(lambda state: inner.step(state, x, y, settings=settings.inner)[0])
+        return jax.lax.fori_loop(0, steps, lambda _, states: step(states), states)
+
+    def grow_pool(stand: StandIns) -> list[Trial]:
+        method, problem = stand.run.method, stand.run.problem
+        pairs = len(method.views) * method.samples
+        models = devices.local(problem.mesh, stand.state.pool.models)
+        states = jax.tree.map(lambda leaf: leaf[:together], models)
+        x, y = stand.normal(pairs, *problem.image_shape), stand.normal(pairs, problem.dim)
+        # Ages are spread evenly below the one at which a model is redrawn; of models side by side the oldest decides.
+        oldest = settings.steps * together / (together + 1)
+        split = problem.mesh.shape[devices.POOL] if problem.mesh else 1
+        steps = oldest * -(-settings.size // (together * split))
+        arguments = states, jnp.asarray(x), jnp.asarray(y)
+        return [Trial("inner steps", steps, grow, arguments, units=50, repeated=True, compiles=False)]
+
+    return {"distill": grow_pool}

@@ -3,18 +3,23 @@ Augmentation, and Approximation", ICLR 2025): parameterized pairs under fixed vi
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from ml_collections import ConfigDict
 
 from ssdd_jax import approximate, augment, decoder, distilled
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import bilevel, budget
-from ssdd_jax.methods.base import Method, Problem, Source
+from ssdd_jax.methods.base import Definition, Method, Problem, Source, StandIns, Trial
 
 Array = jax.Array
 
 # Principal components are taken of at most this many images: more do not move them, and would fill the memory.
 START_IMAGES = 50_000
+# Steps of the fit that the dry run times.
+TRIED = 100
+TITLE = "Boost-SSDD"
 
 
 def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
@@ -87,13 +92,41 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         export,
         steps=config.distill.steps,
         samples=plan.M,
+        title=TITLE,
         views=views,
         feed=functions.feed,
         look=_look,
         advice=bilevel.ADVICE,
         show=_show,
         spread=bilevel.spread,
+        parts=plan.parts,
+        shapes=(*_shapes(plan), *bilevel.shapes(config, problem)),
+        trials=bilevel.trials(config) | {"approximate": _fit_trials},
     )
+
+
+def _shapes(plan: budget.Sizes) -> tuple[tuple[str, str], ...]:
+    """Rows of the dry run's table."""
+    size, low = ("x".join(map(str, shape)) for shape in (plan.image_shape, (*plan.base_size, plan.image_shape[-1])))
+    return (
+        ("distilled images M", f"{plan.M:,} of {size}, in {plan.views} views"),
+        ("image bases U", f"{plan.U:,} of {low}, coefficients {plan.M:,}x{plan.U:,}"),
+        ("feature bases V", f"{plan.V:,} of {plan.dim:,}, coefficients {plan.views}x{plan.M:,}x{plan.V:,}"),
+    )
+
+
+def _fit_trials(stand: StandIns) -> list[Trial]:
+    """The fit of the approximation networks, which the export compiles."""
+    config, params = stand.run.config, stand.state.outer.params
+    tried = min(TRIED, config.approximate.steps)
+    settings = approximate.Settings(config.storage.hidden, tried, config.approximate.learning_rate)
+
+    @jax.jit
+    def fit(coefficients: Array, bases: Array) -> Any:
+        return approximate.fit(jax.random.key(0), coefficients, bases=bases, settings=settings)
+
+    arguments = params.feature_coefficients, params.feature_bases
+    return [Trial("steps", config.approximate.steps, fit, arguments, units=tried, compiles=False)]
 
 
 def _look(key: Array, count: int) -> Array | None:
@@ -106,3 +139,13 @@ def _look(key: Array, count: int) -> Array | None:
 def _show(state: bilevel.State) -> dict[str, Array]:
     params = state.outer.params
     return {"images": decoder.decode_images(params), "bases": params.image_bases}
+
+
+DEFINITION = Definition(
+    make,
+    titles={"boost": TITLE},
+    editions={"boost": {}},
+    pooled=True,
+    cpu_steps=(500, 800),
+    lower="pool.vectorize, distill.batch_size or storage.M",
+)

@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
 from ssdd_jax.methods import bilevel
-from ssdd_jax.methods.base import Method, Problem, Source
+from ssdd_jax.methods.base import Definition, Method, Problem, Source
 
 Array = jax.Array
+
+TITLE = "KRR-ST"
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
@@ -49,8 +51,21 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         export,
         steps=config.distill.steps,
         samples=config.storage.N,
+        title=TITLE,
         feed=functions.feed,
         advice=bilevel.ADVICE,
         show=lambda state: {"images": state.outer.params[0]},
         spread=bilevel.spread,
+        shapes=bilevel.shapes(config, problem),
+        trials=bilevel.trials(config),
     )
+
+
+DEFINITION = Definition(
+    make,
+    titles={"krr_st": TITLE},
+    editions={"krr_st": {"method": "krr_st", "distill.steps": 160_000, "distill.learning_rate": 1e-4}},
+    pooled=True,
+    cpu_steps=(500, 800),
+    lower="pool.vectorize or distill.batch_size",
+)

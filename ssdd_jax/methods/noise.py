@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import distilled, teacher
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Method, Problem, Source
+from ssdd_jax.methods.base import Definition, Method, Problem, Source
 from ssdd_jax.methods.subset import State
 
 Array = jax.Array
 
 # Images that go through the teacher together.
 BATCH = 256
+TITLE = "Gaussian noise"
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
@@ -49,4 +50,13 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         targets = source.preprocessing.targets(found)
         return distilled.from_pairs(images, targets, source.preprocessing)
 
-    return Method(init, None, export, steps=0, samples=0)
+    return Method(init, None, export, steps=0, samples=0, title=TITLE)
+
+
+DEFINITION = Definition(
+    make,
+    titles={"noise": TITLE},
+    editions={"noise": {"method": "noise"}},
+    network=True,
+    floor=True,
+)

@@ -13,9 +13,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
-from ssdd_jax.methods.base import Method, Problem, Source
+from ssdd_jax.methods.base import Definition, Method, Problem, Source
 
 Array = jax.Array
+
+# By the choice of images, which is also the name of the edition.
+TITLES = {"random": "random subset", "kmeans": "k-means subset", "high_loss": "high-loss subset"}
 
 
 class State(NamedTuple):
@@ -43,4 +46,15 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         images = source.preprocessing.images(source.images[source.samples])
         return distilled.from_pairs(images, source.view_targets[0], source.preprocessing)
 
-    return Method(init, None, export, steps=0, samples=config.storage.N)
+    return Method(init, None, export, steps=0, samples=config.storage.N, title=TITLES[config.distill.samples])
+
+
+DEFINITION = Definition(
+    make,
+    titles=TITLES,
+    editions={
+        "random": {"method": "subset"},
+        "kmeans": {"method": "subset", "distill.samples": "kmeans"},
+        "high_loss": {"method": "subset", "distill.samples": "high_loss"},
+    },
+)

@@ -7,16 +7,6 @@ from typing import Any
 
 from ssdd_jax.report import figures
 
-METHODS = {
-    "boost": "Boost-SSDD",
-    "krr_st": "KRR-ST",
-    "mkdt": "MKDT",
-    "scdd": "SC-DD",
-    "random": "random subset",
-    "kmeans": "k-means subset",
-    "high_loss": "high-loss subset",
-    "noise": "Gaussian noise",
-}
 ENTRIES = {
     "distilled": "distilled set",
     "random_real": "random images",
@@ -47,9 +37,8 @@ PARTS = {
 
 
 def method(results: Mapping[str, Any]) -> str:
-    """What readers call the method that `results.json` names."""
-    name = results["method"]
-    return METHODS.get(results.get("samples", "") if name == "subset" else name, name)
+    """The method's name for readers; its name in the config in results of versions that did not store another."""
+    return results.get("title", results["method"])
 
 
 def parts(stored: Mapping[str, int]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from ssdd_jax.report.pictures import Picture, pictures
 from ssdd_jax.report.records import Record
 
 SHOWN_BASES = 64
-NAMES = {"teacher": "The teacher's loss", "distill": "The outer loss", "experts": "The experts' loss"}
+NAMES = {"teacher": "The teacher's loss", "distill": "The outer loss"}
 
 
 class Curve(NamedTuple):

@@ -70,3 +70,11 @@ def _look() -> dict[str, tuple[int, int]]:
             max(one["peak_bytes_in_use"] for one in known),
         )
     return found
+
+
+def readable(size: float) -> str:
+    """Format bytes in kB, MB or GB of 1000."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:,.1f} {name}"
+    return f"{size / 1e3:,.0f} kB"

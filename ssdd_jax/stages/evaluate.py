@@ -99,6 +99,7 @@ def _results(run: Run, found: distilled.DistilledSet, rows: list[dict[str, Any]]
             "features": run.problem.dim,
         },
         "method": config.method,
+        "title": run.method.title or config.method,
         "samples": config.distill.samples if run.method.samples else "none",
         "dataset": config.data.name,
         "seed": config.seed,

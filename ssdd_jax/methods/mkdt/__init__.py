@@ -1,5 +1,5 @@
 """MKDT (Joshi, Ni and Mirzasoleiman, ICLR 2025); see `ssdd_jax.methods.mkdt.method`."""
 
-from ssdd_jax.methods.mkdt.method import make
+from ssdd_jax.methods.mkdt.method import DEFINITION, make
 
-__all__ = ["make"]
+__all__ = ["DEFINITION", "make"]

@@ -23,8 +23,9 @@ from tqdm import tqdm
 from ssdd_jax import inner
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.mkdt.trajectories import Settings, Store, flatten, group_losses, is_done, merge, numbers, readable
+from ssdd_jax.methods.mkdt.trajectories import Settings, Store, flatten, group_losses, is_done, merge, numbers
 from ssdd_jax.runtime import files
+from ssdd_jax.runtime.memory import readable
 from ssdd_jax.training import epochs, loop, streaming
 
 Array = jax.Array

@@ -22,11 +22,13 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Feed, Method, Problem, Run, Source
+from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source
 from ssdd_jax.methods.mkdt import matching, trajectories
 from ssdd_jax.methods.mkdt import stage as expert_stage
 
 Array = jax.Array
+
+TITLE = "MKDT"
 
 ADVICE = "try smaller config.mkdt.image_learning_rate, target_learning_rate and rate_learning_rate in another --workdir"
 
@@ -98,10 +100,13 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         export,
         steps=config.distill.steps,
         samples=count,
+        title=TITLE,
         stages=(stage,),
         feed=feed,
         advice=ADVICE,
         show=lambda state: {"images": state.matching.params.images},
+        shapes=expert_stage.shapes(config, problem),
+        example_feed=lambda run: trajectories.random_feed(students, problem.image_shape, problem.dim),
     )
 
 
@@ -116,3 +121,19 @@ def matching_settings(config: ConfigDict) -> matching.Settings:
         rate_learning_rate=options.rate_learning_rate,
         momentum=options.momentum,
     )
+
+
+DEFINITION = Definition(
+    make,
+    titles={"mkdt": TITLE},
+    editions={
+        "mkdt": {
+            "method": "mkdt",
+            "distill.samples": "high_loss",
+            "distill.steps": 5000,
+            "distill.steps_per_call": 10,
+        }
+    },
+    cpu_steps=(300, 200),
+    lower="experts.vectorize, mkdt.batch_size or mkdt.unroll",
+)

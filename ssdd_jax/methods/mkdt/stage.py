@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import inner
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Problem, Run, Stage
+from ssdd_jax.methods.base import Problem, Run, Stage, StandIns, Trial
 from ssdd_jax.methods.mkdt import experts, trajectories
 from ssdd_jax.models.convnet import check_divisible
+from ssdd_jax.runtime.memory import readable
+from ssdd_jax.training import epochs
 
 NAME = "experts"
 
@@ -45,7 +50,54 @@ def stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
         else:
             experts.make_of(key, folder, pairs, **options)
 
-    return Stage(NAME, train, shared=("data", "teacher", "precision", "experts"))
+    def trials(stand: StandIns) -> list[Trial]:
+        return _trials(stand, settings, keep=keep)
+
+    return Stage(
+        NAME,
+        train,
+        shared=("data", "teacher", "precision", "experts"),
+        output=f"{NAME}/losses.npy",
+        trials=trials,
+        lower="config.experts.vectorize or config.experts.batch_size",
+    )
+
+
+def shapes(config: ConfigDict, problem: Problem) -> tuple[tuple[str, str], ...]:
+    """Rows of the dry run's table: the trajectories that MKDT keeps."""
+    settings = settings_of(config)
+    disk = trajectories.bytes_needed(settings, problem.image_shape, problem.dim)
+    return ((NAME, f"{settings.count} of {settings.epochs} epochs, {readable(disk)} on the disk"),)
+
+
+def _trials(stand: StandIns, settings: trajectories.Settings, *, keep: bool) -> list[Trial]:
+    """An epoch's steps of the experts that are missing, and the losses after them."""
+    problem, images = stand.run.problem, stand.run.dataset.train_images
+    folder = stand.run.work.own(NAME, shared=True)
+    missing = settings.count - len(list(folder.glob("expert_*.npy" if keep else "group_*.npy")))
+    groups, together = -(-missing // settings.vectorize), min(settings.vectorize, settings.count)
+    size, per_epoch = epochs.batch_of(problem.images, settings.batch_size)
+    tried = min(per_epoch, 2)
+    # An epoch of a data set that is cut to the mini-batches to be timed.
+    count = size * tried
+    data = jnp.asarray(images[np.arange(count) % problem.images]), jnp.asarray(stand.features(count))
+    keys = jax.random.split(jax.random.key(0), together)
+    options: dict[str, Any] = {"widths": settings.widths, "norm": settings.norm, "settings": settings.inner}
+    states = jax.vmap(lambda key: inner.init(key, problem.image_shape, problem.dim, **options))(keys)
+    variables = jax.tree.map(lambda leaf: leaf[0], states.variables)
+    constants = stand.preprocessing
+    steps = groups * (settings.epochs if keep else 1) * per_epoch
+    return [
+        Trial(
+            "steps",
+            steps,
+            experts.train_epoch,
+            (keys, states, *data, constants),
+            options={"settings": settings},
+            units=tried,
+        ),
+        Trial("losses", missing * problem.images, experts.image_losses, (variables, *data, constants), units=count),
+    ]
 
 
 def store(run: Run) -> trajectories.Store:

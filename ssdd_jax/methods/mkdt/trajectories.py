@@ -181,11 +181,6 @@ def merge(store: Store, groups: Sequence[range]) -> None:
         leftover.unlink()
 
 
-def readable(size: int) -> str:
-    """Bytes in MB or GB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
 def feed(
     store: Store, settings: Settings, *, max_start_epoch: int, expert_epochs: int, seed: int
 ) -> Callable[[int, int], dict[str, np.ndarray]]:
@@ -220,3 +215,16 @@ def feed(
         return {"start": np.stack(starts), "target": np.stack(targets)}
 
     return read
+
+
+def random_feed(
+    settings: Settings, image_shape: tuple[int, ...], dim: int
+) -> Callable[[int, int], dict[str, np.ndarray]]:
+    """A feed like that of `feed`, of random parameters `(count,P)` that an expert might have, for the dry run."""
+    size = numbers(settings, image_shape, dim)
+    ends = np.random.default_rng(1).standard_normal((2, size), np.float32) * np.float32(0.02)
+
+    def items(done: int, count: int) -> dict[str, np.ndarray]:
+        return {name: np.broadcast_to(end, (count, size)) for name, end in zip(("start", "target"), ends, strict=True)}
+
+    return items

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.models import frozen
 from ssdd_jax.models.frozen import Frozen
@@ -238,3 +239,9 @@ def _distance(network: Network, moments: Any, first_bn_weight: float) -> Array:
 
     distances = jax.tree_util.tree_map_with_path(apart, frozen.of(network.backbone).variables["batch_stats"], moments)
     return jnp.sum(jnp.stack(jax.tree.leaves(distances)))
+
+
+def valid_range(constants: Preprocessing) -> tuple[Array, Array]:
+    """Network inputs of black and of white, each `(C,)`."""
+    black = -constants.image_mean / constants.image_std
+    return black, black + 1 / constants.image_std

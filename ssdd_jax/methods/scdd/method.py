@@ -13,35 +13,20 @@ images; 200 epochs of AdamW. Different here: the probe is trained like every lin
 
 from __future__ import annotations
 
-import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
-from ssdd_jax.data import preprocess
-from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import statistics
-from ssdd_jax.evaluate.protocols import probes
-from ssdd_jax.methods.base import Method, Problem, Run, Source, Stage
-from ssdd_jax.methods.scdd import inversion, post_training
-from ssdd_jax.models import frozen
-from ssdd_jax.models.resnet import ResNet
-from ssdd_jax.runtime import files
+from ssdd_jax.methods.base import Definition, Method, Problem, Source
+from ssdd_jax.methods.scdd import inversion, stages
 
 Array = jax.Array
 
-# What the probe depends on.
-PROBE_PARTS = (
-    "data",
-    "teacher",
-    "precision",
-    *(f"evaluate.probe_{name}" for name in ("steps", "batch_size", "learning_rate")),
-)
+TITLE = "SC-DD"
 
 
 class State(NamedTuple):
@@ -56,15 +41,6 @@ class State(NamedTuple):
     step: Array
     key: Array
     recovery: inversion.State
-
-
-class Prepared(NamedTuple):
-    """The probe's weights, and of its logits of the training images, whose scale a network regresses, as it does that
-    of their features elsewhere: the mean `(classes,)`, and the mean of their deviations."""
-
-    weights: Array
-    mean: Array
-    deviation: Array
 
 
 def images_per_class(config: ConfigDict, problem: Problem) -> int:
@@ -124,7 +100,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         return State(jnp.zeros((), jnp.int32), key_steps, recovery)
 
     def step(state: State, source: Source) -> tuple[State, inversion.Info]:
-        low, high = valid_range(source.preprocessing)
+        low, high = inversion.valid_range(source.preprocessing)
         key = jax.random.fold_in(state.key, state.step)
         recovery, info = inversion.step(
             key, state.recovery, jnp.asarray(labels), _network(source), low=low, high=high, settings=settings
@@ -141,18 +117,33 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         targets = constants.targets(soft.reshape(-1, problem.classes)[:stored])
         return distilled.from_pairs(images, targets, constants, soft_labels=True)
 
-    after = (Stage("post_training", _post_train),) if config.scdd.post_epochs else ()
     return Method(
         init,
         step,
         export,
         steps=config.distill.steps,
         samples=0,
-        stages=(Stage("probe", _fit_probe, shared=PROBE_PARTS),),
-        load=_prepared,
-        after=after,
+        title=TITLE,
+        stages=(stages.probe(),),
+        load=stages.load,
+        after=(stages.after(stored),) if config.scdd.post_epochs else (),
         show=lambda state: {"images": state.recovery.images.reshape(-1, *problem.image_shape)[:stored]},
+        pairs=(stored, problem.classes),
+        example=stages.example,
     )
+
+
+DEFINITION = Definition(
+    make,
+    titles={"scdd": TITLE},
+    editions={
+        "scdd": {"method": "scdd", "distill.steps": 1000, "distill.learning_rate": 0.4, "distill.save_every": 100}
+    },
+    network=True,
+    cpu_steps=(300, 300),
+    size_keys=("scdd.images_per_class",),
+    lower="scdd.group_size",
+)
 
 
 def inversion_settings(config: ConfigDict) -> inversion.Settings:
@@ -168,94 +159,5 @@ def inversion_settings(config: ConfigDict) -> inversion.Settings:
     )
 
 
-def valid_range(constants: Preprocessing) -> tuple[Array, Array]:
-    """Network inputs of black and of white, each `(C,)`."""
-    black = -constants.image_mean / constants.image_std
-    return black, black + 1 / constants.image_std
-
-
 def _network(source: Source) -> inversion.Network:
     return inversion.Network(source.teacher, source.prepared.weights)
-
-
-def _probe_path(run: Run) -> pathlib.Path:
-    return run.work.own("probe", shared=True) / "weights.npy"
-
-
-def _read_probe(run: Run) -> Array:
-    return jnp.asarray(files.read_array(_probe_path(run)))
-
-
-def _prepared(run: Run) -> Prepared:
-    weights, known = _read_probe(run), run.features().train
-    logits = jax.jit(probes.logits)
-    mean, deviation = preprocess.column_moments(
-        lambda: (np.asarray(logits(weights, known[part])) for part in preprocess.parts(len(known)))
-    )
-    return Prepared(weights, jnp.asarray(mean, jnp.float32), jnp.asarray(deviation.mean(), jnp.float32))
-
-
-def _fit_probe(run: Run) -> None:
-    """Train the linear probe on the teacher's features of the training images."""
-    path = _probe_path(run)
-    if path.exists():
-        return
-    options = run.config.evaluate
-    settings = probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
-    train = jnp.asarray(run.features().train), jnp.asarray(run.dataset.train_labels)
-    weights = jax.jit(probes.fit_linear, static_argnames=("classes", "settings"))(
-        run.key("probe", shared=True), train, classes=run.problem.classes, settings=settings
-    )
-    if not np.isfinite(weights).all():
-        raise UserError("probe: the weights are not finite: try a smaller config.evaluate.probe_learning_rate")
-    files.write_array(path, np.asarray(weights))
-
-
-def student_of(network: inversion.Network) -> dict[str, Any]:
-    """The sizes of a network of the teacher's kind, with the stem for small images: arguments of `post_training`."""
-    kind = frozen.of(network.backbone).network
-    assert isinstance(kind, ResNet)
-    return {"width": kind.width, "blocks": kind.blocks, "bottleneck": kind.bottleneck}
-
-
-def _post_train(run: Run) -> None:
-    """Train networks of the teacher's kind on the set by distillation from the teacher, and measure their own head."""
-    path = run.work.own("post_training", shared=False) / "results.json"
-    if path.exists():
-        return
-    network, constants = inversion.Network(run.backbone(), _read_probe(run)), run.preprocessing()
-    options, found = run.config.scdd, distilled.load(run.work.distilled)
-    settings = post_training.Settings(
-        epochs=options.post_epochs,
-        batch_size=options.post_batch_size,
-        learning_rate=options.post_learning_rate,
-        weight_decay=options.post_weight_decay,
-        temperature=options.temperature,
-        mixup=options.mixup,
-        padding=options.padding,
-        flip=options.flip,
-    )
-    train = jax.jit(post_training.train, static_argnames=("width", "blocks", "bottleneck", "classes", "settings"))
-    values = []
-    for seed, key in enumerate(jax.random.split(run.key("post_training"), run.config.evaluate.seeds)):
-        part = path.with_name(f"seed{seed}.json")
-        if part.exists():
-            values.append(files.read_json(part))
-            continue
-        variables = train(
-            key,
-            found.pairs()[0],
-            network,
-            low=valid_range(constants)[0],
-            **student_of(network),
-            classes=run.problem.classes,
-            settings=settings,
-        )
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-            raise UserError("post_training: the network diverged: try a smaller config.scdd.post_learning_rate")
-        accuracy = post_training.accuracy(variables, run.dataset.test_images, run.dataset.test_labels, constants)
-        values.append(float(accuracy))
-        files.write_json(part, values[-1])
-    row = statistics.summary(values)
-    run.say(f"post_training: top-1 {row['mean']:.4g} ± {row['std']:.2g} with the teacher at hand")
-    files.write_json(path, {"top1": row})

@@ -230,11 +230,6 @@ def test_too_small_a_disk(data, tmp_path, monkeypatch):
     make(tmp_path, data)
 
 
-@pytest.mark.parametrize(("size", "said"), [(999_999_999, "1000.0 MB"), (2_340_000_000, "2.3 GB"), (10**6, "1.0 MB")])
-def test_sizes_said(size, said):
-    assert trajectories.readable(size) == said
-
-
 def test_other_experts_in_the_folder(whole, data, tmp_path):
     shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match="delete"):

@@ -1,0 +1,174 @@
+"""SC-DD's own stages: the linear probe on the teacher, and the post-training on the recovered images."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssdd_jax import distilled
+from ssdd_jax.data import preprocess
+from ssdd_jax.errors import UserError
+from ssdd_jax.evaluate import statistics
+from ssdd_jax.evaluate.protocols import probes
+from ssdd_jax.methods import trials
+from ssdd_jax.methods.base import Run, Stage, StandIns, Trial
+from ssdd_jax.methods.scdd import inversion, post_training
+from ssdd_jax.models import frozen
+from ssdd_jax.models.resnet import ResNet
+from ssdd_jax.runtime import files
+from ssdd_jax.training import epochs
+
+Array = jax.Array
+
+# Parts of the config that the probe depends on.
+PROBE_PARTS = (
+    "data",
+    "teacher",
+    "precision",
+    *(f"evaluate.probe_{name}" for name in ("steps", "batch_size", "learning_rate")),
+)
+
+
+class Prepared(NamedTuple):
+    """The probe's weights, and of its logits of the training images, whose scale a network regresses, as it does that
+    of their features elsewhere: the mean `(classes,)`, and the mean of their deviations."""
+
+    weights: Array
+    mean: Array
+    deviation: Array
+
+
+def _probe_path(run: Run) -> pathlib.Path:
+    return run.work.own("probe", shared=True) / "weights.npy"
+
+
+def _read_probe(run: Run) -> Array:
+    return jnp.asarray(files.read_array(_probe_path(run)))
+
+
+def load(run: Run) -> Prepared:
+    """Read the probe, and compute the moments of its logits of the training images."""
+    weights, known = _read_probe(run), run.features().train
+    logits = jax.jit(probes.logits)
+    mean, deviation = preprocess.column_moments(
+        lambda: (np.asarray(logits(weights, known[part])) for part in preprocess.parts(len(known)))
+    )
+    return Prepared(weights, jnp.asarray(mean, jnp.float32), jnp.asarray(deviation.mean(), jnp.float32))
+
+
+def _fit_probe(run: Run) -> None:
+    """Train the linear probe on the teacher's features of the training images."""
+    path = _probe_path(run)
+    if path.exists():
+        return
+    options = run.config.evaluate
+    settings = probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
+    train = jnp.asarray(run.features().train), jnp.asarray(run.dataset.train_labels)
+    weights = jax.jit(probes.fit_linear, static_argnames=("classes", "settings"))(
+        run.key("probe", shared=True), train, classes=run.problem.classes, settings=settings
+    )
+    if not np.isfinite(weights).all():
+        raise UserError("probe: the weights are not finite: try a smaller config.evaluate.probe_learning_rate")
+    files.write_array(path, np.asarray(weights))
+
+
+def student_of(network: inversion.Network) -> dict[str, Any]:
+    """The sizes of a network of the teacher's kind, with the stem for small images: arguments of `post_training`."""
+    kind = frozen.of(network.backbone).network
+    assert isinstance(kind, ResNet)
+    return {"width": kind.width, "blocks": kind.blocks, "bottleneck": kind.bottleneck}
+
+
+def _post_train(run: Run) -> None:
+    """Train networks of the teacher's kind on the set by distillation from the teacher, and measure their own head."""
+    path = run.work.own("post_training", shared=False) / "results.json"
+    if path.exists():
+        return
+    network, constants = inversion.Network(run.backbone(), _read_probe(run)), run.preprocessing()
+    options, found = run.config.scdd, distilled.load(run.work.distilled)
+    settings = post_training.Settings(
+        epochs=options.post_epochs,
+        batch_size=options.post_batch_size,
+        learning_rate=options.post_learning_rate,
+        weight_decay=options.post_weight_decay,
+        temperature=options.temperature,
+        mixup=options.mixup,
+        padding=options.padding,
+        flip=options.flip,
+    )
+    train = jax.jit(post_training.train, static_argnames=("width", "blocks", "bottleneck", "classes", "settings"))
+    values = []
+    for seed, key in enumerate(jax.random.split(run.key("post_training"), run.config.evaluate.seeds)):
+        part = path.with_name(f"seed{seed}.json")
+        if part.exists():
+            values.append(files.read_json(part))
+            continue
+        variables = train(
+            key,
+            found.pairs()[0],
+            network,
+            low=inversion.valid_range(constants)[0],
+            **student_of(network),
+            classes=run.problem.classes,
+            settings=settings,
+        )
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
+            raise UserError("post_training: the network diverged: try a smaller config.scdd.post_learning_rate")
+        accuracy = post_training.accuracy(variables, run.dataset.test_images, run.dataset.test_labels, constants)
+        values.append(float(accuracy))
+        files.write_json(part, values[-1])
+    row = statistics.summary(values)
+    run.say(f"post_training: top-1 {row['mean']:.4g} ± {row['std']:.2g} with the teacher at hand")
+    files.write_json(path, {"top1": row})
+
+
+def _probe_trials(stand: StandIns) -> list[Trial]:
+    return [trials.linear(stand, stand.run.problem.dim, times=1)]
+
+
+def example(stand: StandIns) -> Prepared:
+    """A random probe, and moments of its logits."""
+    problem = stand.run.problem
+    weights = jnp.asarray(stand.normal(problem.dim + 1, problem.classes))
+    return Prepared(weights, jnp.zeros(problem.classes), jnp.ones(()))
+
+
+def probe() -> Stage:
+    """The stage that fits the probe."""
+    return Stage("probe", _fit_probe, shared=PROBE_PARTS, output="probe/weights.npy", trials=_probe_trials)
+
+
+def after(count: int) -> Stage:
+    """The stage that trains networks of the teacher's kind on a set of `count` images."""
+
+    def post_trials(stand: StandIns) -> list[Trial]:
+        """An epoch of two mini-batches, of all epochs for every seed."""
+        options, problem = stand.run.config.scdd, stand.run.problem
+        size, per_epoch = epochs.batch_of(count, options.post_batch_size)
+        tried = min(per_epoch, 2)
+        settings = post_training.Settings(epochs=1, batch_size=size, padding=options.padding, mixup=options.mixup)
+        network = inversion.Network(stand.backbone, jnp.asarray(stand.normal(problem.dim + 1, problem.classes)))
+        shape = student_of(network)
+
+        @jax.jit
+        def train(key: Array, images: Array, network: inversion.Network) -> Any:
+            low = jnp.zeros(problem.image_shape[-1])
+            return post_training.train(
+                key, images, network, low=low, classes=problem.classes, settings=settings, **shape
+            )
+
+        images = jnp.asarray(stand.normal(size * tried, *problem.image_shape))
+        steps = stand.run.config.evaluate.seeds * options.post_epochs * per_epoch
+        return [Trial("steps", steps, train, (jax.random.key(0), images, network), units=tried)]
+
+    return Stage(
+        "post_training",
+        _post_train,
+        output="post_training/results.json",
+        trials=post_trials,
+        lower="config.scdd.post_batch_size",
+    )
