@@ -1,5 +1,17 @@
 """Networks of PyTorch's modules that several tests compare with; PyTorch is passed in, so that a test can skip."""
 
+import numpy as np
+
+
+def channels_first(torch, images):
+    """A tensor `(B,C,H,W)`, contiguous, of images `(B,H,W,C)`.
+
+    A transposed array that is not copied is a tensor in `channels_last` format. With such inputs oneDNN 3.12 returns
+    wrong gradients of the weights of 1x1 convolutions of stride 2 in float32 on CPUs with AVX2 but no AVX-512: it reads
+    memory that was never written, so that they also differ from run to run.
+    """
+    return torch.from_numpy(np.array(np.moveaxis(images, -1, 1), order="C"))
+
 
 def torch_resnet(torch, width, channels):
     """The same network from torch's modules: module names follow the flax ones."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_networks import channels_first
 
 from experiments import accelerator, benchmark, convolutions, cost_curves
 from experiments.jax_side import loops as jax_loops
@@ -61,8 +62,7 @@ def model_of(problem):
 def real(problem):
     import torch
 
-    images, targets = np.array(problem.images[:5]), np.array(problem.targets[:5])
-    return torch.from_numpy(images.transpose(0, 3, 1, 2)), torch.from_numpy(targets)
+    return channels_first(torch, problem.images[:5]), torch.from_numpy(np.array(problem.targets[:5]))
 
 
 def test_torch_decodes_the_same_pairs(problem, reference):
@@ -138,10 +138,7 @@ def trained_teachers():
     )
     theirs = torch_stages.TeacherReference(network, made)
     first = images.astype(np.float32) / 255
-    views = [
-        torch.from_numpy((view - 0.5) / 0.25).permute(0, 3, 1, 2)
-        for view in (first, np.where(first >= 0.5, 1 - first, first))
-    ]
+    views = [channels_first(torch, (view - 0.5) / 0.25) for view in (first, np.where(first >= 0.5, 1 - first, first))]
     losses = []
     for _ in range(2):
         state, info = step(state, jnp.asarray(images))

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from torch_networks import torch_resnet, variables_of
+from torch_networks import channels_first, torch_resnet, variables_of
 
 from ssdd_jax.models.norm import BatchNorm
 from ssdd_jax.models.resnet import Conv, ResNet
@@ -31,7 +31,7 @@ def test_forward_equals_torch(pair, train):
     torch, module, variables, images = pair
     module.train(train)
     with torch.no_grad():
-        expected = module(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+        expected = module(channels_first(torch, images))
 
     def apply(variables, x):
         return ResNet(WIDTH).apply(variables, x, train=train, mutable=["batch_stats"])

@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from flax import serialization
 from helpers import jit
+from torch_networks import channels_first
 
 from ssdd_jax import teacher
 from ssdd_jax.errors import UserError
@@ -51,7 +52,7 @@ def difference(network, found, side=SIDE):
     variables, description = found
     x = np.random.default_rng(0).normal(size=(3, side, side, 3)).astype(np.float32)
     with torch.no_grad():
-        wanted = network(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+        wanted = network(channels_first(torch, x)).numpy()
     given = description.frozen(variables).replace(size=0)
     features = np.asarray(jit(lambda variables, x: given.replace(variables=variables).apply(x))(variables, x))
     return np.abs(features - wanted).max() / np.abs(wanted).max()

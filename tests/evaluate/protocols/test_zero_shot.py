@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import jit, normal
+from torch_networks import channels_first
 
 from ssdd_jax import UserError
 from ssdd_jax.evaluate.protocols import finetune, zero_shot
@@ -150,7 +151,7 @@ def test_steps_are_pytorch_s(x64):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
     expected = []
     for number, batch in enumerate(batches):
-        x = torch.from_numpy(batch).permute(0, 3, 1, 2)
+        x = channels_first(torch, batch)
         wanted = torch.softmax(forward(teacher, x).detach(), -1)
         value = -(wanted * torch.log_softmax(forward(student, x), -1)).sum(-1).mean(0)
         optimizer.zero_grad()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import jit, normal, relative
-from torch_networks import torch_resnet, variables_of
+from torch_networks import channels_first, torch_resnet, variables_of
 
 from ssdd_jax.methods.scdd import inversion
 from ssdd_jax.models.norm import BatchNorm
@@ -74,7 +74,7 @@ class Torch:
 
     def loss(self, images, labels, shift, settings):
         torch = self.torch
-        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
+        x = channels_first(torch, images).requires_grad_()
         self.distances.clear()
         logits = self.head(self.backbone(torch.roll(x, tuple(shift), dims=(2, 3))))
         cross_entropy = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long())
