@@ -37,6 +37,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as quick what is not marked as slower."""
+    for item in items:
+        if not (item.get_closest_marker("slow") or item.get_closest_marker("medium")):
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test."""

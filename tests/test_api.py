@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_runs import TIMEOUT
 
 # What the modules of the core offer at least.
 NAMES = {
@@ -206,7 +207,8 @@ assert not xla_bridge.backends_are_initialized()
 """
 
 
+@pytest.mark.medium
 def test_imports_are_light():
     """Neither TensorFlow nor PyTorch, and no device is touched before something is computed."""
-    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr

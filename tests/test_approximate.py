@@ -24,6 +24,7 @@ def shifted():
     return jnp.stack([first, first + amount[None], first + linear])
 
 
+@pytest.mark.medium
 def test_representable_shifts_are_recovered():
     coefficients = shifted()
     networks = fit(jax.random.key(0), coefficients, settings=SETTINGS)

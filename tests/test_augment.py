@@ -67,6 +67,7 @@ def test_half_turns_and_flips_of_oblong_images():
     np.testing.assert_array_equal(image.ravel()[table[1]].reshape(4, 6), np.fliplr(image))
 
 
+@pytest.mark.medium
 def test_apply_equals_numpy_per_view():
     images = normal(0, 3, 6, 6, 2)
     found = augment.apply(augment.table(NAMES, 6, 6), images)
@@ -76,6 +77,7 @@ def test_apply_equals_numpy_per_view():
         np.testing.assert_array_equal(views, expected)
 
 
+@pytest.mark.medium
 def test_gradient_is_the_inverse_permutation():
     images, weights = normal(0, 2, 5, 5, 3), normal(1, len(NAMES), 2, 5, 5, 3)
     table = augment.table(NAMES, 5, 5)

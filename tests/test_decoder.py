@@ -51,6 +51,7 @@ def init(key, images, features, view_features, U, V, name, samples):
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("samples", [None, (20, 3, 11, 5)])
 @pytest.mark.parametrize("name", ["pca", "samples"])
 def test_bases_that_span_the_data_reconstruct_it(name, samples):
@@ -90,6 +91,7 @@ def test_samples_start_has_bases_from_the_data():
     np.testing.assert_allclose(np.asarray(made.image_coefficients).std(0), 1.0, rtol=1e-3)
 
 
+@pytest.mark.medium
 def test_random_start_has_the_datas_moments():
     made, images, *_ = start("random", U=50, V=50, samples=(*range(30),) * 6)
     low = downsample(images, (4, 4))

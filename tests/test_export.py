@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import CHANNELS, DIM, SIZE, bytes_and_features
+from tiny_runs import TIMEOUT
 
 from ssdd_jax import export, formats
 
@@ -95,9 +96,10 @@ runpy.run_module("ssdd_jax.export", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.medium
 def test_runs_as_a_module(archive):
     """With an exit status, and without the libraries that it does not need."""
     line = [sys.executable, "-c", AS_A_MODULE, f"--set={archive}", "--form=npz", f"--out={archive.parent.parent}"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 2 and not done.stdout, done
     assert done.stderr.startswith("ssdd_jax: ") and "is not overwritten" in done.stderr

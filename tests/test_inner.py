@@ -15,6 +15,7 @@ step = jit(inner.step, static_argnames="settings")
 gradient = jit(jax.grad(inner.loss, has_aux=True))
 
 
+@pytest.mark.medium
 def test_train_is_so_many_steps():
     state, (x, y) = network(0), pairs()
     trained, losses = train(state, x, y, 4)
@@ -50,6 +51,7 @@ def test_loss_is_the_mean_over_all_entries():
     assert not np.array_equal(stats["bn0"]["mean"], state.variables["batch_stats"]["bn0"]["mean"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("settings", "decay", "momentum"),
     [(inner.Settings(0.05, 0.0, 0.01), 0.01, 0.0), (inner.Settings(0.05, 0.7, 0.0), 0.0, 0.7)],

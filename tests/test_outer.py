@@ -32,6 +32,7 @@ def one_model(batch, index):
     return jax.tree.map(lambda leaf: leaf[index], batch.models)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("vectorize", [1, 2])
 def test_step_is_adamw_on_the_mean_gradient(batch, start, vectorize):
     settings = SETTINGS._replace(vectorize=vectorize)
@@ -68,6 +69,7 @@ def test_weights_are_held_fixed(batch, start):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("masked", [True, False])
 def test_weight_decay_leaves_the_means_alone(batch, start, masked):
     """With the mask of what is learned; without one they would move, which is what makes this a test."""

@@ -13,6 +13,8 @@ import ssdd_jax
 from ssdd_jax import main
 from ssdd_jax.runtime import history
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
@@ -26,7 +28,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     tiny_runs.write_data(folder)
     process = tiny_runs.start(tiny_runs.arguments(folder), folder)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=tiny_runs.TIMEOUT)
     assert process.returncode == 0, err
     return folder / "run", out
 
@@ -102,20 +104,20 @@ def test_the_same_command_again_does_nothing(finished, capsys):
     assert before == {file: file.stat().st_mtime_ns for file in (run / "distilled").iterdir()}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
 def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
     tiny_runs.write_data(tmp_path)
     line = tiny_runs.arguments(tmp_path)
     process = tiny_runs.start(line, tmp_path)
     tiny_runs.wait_for_step(tmp_path / "run", 20, process)
     os.kill(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=tiny_runs.TIMEOUT)
     assert not (tmp_path / "run" / "results.json").exists(), "the run was over before it was interrupted"
     if number == signal.SIGTERM:
         assert process.returncode == 0, err
         assert "the same command continues" in err
     again = tiny_runs.start(line, tmp_path)
-    _, err = again.communicate(timeout=300)
+    _, err = again.communicate(timeout=tiny_runs.TIMEOUT)
     assert again.returncode == 0, err
     expected, found = artefact(finished[0]), artefact(tmp_path / "run")
     assert found["set.safetensors"] == expected["set.safetensors"]
@@ -136,6 +138,7 @@ def test_without_labels_and_test_features(tmp_path, capsys):
     assert "without feature_r2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_with_a_teacher_of_its_own(tmp_path):
     """The teacher is trained, kept, and its checkpoints are gone."""
     tiny_runs.write_data(tmp_path)

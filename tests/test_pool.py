@@ -38,6 +38,7 @@ def test_ages_are_spread_over_1_to_z_minus_1(start):
     assert set(np.concatenate(ages)) == {1, 2, 3, 4, 5}
 
 
+@pytest.mark.medium
 def test_models_are_as_old_as_they_say():
     """With the rate 0 the running mean is `(1 - 0.9**age)` of the batch's, which the weights tell."""
     x, y = pairs()
@@ -62,6 +63,7 @@ def test_models_differ_and_the_key_decides(start):
     assert not equal(start.models, init(jax.random.key(5), *pairs(), settings=SETTINGS).models)
 
 
+@pytest.mark.medium
 def test_only_drawn_models_are_trained_by_one_inner_step(start):
     x, y = pairs(7)
     young = start._replace(ages=jnp.array([1, 5, 2, 3], jnp.int32))
@@ -99,6 +101,7 @@ def test_old_models_are_renewed(start):
     assert not np.any(later.models.variables["params"]["conv1"]["kernel"][1] == kernels[1])
 
 
+@pytest.mark.medium
 def test_vectorize_changes_rounding_only(start):
     x, y = pairs()
     indices, settings = jnp.array([0, 1, 3]), SETTINGS._replace(vectorize=4)
@@ -109,6 +112,7 @@ def test_vectorize_changes_rounding_only(start):
         jax.tree.map(close, one.models, other.models)
 
 
+@pytest.mark.medium
 def test_models_with_instance_norm():
     """As trained one by one, without running statistics; renewed ones are of the same kind."""
     x, y = pairs()

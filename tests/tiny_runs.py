@@ -14,6 +14,8 @@ import numpy as np
 from ssdd_jax import main
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Seconds after which a process or a thread that a test waits for is taken to hang, however busy the machine is.
+TIMEOUT = 1800
 
 TINY = {
     "storage.N": 4,
@@ -132,10 +134,10 @@ def start(line: list[str], folder: pathlib.Path) -> subprocess.Popen:
     )
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+def wait_until(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
     """Until the condition holds, or the process has ended."""
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None and not condition():
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline and (process is None or process.poll() is None) and not condition():
         time.sleep(0.02)
 
 

@@ -54,6 +54,7 @@ def same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one.preprocessing, other.preprocessing)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["boost", "kmeans"])
 def test_the_set_of_a_run_in_a_folder_bit_by_bit(tmp_path, method):
     """And whoever watches changes nothing, nor does the number of steps per call."""
@@ -87,6 +88,7 @@ def test_the_set_of_a_run_in_a_folder_bit_by_bit(tmp_path, method):
         assert seen == []
 
 
+@pytest.mark.medium
 def test_a_teacher_is_run_on_the_views_that_are_needed():
     """A function, and the features of all views that it would give, make the same set."""
 
@@ -103,6 +105,7 @@ def test_a_teacher_is_run_on_the_views_that_are_needed():
     same(by_function, by_array)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["random", "high_loss", "krr_st", "mkdt"])
 def test_methods(method):
     found = small(method=method, N=5)
@@ -165,6 +168,7 @@ def test_refusals(changes, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.medium
 def test_a_loss_that_is_no_number_says_what_to_try_here():
     with pytest.raises(UserError, match=r"not a number at step \d+; try a smaller config.distill.*ridge_scale$"):
         small(steps=6, config={"inner.learning_rate": 1e30})
@@ -198,6 +202,7 @@ def test_what_is_chosen_works(shape, method, accelerator):
         assert config.storage.N <= images and made.samples <= images
 
 
+@pytest.mark.medium
 def test_evaluation_of_arrays(tmp_path):
     """Three lines from arrays to a table; what is kept by content is that of the arrays."""
     labels = np.arange(60) % 3
@@ -226,6 +231,7 @@ def test_saved_and_loaded(tmp_path):
     same(ssdd_jax.load(tmp_path / "set"), distilled)
 
 
+@pytest.mark.medium
 def test_a_student_learns_the_pairs():
     """Its predictions, undone by the set's preprocessing, come near the teacher's features; seeds and rates matter."""
     distilled = small(method="random", N=20)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from tiny_runs import TIMEOUT
 
 from ssdd_jax.data import load
 from ssdd_jax.data.tfds_source import prepare_command
@@ -161,6 +162,7 @@ def test_prepare_command_is_a_command():
     assert 'tfds.builder("cifar10", data_dir="/data/it\'s here", file_format="array_record")' in code
 
 
+@pytest.mark.medium
 def test_unprepared_fails_soon_without_network_or_tensorflow(tmp_path):
     """In a fresh process, whose sockets are disabled."""
     code = f"""
@@ -177,7 +179,7 @@ except UserError as error:
 assert "tensorflow" not in sys.modules
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -30,6 +30,7 @@ def everything(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_run_from_the_beginning_is_measured_and_nothing_written(tmp_path):
     tiny_runs.write_data(tmp_path)
     before = everything(tmp_path)
@@ -65,7 +66,13 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("edition", OWN)
+QUICKEST = ("krr_st", "noise")
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "edition", [name if name in QUICKEST else pytest.param(name, marks=pytest.mark.slow) for name in OWN]
+)
 def test_every_method_is_measured(edition, taught):
     """With a teacher that is there already."""
     before = everything(taught)
@@ -82,6 +89,7 @@ def test_every_method_is_measured(edition, taught):
     assert math.isfinite(found.seconds) and found.seconds > 0
 
 
+@pytest.mark.medium
 def test_what_is_done_is_not_done_again(tmp_path):
     """The counts of a run that was stopped, and that of one that has ended."""
     tiny_runs.write_data(tmp_path)
@@ -113,6 +121,7 @@ def test_a_shared_teacher_of_another_config_is_refused(taught):
     assert not (taught / "other").exists()
 
 
+@pytest.mark.slow
 def test_the_numbers_stored_are_those_of_the_set(tmp_path):
     """The plan's parts sum to what the run then stores."""
     tiny_runs.write_data(tmp_path)

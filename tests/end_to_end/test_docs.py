@@ -36,7 +36,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", ROOT / "mkdocs.yml", "-d", folder]
     environment = {"PATH": "", "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=tiny_runs.TIMEOUT)
     assert done.returncode == 0 and not done.stdout and not done.stderr, done.stdout + done.stderr
     return folder
 
@@ -66,6 +66,7 @@ def read(file):
     return Page(file)
 
 
+@pytest.mark.medium
 def test_every_module_has_a_page(site):
     known = public_modules()
     assert len(known) > 80 and known.count("ssdd_jax.krr") == 1
@@ -122,9 +123,10 @@ def test_groups_name_modules_that_there_are():
     assert not set(named) - known and len(named) == len(set(named))
 
 
+@pytest.mark.medium
 def test_the_examples_of_the_first_page_run(tmp_path, monkeypatch):
     """Each in three lines; with settings as small as they get."""
-    from test_distill_api import FEATURES, IMAGES
+    from test_distill import FEATURES, IMAGES
 
     monkeypatch.chdir(tmp_path)
     distill, train, evaluate = ssdd_jax.distill, ssdd_jax.train, ssdd_jax.evaluate

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from ipykernel.kernelspec import write_kernel_spec
 from IPython.core.inputtransformer2 import TransformerManager
-from tiny_runs import ROOT
+from tiny_runs import ROOT, TIMEOUT
 
 FOLDER = ROOT / "experiments" / "notebooks"
 NAMES = ("distil_digits", "pure_functions")
@@ -17,7 +17,7 @@ NAMES = ("distil_digits", "pure_functions")
 EXECUTE = """
 import sys, nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], as_version=4)
-nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
+nbclient.NotebookClient(notebook, timeout=None, kernel_name="python3").execute()
 nbformat.write(notebook, sys.argv[2])
 """
 
@@ -46,6 +46,7 @@ def execute(name, folder):
         cwd=folder,
         capture_output=True,
         text=True,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return {cell.id: cell for cell in nbformat.read(folder / "executed.ipynb", as_version=4).cells}
@@ -103,10 +104,12 @@ def test_installs_what_is_missing(repository, gpu, expected, monkeypatch):
     assert names["requirement"] == expected.format(clone=ROOT)
 
 
+@pytest.mark.slow
 def test_says_what_it_runs_on(distil_digits):
     assert re.match(r"CPU, \d+ cores|(GPU|TPU): \d+ x ", text(distil_digits["install"]))
 
 
+@pytest.mark.slow
 def test_distils_better_than_random_images(distil_digits):
     lines = re.findall(r"^(.+?) +(\d+\.\d) % +(\d\.\d+)$", text(distil_digits["probe"]), re.MULTILINE)
     few, r2 = ({line[0]: float(line[k]) for line in lines} for k in (1, 2))
@@ -115,6 +118,7 @@ def test_distils_better_than_random_images(distil_digits):
     assert all(75 < value <= 100 for value in few.values())
 
 
+@pytest.mark.slow
 def test_torch_decodes_and_trains_alike(distil_digits):
     pytest.importorskip("torch")
     apart = re.findall(r"(?:images|targets) (\de[+-]\d\d)", text(distil_digits["torch-decode"]))
@@ -123,11 +127,13 @@ def test_torch_decodes_and_trains_alike(distil_digits):
     assert abs(float(there) - float(here)) < 0.05
 
 
+@pytest.mark.slow
 def test_shows_images_and_bases_as_they_change(distil_digits):
     expected = {"data": 1, "teacher": 1, "watch": 3, "decode": 1, "results": 1}
     assert {name: pictures(distil_digits[name]) for name in expected} == expected
 
 
+@pytest.mark.slow
 def test_each_function_has_an_equation_and_a_picture(pure_functions):
     cells = list(pure_functions.values())
     heads = [k for k, cell in enumerate(cells) if cell.source.startswith("## ") and cell.source[3].isdigit()]
@@ -137,6 +143,7 @@ def test_each_function_has_an_equation_and_a_picture(pure_functions):
         assert "$$" in cells[begin].source and drawn
 
 
+@pytest.mark.slow
 def test_what_is_computed_is_what_is_said(pure_functions):
     assert "gradient in the mean 0.0" in text(pure_functions["outer"])
     first, last = re.findall(r"20 steps (\d\.\d+), of the last 20 (\d\.\d+)", text(pure_functions["step"]))[0]

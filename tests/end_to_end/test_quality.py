@@ -7,6 +7,7 @@ import pytest
 from tiny_runs import ROOT
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
 def test_is_clean(command):
     done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)

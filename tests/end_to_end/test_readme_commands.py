@@ -10,7 +10,7 @@ import sys
 import pytest
 import tiny_runs
 from PIL import Image
-from tiny_runs import ROOT
+from tiny_runs import ROOT, TIMEOUT
 
 from ssdd_jax import main
 from ssdd_jax.cli import arguments as commandline
@@ -89,12 +89,21 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("command", sorted(TYPED))
-def test_typed(command, folder):
+# Those that need no run; of the others the command lines are in `tests/report` and `tests/test_export.py`, too.
+ALONE = [command for command in sorted(TYPED) if command.startswith("python -m pydoc")]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "command",
+    [name if name in ALONE else pytest.param(name, marks=pytest.mark.slow) for name in sorted(TYPED)],
+)
+def test_typed(command, request, tmp_path):
+    folder = tmp_path if command in ALONE else request.getfixturevalue("folder")
     words = shlex.split(command.replace("PATH", "runs/digits/distilled"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
     done = subprocess.run(
-        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=560
+        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert done.returncode == 0, done.stderr
     assert TYPED[command] in done.stdout + done.stderr

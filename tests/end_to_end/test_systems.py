@@ -16,6 +16,8 @@ from ssdd_jax import main
 from ssdd_jax.errors import UserError
 from ssdd_jax.training import loop
 
+pytestmark = pytest.mark.medium
+
 SUBSETS = ("random", "kmeans", "high_loss")
 LEARNED = ("krr_st", "mkdt", "scdd")
 EDITIONS = (*LEARNED, *SUBSETS, "noise")
@@ -172,6 +174,7 @@ def test_an_unknown_stage_is_answered_with_those_there_are(edition, stages, fold
     assert not (folder / "unknown" / "config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edition", ["mkdt", "scdd"])
 def test_killed_run_ends_with_the_same_bits(edition, folder):
     changes = {"distill__steps": 600, "distill__save_every": 50, "scdd__post_epochs": 0, "evaluate__seeds": 1}
@@ -181,7 +184,7 @@ def test_killed_run_ends_with_the_same_bits(edition, folder):
     run = folder / f"{edition}-killed"
     tiny_runs.wait_for_step(run, 150, process)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=tiny_runs.TIMEOUT)
     assert process.returncode == -signal.SIGKILL
     assert not (run / "distilled").exists(), "the distillation was over before it was killed"
     assert main.main([*killed, "--stage=approximate"]) == 0
@@ -259,7 +262,7 @@ def test_the_shared_folder_may_be_the_runs_own(tmp_path):
         raise TimeoutError
 
     before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(120)
+    signal.alarm(tiny_runs.TIMEOUT)
     try:
         line = tiny_runs.arguments(tmp_path, "run", teacher__features=tmp_path / "features.npz")
         assert main.main([*line, f"--shared={tmp_path / 'link' / 'run'}", "--stage=samples"]) == 0
@@ -303,6 +306,6 @@ def test_a_shared_folder_in_use_is_waited_for(folder):
         process = tiny_runs.start([*tiny_runs.taught(folder, "random", "waits"), "--stage=samples"], folder)
         tiny_runs.wait_until((folder / "waits" / "config.json").exists, process)
         assert not (folder / "waits" / "samples").exists() and process.poll() is None
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=tiny_runs.TIMEOUT)
     assert process.returncode == 0, err
     assert (folder / "waits" / "samples" / "rows.npy").exists()

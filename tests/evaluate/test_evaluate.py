@@ -20,6 +20,8 @@ from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.models.resnet import ResNetClassifier
 from ssdd_jax.runtime.workdir import held
 
+pytestmark = pytest.mark.medium
+
 MODEL = "convnet_4_8_bn"
 # As small as it gets: what is tested is what happens, not how well it works.
 SMALL = {
@@ -159,6 +161,7 @@ def test_one_more_seed_trains_one_network_each(folder, monkeypatch):
     assert row(three, "distilled")["values"][:2] == row(two, "distilled")["values"]
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_for_all_protocols(folder, monkeypatch):
     ask(folder)
     extracted = count_extraction(monkeypatch)
@@ -198,6 +201,7 @@ def test_several_sets_and_their_paired_differences(folder):
     assert "| convnet_4_8_bn | ours − theirs | " in words and "95 % confidence intervals over 3 paired seeds" in words
 
 
+@pytest.mark.slow
 def test_a_teacher_that_comes_to_hand_later_gets_its_row(tmp_path):
     asked = {"targets": [OTHER], "references": ["teacher"], "protocols": ["linear", "finetune"]}
     found, _ = ask(tmp_path, **asked)

@@ -13,6 +13,8 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import __main__ as command
 from ssdd_jax.evaluate import options, sources, training
 
+pytestmark = pytest.mark.medium
+
 FAST = ["--edition=digits", "--models=convnet_4_8_bn", "--epochs=2", "--full_epochs=1", "--linear_steps=5", "--seeds=1"]
 
 

@@ -38,6 +38,7 @@ def close(found, expected, rtol=2e-3, atol=2e-4):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol), found, expected)
 
 
+@pytest.mark.medium
 def test_networks_side_by_side_are_those_one_by_one(trained):
     alone = training.train(KEYS, NETWORK, pairs(0, 6), preprocessing=DATA, settings=SETTINGS, together=1)
     close(alone, trained)
@@ -45,6 +46,7 @@ def test_networks_side_by_side_are_those_one_by_one(trained):
     assert not np.array_equal(kernels[0], kernels[1])
 
 
+@pytest.mark.medium
 def test_training_is_the_inner_model_step_by_step(trained):
     """Mini-batches of shuffled epochs, in the order that the network's own key says, by `inner.step`."""
     x, y = pairs(0, 6)
@@ -68,6 +70,7 @@ def test_the_number_of_pieces_changes_nothing(trained, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, whole, trained)
 
 
+@pytest.mark.medium
 def test_training_on_bytes_is_training_on_their_normalised_images():
     targets = DATA.targets(jnp.asarray(FEATURES[:6]))
     images = jnp.asarray(IMAGES[:6])
@@ -76,6 +79,7 @@ def test_training_on_bytes_is_training_on_their_normalised_images():
     close(found, expected)
 
 
+@pytest.mark.medium
 def test_each_seed_may_have_pairs_of_its_own(trained):
     x, y = pairs(0, 6)
     both = jnp.stack([pairs(7, 6)[0], x]), jnp.stack([pairs(7, 6)[1], y])
@@ -84,7 +88,8 @@ def test_each_seed_may_have_pairs_of_its_own(trained):
     assert not np.allclose(found["params"]["fc"]["bias"][0], trained["params"]["fc"]["bias"][0])
 
 
-@pytest.mark.parametrize("name", ["resnet10_1", "convnet_4_in"])
+@pytest.mark.medium
+@pytest.mark.parametrize("name", [pytest.param("resnet10_1", marks=pytest.mark.slow), "convnet_4_in"])
 def test_other_architectures_learn(name):
     """The error on the pairs falls well below that of predicting their mean."""
     network = architectures.make(name, DIM, (SIZE, SIZE, CHANNELS))

@@ -22,6 +22,8 @@ from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import history
 
+pytestmark = pytest.mark.medium
+
 SETTINGS = {"approximate.steps": 20, "distill.steps": 10, "evaluate.epochs": 2, "scdd.post_epochs": 1}
 
 

@@ -70,6 +70,7 @@ def refused(words, path):
     return str(refusal.value)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("form", formats.WRITABLE)
 def test_what_is_written_comes_back(form, name, tmp_path):

@@ -54,6 +54,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_as_many_as_published(name):
     for side, dim, expected in ((32, 10, COUNTS[name][0]), (64, 200, COUNTS[name][1])):
@@ -75,6 +76,7 @@ def test_parameters_of_other_sizes(name, side, dim, expected):
     assert models.count(models.make(name, dim, (side, side, 3)), (side, side, 3)) == expected
 
 
+@pytest.mark.medium
 def test_the_width_of_a_resnet():
     for name, expected in (("resnet18_8", 64), ("resnet50_8", 256)):
         network_ = models.make(name, DIM, (32, 32, 3))
@@ -93,6 +95,7 @@ WIDTHS |= {"vgg11": 512, "alexnet": 3072, "mobilenet": 1280, "resnet10": 512, "r
 WIDTHS |= {"vit_tiny": 192}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
 def test_shapes(name):
     """Of grey images too: `test_parameters_are_as_many_as_published` has colour."""
@@ -174,6 +177,7 @@ def fan_in_bound(params, path):
     return math.prod(layer["kernel"].shape[:-1]) ** -0.5
 
 
+@pytest.mark.medium
 @small
 def test_starts_are_those_of_the_published_code(kind):
     """Every leaf within what so many numbers can show, and the tree that Flax's own start makes."""
@@ -209,6 +213,7 @@ def keys(count):
     return jax.random.split(jax.random.key(7), count)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["convnet", "resnet50", "vit"])
 def test_a_start_alone_is_the_start_among_others(kind):
     network_, shape = SMALL[kind]
@@ -249,6 +254,7 @@ def test_a_network_of_other_layers_starts_as_it_says():
 # The contract.
 
 
+@pytest.mark.medium
 @small
 def test_contract(kind):
     """In training: both outputs, moving statistics, gradients everywhere; two seeds side by side as each alone."""
@@ -455,6 +461,7 @@ def variables_of(module):
     return out
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", REFERENCES)
 def test_equals_pytorch(x64, kind):
     """Features, predictions and statistics in both modes, for the same weights, in float64."""

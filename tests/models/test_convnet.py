@@ -36,6 +36,7 @@ STARTS = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("start", STARTS)
 def test_start_is_pytorchs(start):
     """Kernels and biases uniform within `1 / sqrt(fan_in)`; norms at 1 and 0."""
@@ -71,6 +72,7 @@ def test_sizes_that_cannot_be_halved(shape):
         convnet.initialize(jax.random.key(0), ConvNet((4, 8), 2), (*shape, 3))
 
 
+@pytest.mark.medium
 def test_running_statistics_are_unbiased():
     """`0.9 running + 0.1 batch`, with n-1 in the variance; two images of 4x4 make the difference visible."""
     network, x = ConvNet((4,), 2), normal(0, 2, 4, 4, 3)
@@ -166,6 +168,7 @@ def test_instance_norm_keeps_the_precision():
         instance_norm(x[0], scale, bias)
 
 
+@pytest.mark.medium
 def test_a_network_with_instance_norm():
     """The same sizes, no running statistics, the same in training and evaluation, each image on its own."""
     network, x = ConvNet((4, 8), 5, norm="instance"), normal(3, 4, 8, 8, 3)

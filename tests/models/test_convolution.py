@@ -53,6 +53,7 @@ def two_per_chunk(monkeypatch):
     monkeypatch.setattr(chunks, "BYTES", 2 * 4 * 8 * 8 * (2 + 3) * 8)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("form", "stride", "padding", "size"), FORMS)
 def test_equals_lax(x64, monkeypatch, form, stride, padding, size):
     two_per_chunk(monkeypatch)
@@ -75,6 +76,7 @@ def test_small_chunks_are_used(x64, monkeypatch):
     assert "scan[" in graph()
 
 
+@pytest.mark.medium
 def test_winograd_is_as_exact_as_another_order_of_the_sum():
     """In float32, against float64: no worse than twice the error of the plain products."""
     generator = np.random.default_rng(1)

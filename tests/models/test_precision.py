@@ -28,6 +28,7 @@ def test_auto_on_an_accelerator(monkeypatch):
     assert network_input(jnp.ones((1, 2, 2, 1)), "auto").dtype == jnp.bfloat16
 
 
+@pytest.mark.medium
 def test_convolutions_are_half_and_the_rest_is_not(monkeypatch):
     """Products in bfloat16; statistics, features, predictions, loss and gradients in float32."""
     seen, conv = [], layers.conv
@@ -41,10 +42,10 @@ def test_convolutions_are_half_and_the_rest_is_not(monkeypatch):
     assert seen == [(jnp.bfloat16, jnp.bfloat16)] * 2
     assert {leaf.dtype for leaf in jax.tree.leaves((features, prediction, updated))} == {jnp.dtype(jnp.float32)}
     settings = inner.Settings(precision="bfloat16")
-    state, loss = inner.step(inner.State(variables, inner.optimizer(settings).init(variables["params"])), x, y,
-                             settings=settings)  # fmt: skip
+    start = inner.State(variables, inner.optimizer(settings).init(variables["params"]))
+    state, loss = jit(lambda state, x, y: inner.step(state, x, y, settings=settings))(start, x, y)
     assert {leaf.dtype for leaf in jax.tree.leaves((state, loss))} == {jnp.dtype(jnp.float32)}
-    exact = inner.loss(variables["params"], variables["batch_stats"], x, y)[0]
+    exact = jit(inner.loss)(variables["params"], variables["batch_stats"], x, y)[0]
     assert loss != exact  # it was computed in another precision
     np.testing.assert_allclose(loss, exact, rtol=2e-2)
 
@@ -76,6 +77,7 @@ def curves(precision):
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), SEEDS)))
 
 
+@pytest.mark.slow
 def test_loss_curve_stays_within_the_noise_of_float32():
     """In every sixth of the way the means over seeds are closer than the seeds' own deviation; and the loss falls."""
     exact, half = (curves(name).reshape(SEEDS, 6, STEPS // 6).mean(2) for name in ("float32", "bfloat16"))
@@ -84,11 +86,12 @@ def test_loss_curve_stays_within_the_noise_of_float32():
     assert half.mean(0)[-1] < 0.9 * half.mean(0)[0] and exact.mean(0)[-1] < 0.9 * exact.mean(0)[0]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_teacher_step(precision):
     """The same start, the same views: losses within the precision of bfloat16, parameters in float32."""
     settings = teacher.Settings(
-        width=2, blocks=(1, 1, 1, 1), projector_hidden=8, projector_output=8, epochs=2, batch_size=8, warmup_epochs=1
+        width=2, blocks=(1, 1), projector_hidden=8, projector_output=8, epochs=2, batch_size=8, warmup_epochs=1
     )
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     losses = []

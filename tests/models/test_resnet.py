@@ -26,6 +26,7 @@ def pair(x64):
     return torch, module, variables_of(module), images
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("train", [False, True])
 def test_forward_equals_torch(pair, train):
     torch, module, variables, images = pair
@@ -43,6 +44,7 @@ def test_forward_equals_torch(pair, train):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-8), updated["batch_stats"], after)
 
 
+@pytest.mark.medium
 def test_parameter_count():
     shapes = jax.eval_shape(lambda k: ResNet().init(k, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
     # torchvision's resnet18 without its classifier (11,176,512), the 7x7 stem exchanged for a 3x3 one.
@@ -61,12 +63,14 @@ def test_stem_enlarges_the_image_by_two():
     assert sides == [34, 17, 9, 5]
 
 
+@pytest.mark.medium
 def test_kernels_start_as_kaiming_normal():
     kernel = Conv(64).init(jax.random.key(1), jnp.zeros((1, 4, 4, 32)))["params"]["kernel"]
     assert kernel.shape == (3, 3, 32, 64)
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", [(6, 5), (3, 4, 4, 5)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_norm_equals_torch(x64, shape, affine):

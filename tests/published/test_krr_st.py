@@ -48,6 +48,7 @@ def check(found, dtype):
     assert {name: value for name, value in found.items() if not value < allowed[name]} == {}
 
 
+@pytest.mark.medium
 def test_outer_loss_and_gradients(arrays, dtype, fixture_arrays):
     expected, model = fixture_arrays("krr_st"), variables(arrays, "before")
 
@@ -63,6 +64,7 @@ def test_outer_loss_and_gradients(arrays, dtype, fixture_arrays):
     check({name: relative(array, expected[f"outer_{name}"]) for name, array in found.items()}, dtype)
 
 
+@pytest.mark.medium
 def test_prediction(arrays, dtype, fixture_arrays):
     model = variables(arrays, "before")
 
@@ -78,6 +80,7 @@ def test_prediction(arrays, dtype, fixture_arrays):
     np.testing.assert_allclose(ridge, fixture_arrays("krr_st")["outer_lambda"], rtol=1e-5)
 
 
+@pytest.mark.medium
 def test_three_inner_steps(arrays, dtype, fixture_arrays):
     """Losses, every parameter and the running statistics, whose variance is PyTorch's unbiased one."""
     before = variables(arrays, "before")
@@ -104,6 +107,7 @@ class AsTheyAre(NamedTuple):
         return images
 
 
+@pytest.mark.medium
 def test_three_steps_of_the_method(arrays, dtype, fixture_arrays, monkeypatch):
     """`methods.krr_st` from the published pairs, with a pool of the one published model and every real image in turn.
 

@@ -43,6 +43,7 @@ def final_student(arrays):
     return {name: part.reshape(arrays[f"start.{name}"].shape) for name, part in zip(names, parts, strict=True)}
 
 
+@pytest.mark.medium
 def test_loss_and_gradients(dtype, fixture_arrays):
     arrays = fixture_arrays("mkdt")
     start, target = (

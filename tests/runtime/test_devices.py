@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import CHANNELS, DIM, SIZE, bytes_and_features, pairs, problem, relative, small_config
-from tiny_runs import quick_compilation
+from tiny_runs import TIMEOUT, quick_compilation
 
 from ssdd_jax import config as configuration
 from ssdd_jax import methods, teacher
@@ -141,7 +141,7 @@ def eight():
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     process = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
@@ -161,6 +161,7 @@ def compare(found, expected):
         check(values, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_boost_is_the_same_on_a_mesh(name, eight, one):
     pool, _, models = MESHES[name]
@@ -173,12 +174,14 @@ def test_boost_is_the_same_on_a_mesh(name, eight, one):
     assert found["rows"] == MODELS // pool
 
 
+@pytest.mark.slow
 def test_a_run_of_eight_devices_continues_on_one(eight, one):
     infos, _ = one[MODELS]
     assert len(eight["moved"]["infos"]) == STEPS - 2  # the others were not done again
     compare(eight["moved"]["infos"], infos[2:])
 
 
+@pytest.mark.slow
 def test_the_teacher_is_the_same_on_a_mesh(eight):
     """Batch norm's statistics are those of the whole batch of 16, not of the two images of a device."""
     found, expected = eight["teacher"], teacher_losses(None)
@@ -198,6 +201,7 @@ def memory(size):
     return compiled.memory_analysis(), sum(leaf.size * 4 for leaf in jax.tree.leaves(like.pool.models))
 
 
+@pytest.mark.slow
 def test_the_pool_is_updated_in_place():
     """A step of one model needs no copy of the others."""
     (four, size_four), (eight, size_eight) = memory(4), memory(8)

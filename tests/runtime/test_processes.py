@@ -63,13 +63,14 @@ def start_two(folder, workdir, *last):
 def ends(processes):
     """What both have printed, and their statuses."""
     try:
-        said = [process.communicate(timeout=400) for process in processes]
+        said = [process.communicate(timeout=tiny_runs.TIMEOUT) for process in processes]
     finally:
         for process in processes:
             process.kill()
     return said, [process.returncode for process in processes]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(folder):
     """A run that is stopped in one of two, and continued by two, and one that one process makes alone."""
     processes = start_two(folder, "two")
@@ -100,6 +101,7 @@ def test_two_processes_give_the_losses_of_one(folder):
     np.testing.assert_allclose(two[0]["loss"], one[0]["loss"], rtol=1e-5)  # the teacher, before rounding grows
 
 
+@pytest.mark.medium
 def test_a_mistake_ends_both(folder):
     """Also one that only the first of them can see: its work dir is taken."""
     (folder / "taken").mkdir()

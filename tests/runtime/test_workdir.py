@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from tiny_runs import TIMEOUT, wait_until
 
 from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
@@ -124,7 +125,7 @@ def test_an_error_lets_the_shared_folder_go(work):
 HOLD = """
 import pathlib, sys, time
 from ssdd_jax import config
-from ssdd_jax.workdir import Workdir
+from ssdd_jax.runtime.workdir import Workdir
 run, shared, stop = map(pathlib.Path, sys.argv[1:])
 with Workdir(run, shared).bound("probe", config.default(), ("data",)):
     print("held", flush=True)
@@ -147,27 +148,25 @@ def held(work, stop):
         process.communicate()
 
 
+@pytest.mark.medium
 def test_a_second_run_waits_for_the_first(work, tmp_path):
     """And then finds what the first has made."""
-    stop, found, asked = tmp_path / "stop", [], threading.Event()
-    lines = []
+    stop, found, lines = tmp_path / "stop", [], []
 
     def second():
-        asked.set()
         with work.bound("probe", changed(), ("data",), say=lines.append):
             found.append((work.shared / "output").read_text())
 
     with held(work, stop):
         thread = threading.Thread(target=second, daemon=True)
         thread.start()
-        asked.wait()
-        time.sleep(0.3)
+        wait_until(lambda: lines)
         assert thread.is_alive() and found == []
         assert lines == [f"probe: waiting for another run that is making it in {work.shared}"]
         with work.bound("experts", changed(), ("data",), say=lines.append):
             pass  # what the other makes is not what this stage makes
         stop.touch()
-        thread.join(timeout=60)
+        thread.join(timeout=TIMEOUT)
     assert found == ["made by the first"]
 
 

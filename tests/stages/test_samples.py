@@ -123,6 +123,7 @@ def test_only_high_loss_needs_experts():
         assert [stage.name for stage in needed] == ["experts"] * (samples == "high_loss")
 
 
+@pytest.mark.medium
 def test_high_loss_of_trained_experts(tmp_path):
     """Its stage leaves the losses that the choice reads, and no trajectory."""
     chosen = small_config("subset")

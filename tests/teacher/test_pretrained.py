@@ -66,6 +66,7 @@ RESNETS = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", RESNETS)
 def test_resnets_give_the_features_of_pytorch(kind, tmp_path):
     network = networks.randomised(networks.ResNet(**RESNETS[kind]))

@@ -23,6 +23,8 @@ from ssdd_jax.runtime import files
 from ssdd_jax.teacher import pretrained
 from ssdd_jax.teacher.pretrained.naming import ORIGINS
 
+pytestmark = pytest.mark.medium
+
 TORCHVISION = next(origin for origin in ORIGINS if origin.name == "torchvision" and origin.kind == "resnet")
 TIMM = next(origin for origin in ORIGINS if origin.name == "timm")
 
@@ -98,6 +100,7 @@ def test_weights_that_have_changed_since_are_refused(folder, capsys):
     assert main.main([*changes, "--stage=samples"]) == 0  # what was kept is enough
 
 
+@pytest.mark.slow
 def test_sc_dd_inverts_a_network_from_elsewhere(folder):
     options = {"storage__N": 30, "distill__steps": 5, "scdd__post_epochs": 1}
     assert main.main([*line(folder, "scdd", **options), "--stage=post_training"]) == 0

@@ -13,6 +13,7 @@ from ssdd_jax.teacher.network import Network, initialize, normalize
 SHAPE, COUNT = (8, 8, 1), 70
 SETTINGS = Settings(
     width=2,
+    blocks=(1, 1),
     projector_hidden=16,
     projector_output=16,
     epochs=10,
@@ -46,10 +47,11 @@ def run(trainer):
     return jax.jit(loop, donate_argnums=0)
 
 
+@pytest.mark.medium
 def test_loss_equals_the_published_implementation(x64, fixture_arrays):
     arrays = fixture_arrays("barlow_twins")
     z1, z2 = (jnp.asarray(arrays[name], jnp.float64) for name in ("z1", "z2"))
-    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(z1, z2)
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(z1, z2)
     # The stored numbers are float32.
     np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
     for name, gradient in zip(("grad_z1", "grad_z2"), gradients, strict=True):
@@ -57,6 +59,7 @@ def test_loss_equals_the_published_implementation(x64, fixture_arrays):
         np.testing.assert_allclose(gradient / scale, arrays[name] / scale, rtol=0, atol=1e-5)
 
 
+@pytest.mark.medium
 def test_loss_equals_torch_in_float64(x64):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(3)
@@ -67,12 +70,13 @@ def test_loss_equals_torch_in_float64(x64):
     off = ~torch.eye(6, dtype=torch.bool)
     value = 0.1 * (difference.diagonal().pow(2).sum() + 0.0051 * difference[off].pow(2).sum())
     value.backward()
-    ours, gradients = jax.value_and_grad(loss, argnums=(0, 1))(jnp.asarray(z1), jnp.asarray(z2))
+    ours, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(jnp.asarray(z1), jnp.asarray(z2))
     np.testing.assert_allclose(ours, value.detach().numpy(), rtol=1e-8)
     np.testing.assert_allclose(gradients[0], t1.grad.numpy(), rtol=0, atol=1e-8)
     np.testing.assert_allclose(gradients[1], t2.grad.numpy(), rtol=0, atol=1e-8)
 
 
+@pytest.mark.medium
 def test_initialize_draws_what_the_modules_would():
     network = Network(8, (2, 2, 2, 2), 64, 32)
     x = jnp.zeros((1, 16, 16, 3))
@@ -98,8 +102,9 @@ def test_initialize_draws_what_the_modules_would():
         np.testing.assert_array_equal(leaf, np.full(8, value, np.float32), err_msg=name)
 
 
+@pytest.mark.medium
 def test_both_views_equal_two_forward_passes():
-    network = Network(2, (2, 2, 2, 2), 8, 8)
+    network = Network(2, (1, 1), 8, 8)
     variables = initialize(jax.random.key(0), network, SHAPE)
     views = jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, *SHAPE)), jnp.float32)
     params, stats = variables["params"], variables["batch_stats"]
@@ -117,6 +122,7 @@ def test_both_views_equal_two_forward_passes():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved, expected)
 
 
+@pytest.mark.medium
 def test_an_epoch_sees_each_image_once():
     rows = jax.vmap(lambda step: _batch_rows(jax.random.key(0), step, COUNT, 32))(jnp.arange(4))
     first, second = np.asarray(rows[:2]).ravel(), np.asarray(rows[2:]).ravel()
@@ -125,6 +131,7 @@ def test_an_epoch_sees_each_image_once():
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.medium
 def test_training_in_a_loop(trainer, run, images):
     assert trainer.steps == 10 * (COUNT // 32)
     start = jax.jit(trainer.init)(jax.random.key(0))
@@ -149,10 +156,11 @@ def test_resuming_is_exact(trainer, run, images):
     jax.tree.map(np.testing.assert_array_equal, once.variables, twice.variables)
 
 
+@pytest.mark.medium
 def test_features_do_not_depend_on_the_batch(trainer, images):
     variables = jax.jit(trainer.init)(jax.random.key(0)).variables
     out = features(variables, images, mean=MEAN, std=STD, batch_size=32)
-    assert out.shape == (COUNT, 8 * SETTINGS.width) and out.dtype == jnp.float32
+    assert out.shape == (COUNT, 2 * SETTINGS.width) and out.dtype == jnp.float32
     alone = features(variables, images[64:67], mean=MEAN, std=STD, batch_size=3)
     np.testing.assert_allclose(out[64:67], alone, rtol=1e-5, atol=1e-6)
 
@@ -163,6 +171,7 @@ def test_normalize():
     np.testing.assert_allclose(out[0, 0, 0], [1.0, 3.0])
 
 
+@pytest.mark.medium
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="only 10 images"):
         make(SETTINGS, image_shape=SHAPE, images_count=10, mean=MEAN, std=STD)

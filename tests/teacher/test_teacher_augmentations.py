@@ -28,6 +28,7 @@ def views(key, x, settings):
     return np.asarray(jax.jit(lambda k, x: random_views(k, x, settings=settings))(jax.random.key(key), x))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("channels", [1, 3])
 def test_identity_settings_give_the_images_back(channels):
     x = images(channels=channels)
@@ -35,6 +36,7 @@ def test_identity_settings_give_the_images_back(channels):
     np.testing.assert_allclose(out, np.stack([x, x]), atol=2e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("box", [(0, 0, 16, 16), (2, 5, 7, 9), (15, 0, 1, 3), (4, 4, 12, 12)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_crop_equals_pillow(box, flip):
@@ -49,6 +51,7 @@ def test_crop_equals_pillow(box, flip):
     np.testing.assert_allclose(out, np.clip(expected, 0.0, 1.0), atol=2e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("channels", [1, 3])
 def test_range_and_keys(channels):
     # Zeros and ones: every operation meets its limits.
@@ -63,6 +66,7 @@ def test_range_and_keys(channels):
     assert not np.array_equal(out[0], out[1])
 
 
+@pytest.mark.medium
 def test_probabilities():
     x = images(2000, side=4)
     original = np.asarray(x)
@@ -86,6 +90,7 @@ def test_probabilities():
     share(~same(out, original[None]), 0.8)
 
 
+@pytest.mark.medium
 def test_boxes_cover_the_declared_areas_and_ratios():
     settings = Augmentation()
     draws = jax.random.uniform(jax.random.key(0), (4000, 22))
@@ -103,6 +108,7 @@ def test_boxes_cover_the_declared_areas_and_ratios():
     assert set(top[height == 30]) == {0, 1, 2}
 
 
+@pytest.mark.medium
 def test_central_box_where_none_fits():
     # Areas above the image never fit; the fallback is the largest box of an allowed ratio, in the middle.
     settings = IDENTITY._replace(crop_scale=(2.0, 2.0), crop_ratio=(0.75, 4 / 3))
@@ -119,6 +125,7 @@ def test_blends_are_torchvisions():
             np.testing.assert_allclose(out, np.clip(factor * x + (1 - factor) * other, 0, 1), atol=1e-6)
 
 
+@pytest.mark.medium
 def test_jitter_runs_every_operation_once_in_the_drawn_order():
     planes = jnp.moveaxis(images(1)[0], -1, 0)
     settings = Augmentation(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1)

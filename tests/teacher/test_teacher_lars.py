@@ -30,6 +30,7 @@ def reference(params, gradients, rates):
     return params
 
 
+@pytest.mark.medium
 def test_equals_the_rule_over_several_steps(x64):
     rng = np.random.default_rng(0)
     params = {

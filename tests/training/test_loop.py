@@ -108,6 +108,7 @@ def stop_at(step):
     return watch
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("per_call", [3, 7, 20])
 def test_calls_of_any_length_give_the_same_bits(folder, alone, per_call):
     seen = []
@@ -117,6 +118,7 @@ def test_calls_of_any_length_give_the_same_bits(folder, alone, per_call):
     assert sum(count for _, count in seen) == 20
 
 
+@pytest.mark.medium
 def test_sigterm_saves_and_a_resumed_run_gives_the_same_bits(folder, alone):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(loop.Stopped, match="toy: stopped at step 6 of 20"):
@@ -132,6 +134,7 @@ def test_sigterm_saves_and_a_resumed_run_gives_the_same_bits(folder, alone):
     assert bits(folder.run(watch=lambda progress: pytest.fail("trained again"))) == alone[20]
 
 
+@pytest.mark.medium
 def test_a_killed_run_resumes_from_its_last_checkpoint(folder, alone):
     class Killed(Exception):
         pass
@@ -146,6 +149,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(folder, alone):
     assert bits(folder.run()) == alone[20]
 
 
+@pytest.mark.medium
 def test_a_nan_names_its_step_and_keeps_the_last_good_state(folder, alone):
     def failing(state, data):
         state, info = step(state, data)
@@ -159,6 +163,7 @@ def test_a_nan_names_its_step_and_keeps_the_last_good_state(folder, alone):
     assert [line["step"] for line in loop.read_metrics(folder.metrics)] == [5, 10]
 
 
+@pytest.mark.medium
 def test_metrics_lines(folder):
     """One per call: means of the call's steps, and the rate."""
     losses = {}
@@ -170,6 +175,7 @@ def test_metrics_lines(folder):
         assert line["steps_per_second"] > 0
 
 
+@pytest.mark.medium
 def test_metrics_beyond_the_resumed_step_are_dropped(folder):
     """Also a line that a kill cut short; what other stages wrote stays."""
     with pytest.raises(loop.Stopped):
@@ -211,6 +217,7 @@ def watch_losses(found, then=lambda progress: None):
     return watch
 
 
+@pytest.mark.medium
 def test_items_reach_their_steps(folder):
     """In order, each once: with calls that are not whole, and in a resumed run, whose bits are the same."""
     found, feed = [], Feed()
@@ -231,6 +238,7 @@ def test_items_reach_their_steps(folder):
     assert bits(state) == expected
 
 
+@pytest.mark.medium
 def test_items_are_not_baked_in(folder, alone):
     """What the feed gives decides, not what it gave at first: without a shift the bits are those of a plain run."""
     feed = Feed()
@@ -258,6 +266,7 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.medium
 def test_a_truncated_checkpoint_is_never_garbage(finished, alone, tmp_path):
     """Each file of the newest one in turn: the same bits, or the one before it, with a word to the user."""
     files = [file.relative_to(finished) for file in (finished / "checkpoints" / "20").rglob("*") if file.is_file()]
@@ -278,6 +287,7 @@ def test_a_truncated_checkpoint_is_never_garbage(finished, alone, tmp_path):
     assert fell_back > 0
 
 
+@pytest.mark.medium
 def test_all_checkpoints_damaged_starts_anew(finished, alone, tmp_path):
     folder = Folder(tmp_path)
     shutil.copytree(finished / "checkpoints", folder.checkpoints)
@@ -289,6 +299,7 @@ def test_all_checkpoints_damaged_starts_anew(finished, alone, tmp_path):
     assert seen[0] == 5 and len(folder.said) == 2
 
 
+@pytest.mark.medium
 def test_a_state_of_another_shape_is_not_restored(finished, tmp_path):
     folder = Folder(tmp_path)
     shutil.copytree(finished / "checkpoints", folder.checkpoints)
@@ -298,6 +309,7 @@ def test_a_state_of_another_shape_is_not_restored(finished, tmp_path):
         assert restored is None or restored[0].values.shape == (65,)
 
 
+@pytest.mark.medium
 def test_a_second_signal_acts_as_ever():
     received = []
     before = signal.signal(signal.SIGTERM, lambda *_: received.append("outer"))
@@ -311,6 +323,7 @@ def test_a_second_signal_acts_as_ever():
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.medium
 def test_step_is_pure():
     """The toy step itself gives the same bits compiled alone, so that the comparisons above mean something."""
     state = init()

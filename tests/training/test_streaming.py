@@ -47,7 +47,8 @@ def as_npy(folder):
     return f"npy:{folder / 'arrays'}"
 
 
-@pytest.mark.parametrize("method", ["boost", "krr_st"])
+@pytest.mark.medium
+@pytest.mark.parametrize("method", ["boost", pytest.param("krr_st", marks=pytest.mark.slow)])
 def test_a_streamed_distillation_has_the_same_bits(method, tmp_path):
     tiny_runs.write_data(tmp_path)
     changes = {"method": method, "distill__steps": 12}
@@ -58,6 +59,7 @@ def test_a_streamed_distillation_has_the_same_bits(method, tmp_path):
     assert losses(tmp_path / "streamed", "distill") == losses(tmp_path / "resident", "distill")
 
 
+@pytest.mark.slow
 def test_a_killed_stream_goes_on_with_the_same_bits_from_mapped_files(tmp_path):
     """Interrupted after 20 steps of 40, from memory-mapped images and features."""
     tiny_runs.write_data(tmp_path)
@@ -69,7 +71,7 @@ def test_a_killed_stream_goes_on_with_the_same_bits_from_mapped_files(tmp_path):
     process = tiny_runs.start(line, tmp_path)
     tiny_runs.wait_for_step(tmp_path / "run", 20, process)
     process.send_signal(signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=tiny_runs.TIMEOUT)
     assert process.returncode == -signal.SIGKILL, err
     assert not (tmp_path / "run" / "distilled").exists(), "the run was over before it was interrupted"
     assert main.main(line) == 0
@@ -77,6 +79,7 @@ def test_a_killed_stream_goes_on_with_the_same_bits_from_mapped_files(tmp_path):
     assert [step for step, _ in losses(tmp_path / "run", "distill")] == list(range(5, 41, 5))
 
 
+@pytest.mark.slow
 def test_a_streamed_teacher_has_the_same_bits(tmp_path):
     tiny_runs.write_data(tmp_path)
     for name, gigabytes in (("resident", 0.0), ("streamed", LITTLE)):
@@ -86,6 +89,7 @@ def test_a_streamed_teacher_has_the_same_bits(tmp_path):
         assert (tmp_path / "streamed" / file).read_bytes() == (tmp_path / "resident" / file).read_bytes(), file
 
 
+@pytest.mark.medium
 def test_streamed_experts_have_the_same_bits(tmp_path):
     """Two at a time, and one; batches of 40 do not divide the 110 images."""
     images, known = bytes_and_features(110, channels=1)
@@ -101,6 +105,7 @@ def test_streamed_experts_have_the_same_bits(tmp_path):
     np.testing.assert_array_equal(streamed.losses(), resident.losses())
 
 
+@pytest.mark.medium
 def test_networks_trained_on_a_stream_are_the_same(monkeypatch):
     """The row `full_data`, to rounding: in calls of two steps, for two seeds side by side and a third."""
     images, known = bytes_and_features(50)

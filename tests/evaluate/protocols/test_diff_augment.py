@@ -132,6 +132,7 @@ def test_gradients_reach_the_images():
         np.testing.assert_allclose(jnp.sum(gradient * IMAGES), value, rtol=1e-4)
 
 
+@pytest.mark.medium
 def test_one_family_for_the_batch_and_each_in_its_turn():
     """Over many keys all six come up; each batch is what one family makes of numbers that differ between images."""
     images = jnp.broadcast_to(normal(5, 1, 8, 8, 3), (4, 8, 8, 3))
@@ -152,6 +153,7 @@ def test_one_family_for_the_batch_and_each_in_its_turn():
             assert np.all((batch == 0) | (batch == images))
 
 
+@pytest.mark.medium
 def test_alone_or_under_vmap():
     keys = jax.random.split(jax.random.key(1), 3)
     together = jit(jax.vmap(diff_augment.augment, (0, None)))(keys, IMAGES)

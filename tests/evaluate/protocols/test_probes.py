@@ -31,6 +31,7 @@ def blobs(seed, count=60, distance=8.0, width=5):
 SETTINGS = probes.Settings(steps=40, batch_size=16, learning_rate=0.2)
 
 
+@pytest.mark.medium
 def test_linear_classifier_separates_what_is_separable():
     found = [float(linear(jax.random.key(k), blobs(0), blobs(1), classes=CLASSES, settings=SETTINGS)) for k in (0, 0)]
     assert found[0] == found[1]
@@ -174,6 +175,7 @@ def objective(data, weights):
     return loss, design.T @ (share - known) / len(design) + 2 * PENALTY * decay
 
 
+@pytest.mark.medium
 def test_lbfgs_ends_where_the_gradient_is_zero(uneven, solution):
     loss, gradient = objective(uneven, solution)
     start, slope = objective(uneven, np.zeros_like(solution))
@@ -185,6 +187,7 @@ def test_lbfgs_ends_where_the_gradient_is_zero(uneven, solution):
         assert objective(uneven, solution + 1e-2 * direction)[0] > loss
 
 
+@pytest.mark.medium
 def test_lbfgs_stops_after_its_steps(uneven, solution):
     settings = probes.LbfgsSettings(steps=2)
     early = fit_lbfgs(tuple(map(jnp.asarray, uneven)), classes=CLASSES, settings=settings)
@@ -231,6 +234,7 @@ def test_lbfgs_is_no_worse_than_the_published_recipe():
     np.testing.assert_allclose(objective(data, published)[0], objective(data, solution)[0], rtol=1e-4)
 
 
+@pytest.mark.medium
 def test_few_labels_uses_only_its_rows():
     train, test = blobs(0), blobs(1, distance=2.0)
     rows = probes.draw_fraction(0, np.asarray(train[1]), 0.2)
@@ -279,6 +283,7 @@ def test_knn_equals_brute_force(neighbours, monkeypatch):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.medium
 def test_knn_weighs_its_neighbours():
     """Two far votes against one near one; and a feature without length has no direction, but is no error."""
     features = jnp.array([[1.0, 0.1], [1.0, 1.0], [1.0, -1.0], [0.0, 0.0]])

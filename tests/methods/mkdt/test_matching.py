@@ -46,6 +46,7 @@ def squared(one, other):
     return sum(float(jnp.sum(jnp.square(a - b))) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
 
 
+@pytest.mark.medium
 def test_loss_by_hand(task):
     both, start, target, rows = task
     expected = squared(sgd(start, *both, rows, 0.1), target) / squared(start, target)
@@ -58,6 +59,7 @@ def test_loss_is_zero_on_the_experts_own_path_and_one_without_a_rate(task):
     np.testing.assert_allclose(loss(pairs(), jnp.float32(0.0), start, target, rows), 1.0, rtol=1e-6)
 
 
+@pytest.mark.medium
 def test_gradients_against_differences(x64, task):
     """In float64, along a random direction of the images, the targets and the rate."""
     both, start, target, rows = jax.tree.map(
@@ -85,6 +87,7 @@ def test_half_precision_is_raised_to_float32(task):
     assert found.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_memory_grows_by_one_student_per_step(task):
     """Of the compiled gradient; kept activations would add many times a student of this kind."""
     start = start_at(jax.random.key(0))
@@ -111,6 +114,7 @@ def test_wrong_shapes_are_refused(task):
         jax.eval_shape(matching.loss, (x, y), RATE, start, target | {"fc": {}}, rows)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("count", "batch", "unroll"), [(12, 4, 7), (10, 4, 6), (5, 256, 3), (7, 3, 1)])
 def test_rows(count, batch, unroll):
     """Whole epochs one after the other; the last batch of an epoch is filled up from the epoch's own beginning."""
@@ -138,6 +142,7 @@ def test_rows_are_int32_in_double_precision(x64):
     assert matching.draw_rows(jax.random.key(0), 5, settings=SETTINGS).dtype == jnp.int32
 
 
+@pytest.mark.medium
 def test_two_steps_by_hand(task):
     """SGD with momentum, at each part's own rate."""
     both, start, target, rows = task
@@ -175,6 +180,7 @@ def plain(x, kernel, stride=1, padding=1):
     )
 
 
+@pytest.mark.slow
 def test_gradients_through_convolutions_in_chunks(x64, task, monkeypatch):
     """The whole unrolled gradient with every convolution in small chunks, against XLA's own convolution."""
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf, task)
