@@ -1,4 +1,4 @@
-"""Several devices give what one gives: eight virtual ones, in a process of their own, since this one has only two."""
+"""Several devices give what one gives: the two of this process, and eight virtual ones in a process of their own."""
 
 import functools
 import json
@@ -159,6 +159,16 @@ def compare(found, expected):
     checks = (close, close_gradients, close, close, close)
     for values, wanted, check in zip(np.transpose(found), np.transpose(expected), checks, strict=True):
         check(values, wanted)
+
+
+@pytest.mark.medium
+def test_boost_is_the_same_on_two_devices(tmp_path):
+    """Those of this process; in small what follows."""
+    infos, state = run(tmp_path / "one", *boost(None, 2))
+    found, other = run(tmp_path / "two", *boost(devices.make(1, 2, models=2), 2))
+    compare(found, infos)
+    assert other.pool.ages.tolist() == state.pool.ages.tolist()
+    assert relative(np.ravel(other.outer.params.image_bases), np.ravel(state.outer.params.image_bases)) < 1e-4
 
 
 @pytest.mark.slow
