@@ -1,7 +1,7 @@
 """A folder of photographs of any sizes: folder.py:PATH or folder.py:PATH,METHOD.
 
-Settings are chosen from the images in the folder and the machine (`ssdd_jax.api.photos`), and each can be changed by its
-key. Subfolders are classes; subfolders train and test (or val) are splits. Without labels the evaluation measures
+Settings are chosen from the images and the machine (`ssdd_jax.api.photos`), and each can be changed by its key.
+Subfolders are classes; subfolders train and test (or val) are splits. Without labels the evaluation measures
 feature_r2 alone.
 Command: python -m ssdd_jax.main --config=configs/folder.py:PATH [--dry_run]
 """
