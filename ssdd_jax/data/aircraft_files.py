@@ -36,10 +36,10 @@ class Listing(NamedTuple):
     """The images of FGVC-Aircraft, not read yet.
 
     Attributes:
-        class_names: the variants, in the order of `variants.txt`.
-        train: the file below `data` and the label of every training image, in the order of its list.
-        test: likewise for the test images.
-        where: the folder or archive.
+        class_names: The variants, in the order of `variants.txt`.
+        train: The file below `data` and the label of every training image, in the order of its list.
+        test: Likewise for the test images.
+        where: The folder or archive.
     """
 
     class_names: tuple[str, ...]
@@ -61,13 +61,13 @@ def list_images(path: pathlib.Path) -> Listing:
     """Lists the images of a folder or archive that `find` found.
 
     Args:
-        path: the folder that holds `data`, or a tar archive that holds such a folder.
+        path: The folder that holds `data`, or a tar archive that holds such a folder.
 
     Returns:
         The listing.
 
     Raises:
-        UserError: the archive is damaged, a list is missing, or a line of one is malformed, names a variant that
+        UserError: If the archive is damaged, a list is missing, or a line of one is malformed, names a variant that
             `variants.txt` has not, or an image that was named before.
     """
     texts = _texts(path)
@@ -84,9 +84,9 @@ def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
     """Opens what `find` found.
 
     Args:
-        path: the folder or archive. Of an archive nothing is unpacked to the disk; it is read from its start for the
+        path: The folder or archive. Of an archive nothing is unpacked to the disk; it is read from its start for the
             lists, and once for each part, as a compressed archive allows no other order.
-        image_size: the height and width to resize to; not 0, as the photographs differ in size.
+        image_size: The height and width to resize to; not 0, as the photographs differ in size.
 
     Returns:
         The source: both parts in RGB, in the order of their lists.

@@ -38,7 +38,7 @@ class Cache:
         """Nothing is made yet; see `read`.
 
         Args:
-            settings: the `data` part of a config; all that says which images there are names the folder.
+            settings: The `data` part of a config; all that says which images there are names the folder.
         """
         chosen = {key: value for key, value in sorted(settings.items()) if key not in PLACES}
         mark = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:12]
@@ -49,8 +49,8 @@ class Cache:
         """The images of some rows, mapped from disk; decoded first where they are not there.
 
         Args:
-            name: of the file, such as `train_images`.
-            part: where they are decoded from, a few thousand at a time.
+            name: Of the file, such as `train_images`.
+            part: Where they are decoded from, a few thousand at a time.
             rows: `(k,)` row numbers.
 
         Returns:

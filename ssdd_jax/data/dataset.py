@@ -14,16 +14,16 @@ class Dataset:
     """Training and test images with their labels, checked on construction.
 
     Attributes:
-        name: what was loaded, such as `tfds:cifar10`.
+        name: What was loaded, such as `tfds:cifar10`.
         train_images: `(n, H, W, C)` uint8, C is 1 or 3.
         train_labels: `(n,)` int32 in `[0, classes)`, or None when there are none.
         test_images: `(m, H, W, C)` uint8, or None when nothing was held out.
         test_labels: `(m,)` int32 in `[0, classes)`; there exactly when the training labels and the test
             images are.
-        class_names: one name per class, in the order of the labels; empty when there are no labels.
+        class_names: One name per class, in the order of the labels; empty when there are no labels.
 
     Raises:
-        UserError: the arrays do not fit this description.
+        UserError: If the arrays do not fit this description.
     """
 
     name: str

@@ -41,9 +41,9 @@ class EncodedImages:
     """The images of one part of a source, in the form that `Part.read` needs.
 
     Attributes:
-        fetch: maps row numbers to the encoded images.
-        describe: maps a row number to the name of the file or record, for messages.
-        image_size: the height and width to resize to, or 0, as for `images.decode`.
+        fetch: Maps row numbers to the encoded images.
+        describe: Maps a row number to the name of the file or record, for messages.
+        image_size: The height and width to resize to, or 0, as for `images.decode`.
         channels: 1 for grey, 3 for RGB.
     """
 
@@ -62,7 +62,7 @@ class EncodedImages:
             `(k, H, W, channels)` uint8.
 
         Raises:
-            UserError: an image cannot be read, which the text names, two differ in size, or all are more than the
+            UserError: If an image cannot be read, which the text names, two differ in size, or all are more than the
                 memory holds.
         """
         order: list[int] = rows.tolist()

@@ -46,9 +46,9 @@ def survey(path: pathlib.Path, *, train_split: str = "train", test_split: str = 
     """Looks at a folder as `open_folder` would read it.
 
     Args:
-        path: the folder.
-        train_split: as for `open_folder`.
-        test_split: as for `open_folder`.
+        path: The folder.
+        train_split: As for `open_folder`.
+        test_split: As for `open_folder`.
 
     Returns:
         What there is.
@@ -86,20 +86,20 @@ def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_
     """Opens a folder. Images are sorted by their path, and read as RGB.
 
     Args:
-        path: the folder. With a subfolder named `train_split` the training images are in there, and the
+        path: The folder. With a subfolder named `train_split` the training images are in there, and the
             test images in the one named `test_split`, if there is one; otherwise all images at any depth
             are the training part. Labels are the names of the first-level subfolders of a part when all
             its images are in at least two of them; otherwise there are none. Files with other endings
             and hidden files are passed over.
-        train_split: a subfolder, normally "train".
-        test_split: a subfolder; "test" also finds "validation" and "val"; "" looks for none.
-        image_size: the height and width to resize to, or 0.
+        train_split: A subfolder, normally "train".
+        test_split: A subfolder; "test" also finds "validation" and "val"; "" looks for none.
+        image_size: The height and width to resize to, or 0.
 
     Returns:
         The source.
 
     Raises:
-        UserError: the folder or a named subfolder is missing or without images, or a class of the test
+        UserError: If the folder or a named subfolder is missing or without images, or a class of the test
             images has no training images.
     """
     if not path.is_dir():

@@ -17,7 +17,7 @@ def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
     """Decodes one image file: upright, on white where transparent, and of an animation the first frame.
 
     Args:
-        encoded: the content of the file, in any format that Pillow reads.
+        encoded: The content of the file, in any format that Pillow reads.
         channels: 1 for grey, 3 for RGB.
         image_size: 0 to keep the size; otherwise the shorter side is brought to it (bilinear) and the
             longer is cut to it around the centre.
@@ -26,7 +26,7 @@ def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
         `(H, W, channels)` uint8.
 
     Raises:
-        OSError: the content is not an image, or a damaged one (as are the other errors of Pillow).
+        OSError: If the content is not an image, or a damaged one (as are the other errors of Pillow).
     """
     with Image.open(io.BytesIO(encoded)) as opened:
         image = _eight_bit(ImageOps.exif_transpose(opened))
@@ -41,7 +41,7 @@ def resize(images: np.ndarray, image_size: int) -> np.ndarray:
 
     Args:
         images: `(n, H, W, C)` uint8, C is 1 or 3.
-        image_size: the new height and width, or 0 to return the images as they are.
+        image_size: The new height and width, or 0 to return the images as they are.
 
     Returns:
         `(n, image_size, image_size, C)` uint8.
@@ -69,7 +69,7 @@ def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
         `(n, H, W, channels)` uint8; the images as they are where they have these channels.
 
     Raises:
-        ValueError: `channels` is neither 1 nor 3.
+        ValueError: If `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
@@ -102,7 +102,7 @@ def check_memory(shape: tuple[int, ...]) -> None:
     """Refuses to decode or copy more images `(n, H, W, C)`, a byte per number, than the machine's memory can hold.
 
     Raises:
-        UserError: they do not fit; the text names the setting that keeps them on disk.
+        UserError: If they do not fit; the text names the setting that keeps them on disk.
     """
     size, memory = math.prod(shape), files.machine_bytes()
     if size > memory:

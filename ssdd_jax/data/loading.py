@@ -27,7 +27,7 @@ def load(settings: ConfigDict) -> Dataset:
     """Loads a data set into memory, or maps it there from disk.
 
     Args:
-        settings: the `data` part of a run's config:
+        settings: The `data` part of a run's config:
 
             * `name`: `digits`, `tfds:NAME`, `tiny_imagenet`, `aircraft`, `folder:PATH`, `npz:PATH` or
               `npy:PATH`, whose images stay on disk.
@@ -47,7 +47,7 @@ def load(settings: ConfigDict) -> Dataset:
         The data set.
 
     Raises:
-        UserError: the name is not one of these, the source is missing, damaged or not prepared, its images
+        UserError: If the name is not one of these, the source is missing, damaged or not prepared, its images
             differ in size while `image_size` is 0, or another setting is out of range.
     """
     if settings.image_size < 0:

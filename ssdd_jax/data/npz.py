@@ -26,17 +26,17 @@ def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
     """Opens an archive; nothing in it is ever unpickled.
 
     Args:
-        path: the archive. Images are under `train_images`, `images`, `x_train` or `x`, their labels under
+        path: The archive. Images are under `train_images`, `images`, `x_train` or `x`, their labels under
             `train_labels`, `labels`, `y_train` or `y`, the test part under `test_images` or `x_test` and
             `test_labels` or `y_test`, names of the classes under `class_names`; only images are needed.
             Images are `(n, H, W, C)` or `(n, H, W)`, uint8 or floats in [0, 1]; labels are integers `(n,)`.
-        image_size: the height and width to resize to, or 0.
+        image_size: The height and width to resize to, or 0.
 
     Returns:
         The source, with class names "0", "1", ... where labels have no names.
 
     Raises:
-        UserError: the file is missing or damaged, or its arrays are not as described.
+        UserError: If the file is missing or damaged, or its arrays are not as described.
     """
     return as_source(path, _read(path), image_size)
 

@@ -19,9 +19,9 @@ class Part(NamedTuple):
     """One part of a source, training or test, whose images are decoded on demand.
 
     Attributes:
-        size: the number of images n.
+        size: The number of images n.
         labels: `(n,)` int32, or None.
-        read: maps k row numbers `(k,)` to images `(k, H, W, C)` uint8.
+        read: Maps k row numbers `(k,)` to images `(k, H, W, C)` uint8.
     """
 
     size: int
@@ -33,9 +33,9 @@ class ImageSource(NamedTuple):
     """Both parts of a source.
 
     Attributes:
-        train: the training part.
-        test: the test part, or None when the source has none.
-        class_names: one name per class, empty without labels.
+        train: The training part.
+        test: The test part, or None when the source has none.
+        class_names: One name per class, empty without labels.
     """
 
     train: Part
@@ -47,15 +47,15 @@ def hold_out(count: int, labels: np.ndarray | None, fraction: float) -> tuple[np
     """Splits rows into kept and held-out ones, always in the same way, and by class when there are labels.
 
     Args:
-        count: the number of rows n.
+        count: The number of rows n.
         labels: `(n,)` integers, or None.
-        fraction: the share held out, in `[0, 1)`; 0 holds out nothing, any other share at least one row.
+        fraction: The share held out, in `[0, 1)`; 0 holds out nothing, any other share at least one row.
 
     Returns:
         The kept and the held-out row numbers, each in ascending order.
 
     Raises:
-        UserError: the share is not in `[0, 1)`, or leaves no row to train on.
+        UserError: If the share is not in `[0, 1)`, or leaves no row to train on.
     """
     if not 0 <= fraction < 1:
         raise UserError(f"--config.data.test_fraction must be at least 0 and below 1, not {fraction}")
@@ -80,13 +80,13 @@ def limit(rows: np.ndarray, most: int) -> np.ndarray:
 
     Args:
         rows: `(n,)` row numbers.
-        most: how many to keep; 0 keeps all of them, in their order.
+        most: How many to keep; 0 keeps all of them, in their order.
 
     Returns:
         The kept row numbers, `(n,)` or `(min(most, n),)`.
 
     Raises:
-        UserError: `most` is negative.
+        UserError: If `most` is negative.
     """
     if most < 0:
         raise UserError(f"--config.data.train_limit must be 0 (all) or a number of images, not {most}")

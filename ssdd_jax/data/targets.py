@@ -42,16 +42,16 @@ def settings(name: str, *, data_dir: str = "", image_size: int = 0) -> ConfigDic
     """The settings that load a target.
 
     Args:
-        name: one of `NAMES`, or any full name: `digits`, `tfds:NAME`, `folder:PATH`, `npz:PATH` or `npy:PATH`.
-        data_dir: where TFDS keeps its data sets, or the original files of Tiny ImageNet or FGVC-Aircraft are; "" is the
+        name: One of `NAMES`, or any full name: `digits`, `tfds:NAME`, `folder:PATH`, `npz:PATH` or `npy:PATH`.
+        data_dir: Where TFDS keeps its data sets, or the original files of Tiny ImageNet or FGVC-Aircraft are; "" is the
             default folder of TFDS.
-        image_size: the height and width in pixels to resize to, or 0 for the size as stored.
+        image_size: The height and width in pixels to resize to, or 0 for the size as stored.
 
     Returns:
         The `data` part of a config, for `loading.load`; what is not given here has its default.
 
     Raises:
-        UserError: the name is none of these; the text lists them, and those that are alike.
+        UserError: If the name is none of these; the text lists them, and those that are alike.
     """
     kind, _, rest = name.partition(":")
     full = name == "digits" or (kind in _KINDS and rest != "")
@@ -70,18 +70,18 @@ def load(name: str, *, data_dir: str = "", image_shape: tuple[int, int, int], tr
     """Loads a target in the form of a distilled set's images.
 
     Args:
-        name: as for `settings`.
-        data_dir: as for `settings`.
-        image_shape: height, width and channels of the set's images. Where they are square the target's are resized to
+        name: As for `settings`.
+        data_dir: As for `settings`.
+        image_shape: Height, width and channels of the set's images. Where they are square the target's are resized to
             them; otherwise they must be of that size as stored.
-        train_limit: use so many training images, chosen as `loading.load` does; 0 uses all.
+        train_limit: Use so many training images, chosen as `loading.load` does; 0 uses all.
 
     Returns:
         The target, with labels for both parts. A target without a test part of its own has a fifth of its training
         images held out, the same in every run.
 
     Raises:
-        UserError: the target is unknown, cannot be loaded, or does not serve as one (`adapt` says what it takes); the
+        UserError: If the target is unknown, cannot be loaded, or does not serve as one (`adapt` says what it takes); the
             text names the target.
     """
     height, width, _ = image_shape
@@ -104,17 +104,17 @@ def adapt(dataset: Dataset, image_shape: tuple[int, int, int]) -> Dataset:
     """Checks that a data set can be a target, and brings its images to a shape.
 
     Args:
-        dataset: any data set.
-        image_shape: the height, width and channels to bring to; 3 channels repeat grey ones, 1 takes the luma of colour
+        dataset: Any data set.
+        image_shape: The height, width and channels to bring to; 3 channels repeat grey ones, 1 takes the luma of colour
             (ITU-R 601), and images are resized to a square as by `images.resize`.
 
     Returns:
         The data set, with images of `(n, *image_shape)` uint8 in both parts.
 
     Raises:
-        UserError: there are no labels, no test part, or training images of one class alone; or the images would have to
+        UserError: If there are no labels, no test part, or training images of one class alone; or the images would have to
             be resized to another shape than a square.
-        ValueError: the channels asked for are neither 1 nor 3.
+        ValueError: If the channels asked for are neither 1 nor 3.
     """
     if dataset.train_labels is None:
         raise UserError(f"{dataset.name}: there are no labels, and a classifier needs them")

@@ -32,16 +32,16 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
 
     Args:
         name: `NAME`, `NAME/CONFIG` or either with `:VERSION`, such as `cifar10` or `imagenet_resized/64x64`.
-        data_dir: where TFDS keeps its data sets; "" is its own default.
-        train_split: a split of the data set, or a slice such as `train[:90%]`.
-        test_split: likewise; "test" also finds "validation" and "val"; "" takes none.
-        image_size: the height and width to resize to, or 0.
+        data_dir: Where TFDS keeps its data sets; "" is its own default.
+        train_split: A split of the data set, or a slice such as `train[:90%]`.
+        test_split: Likewise; "test" also finds "validation" and "val"; "" takes none.
+        image_size: The height and width to resize to, or 0.
 
     Returns:
         The source. It has no test part where the data set has the split of the training part alone.
 
     Raises:
-        UserError: the data set is unknown, not prepared (the text names the command that prepares it), or
+        UserError: If the data set is unknown, not prepared (the text names the command that prepares it), or
             in another file format; there is no such split; the images are not of 8 bits.
     """
     builder = _builder(name, data_dir)

@@ -28,11 +28,11 @@ class Listing(NamedTuple):
     """The images of Tiny ImageNet, not read yet.
 
     Attributes:
-        class_names: the readable names, in the order of `wnids.txt`; the id where `words.txt` has no name.
-        train: the file and the label of every training image, class by class.
-        validation: likewise for the validation images; the labels of the test images are not public.
-        read: returns the content of a file.
-        where: the folder or archive, for messages.
+        class_names: The readable names, in the order of `wnids.txt`; the id where `words.txt` has no name.
+        train: The file and the label of every training image, class by class.
+        validation: Likewise for the validation images; the labels of the test images are not public.
+        read: Returns the content of a file.
+        where: The folder or archive, for messages.
     """
 
     class_names: tuple[str, ...]
@@ -55,13 +55,13 @@ def list_images(path: pathlib.Path) -> Listing:
     """Lists the images of a folder or archive that `find` found.
 
     Args:
-        path: the folder that holds `wnids.txt`, or a zip archive that holds such a folder.
+        path: The folder that holds `wnids.txt`, or a zip archive that holds such a folder.
 
     Returns:
         The listing.
 
     Raises:
-        UserError: the archive is damaged, or files are missing.
+        UserError: If the archive is damaged, or files are missing.
     """
     names, read = _open_folder(path) if path.is_dir() else _open_archive(path)
     wnids = _text(read, "wnids.txt", path).split()
@@ -89,8 +89,8 @@ def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
     """Opens what `find` found.
 
     Args:
-        path: the folder or archive.
-        image_size: the height and width to resize to, or 0 for 64.
+        path: The folder or archive.
+        image_size: The height and width to resize to, or 0 for 64.
 
     Returns:
         The source: the training images, and the validation images as the test part, all RGB.

@@ -36,16 +36,16 @@ class Augmentation(NamedTuple):
     """Settings of the random views; the defaults are solo-learn's for CIFAR.
 
     Attributes:
-      crop_scale: smallest and largest area of the crop, as a share of the image.
-      crop_ratio: smallest and largest width over height of the crop.
-      jitter_probability: how often brightness, contrast, saturation and hue are changed, in random order.
-      brightness: factor within 1 -+ this.
-      contrast: factor within 1 -+ this.
-      saturation: factor within 1 -+ this (three-channel images).
-      hue: shift within -+ this, in turns of the colour circle (three-channel images).
-      grayscale_probability: how often colour is dropped (three-channel images).
-      solarize_probability: how often values from 0.5 up are inverted, in the first and in the second view.
-      flip_probability: how often left and right are exchanged.
+        crop_scale: Smallest and largest area of the crop, as a share of the image.
+        crop_ratio: Smallest and largest width over height of the crop.
+        jitter_probability: How often brightness, contrast, saturation and hue are changed, in random order.
+        brightness: Factor within 1 -+ this.
+        contrast: Factor within 1 -+ this.
+        saturation: Factor within 1 -+ this (three-channel images).
+        hue: Shift within -+ this, in turns of the colour circle (three-channel images).
+        grayscale_probability: How often colour is dropped (three-channel images).
+        solarize_probability: How often values from 0.5 up are inverted, in the first and in the second view.
+        flip_probability: How often left and right are exchanged.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -64,15 +64,15 @@ def random_views(key: Array, images: Array, *, settings: Augmentation | None = N
     """Two random views of every image.
 
     Args:
-      key: PRNG key.
-      images: `(B, H, W, C)`, floating point in [0, 1], with one channel or three.
-      settings: what is drawn; the defaults of `Augmentation` where None.
+        key: PRNG key.
+        images: `(B, H, W, C)`, floating point in [0, 1], with one channel or three.
+        settings: What is drawn; the defaults of `Augmentation` where None.
 
     Returns:
-      Views `(2, B, H, W, C)` in [0, 1].
+        Views `(2, B, H, W, C)` in [0, 1].
 
     Raises:
-      ValueError: the images have neither one channel nor three.
+        ValueError: If the images have neither one channel nor three.
     """
     chex.assert_rank(images, 4)
     if images.shape[-1] not in (1, 3):
@@ -96,12 +96,12 @@ def resized_crop(image: Array, box: Array, flip: Array | bool = False) -> Array:
     to one. The interpolation is one matrix per axis, so that it runs as two small matrix products.
 
     Args:
-      image: `(H, W, C)`.
-      box: `(4,)`: top, left, height and width in pixels.
-      flip: exchange left and right afterwards.
+        image: `(H, W, C)`.
+        box: `(4,)`: top, left, height and width in pixels.
+        flip: Exchange left and right afterwards.
 
     Returns:
-      Planes `(C, H, W)`, clipped to [0, 1].
+        Planes `(C, H, W)`, clipped to [0, 1].
     """
     height, width, _ = image.shape
     rows = _interpolation(height, box[0], box[2]).astype(image.dtype)

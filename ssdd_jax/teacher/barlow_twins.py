@@ -38,21 +38,21 @@ class Settings(NamedTuple):
     """Settings of the training; the defaults are solo-learn's for CIFAR.
 
     Attributes:
-      width: channels of the backbone's first stage; features have `8 * width` numbers.
-      blocks: blocks in each of its stages: (2, 2, 2, 2) is ResNet-18.
-      projector_hidden: width of the projector's two hidden layers.
-      projector_output: number of projected dimensions P.
-      off_diagonal: weight of the off-diagonal entries in the loss.
-      scale: factor of the loss.
-      epochs: passes over the images.
-      batch_size: images per step; an incomplete last batch of an epoch is dropped.
-      learning_rate: highest rate for a batch of 256; scaled by `batch_size / 256`.
-      weight_decay: coupled decay of the kernels.
-      warmup_epochs: epochs of linear warm-up.
-      warmup_start: rate of the first step, not scaled.
-      min_learning_rate: rate at the end of the cosine, not scaled.
-      augmentation: how the two views are drawn.
-      precision: of the convolutions: see `ssdd_jax.models.precision`.
+        width: Channels of the backbone's first stage; features have `8 * width` numbers.
+        blocks: Blocks in each of its stages: (2, 2, 2, 2) is ResNet-18.
+        projector_hidden: Width of the projector's two hidden layers.
+        projector_output: Number of projected dimensions P.
+        off_diagonal: Weight of the off-diagonal entries in the loss.
+        scale: Factor of the loss.
+        epochs: Passes over the images.
+        batch_size: Images per step; an incomplete last batch of an epoch is dropped.
+        learning_rate: Highest rate for a batch of 256; scaled by `batch_size / 256`.
+        weight_decay: Coupled decay of the kernels.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_start: Rate of the first step, not scaled.
+        min_learning_rate: Rate at the end of the cosine, not scaled.
+        augmentation: How the two views are drawn.
+        precision: Of the convolutions: see `ssdd_jax.models.precision`.
     """
 
     width: int = 64
@@ -77,11 +77,11 @@ class State:
     """What training carries from step to step.
 
     Attributes:
-      step: int32 scalar, steps made so far.
-      variables: `params` and `batch_stats`, each with the parts `backbone` (a `ResNet`) and `projector`.
-      opt_state: the optimiser's state, shaped like the parameters.
-      key: PRNG key, never changed: what a step draws depends on it and on `step` alone, so that resuming
-        is exact.
+        step: int32 scalar, steps made so far.
+        variables: `params` and `batch_stats`, each with the parts `backbone` (a `ResNet`) and `projector`.
+        opt_state: The optimiser's state, shaped like the parameters.
+        key: PRNG key, never changed: what a step draws depends on it and on `step` alone, so that resuming
+            is exact.
     """
 
     step: Array
@@ -94,8 +94,8 @@ class Info(NamedTuple):
     """What a step reports: float32 scalars.
 
     Attributes:
-      loss: Barlow Twins loss of the step's batch, before the update.
-      learning_rate: global rate of the step.
+        loss: Barlow Twins loss of the step's batch, before the update.
+        learning_rate: Global rate of the step.
     """
 
     loss: Array
@@ -106,12 +106,12 @@ class Trainer(NamedTuple):
     """Training as pure functions.
 
     Attributes:
-      init: `init(key) -> State`.
-      step: `step(state, images) -> (State, Info)`, images uint8 `(n, H, W, C)`, the whole set; or
-        `step(state, None, batch)`, with the step's images alone `(batch_size, H, W, C)`.
-      steps: number of steps of the whole training.
-      rows: `rows(key)`, with the key that `init` is given, is a function from the number of a step to the rows of
-        its images, int32 `(batch_size,)`: NumPy, on the host's CPU.
+        init: `init(key) -> State`.
+        step: `step(state, images) -> (State, Info)`, images uint8 `(n, H, W, C)`, the whole set; or
+            `step(state, None, batch)`, with the step's images alone `(batch_size, H, W, C)`.
+        steps: Number of steps of the whole training.
+        rows: `rows(key)`, with the key that `init` is given, is a function from the number of a step to the rows of
+            its images, int32 `(batch_size,)`: NumPy, on the host's CPU.
     """
 
     init: Callable[[Array], State]
@@ -124,13 +124,13 @@ def loss(z1: Array, z2: Array, *, off_diagonal: float = 0.0051, scale: float = 0
     """Distance of the cross-correlation of two views' projections from the identity (Eq. 1 and 2).
 
     Args:
-      z1: projections of the first view `(B, P)`.
-      z2: projections of the second view `(B, P)`.
-      off_diagonal: weight of the off-diagonal entries ("lambda").
-      scale: factor of the whole.
+        z1: Projections of the first view `(B, P)`.
+        z2: Projections of the second view `(B, P)`.
+        off_diagonal: Weight of the off-diagonal entries ("lambda").
+        scale: Factor of the whole.
 
     Returns:
-      A scalar.
+        A scalar.
     """
     chex.assert_rank(z1, 2)
     chex.assert_equal_shape([z1, z2])
@@ -153,18 +153,18 @@ def make(
     """The training of one teacher.
 
     Args:
-      settings: how to train.
-      image_shape: `(H, W, C)`.
-      images_count: number of images n that `step` will be given.
-      mean: mean of each channel, of images in [0, 1].
-      std: standard deviation of each channel, likewise.
-      mesh: devices to split a batch over; its statistics are those of the whole batch. None for one device.
+        settings: How to train.
+        image_shape: `(H, W, C)`.
+        images_count: Number of images n that `step` will be given.
+        mean: Mean of each channel, of images in [0, 1].
+        std: Standard deviation of each channel, likewise.
+        mesh: Devices to split a batch over; its statistics are those of the whole batch. None for one device.
 
     Returns:
-      Pure functions and the number of steps.
+        Pure functions and the number of steps.
 
     Raises:
-      ValueError: a batch is larger than the set, or the warm-up does not fit into the training.
+        ValueError: If a batch is larger than the set, or the warm-up does not fit into the training.
     """
     steps_per_epoch = images_count // settings.batch_size
     if steps_per_epoch < 1:

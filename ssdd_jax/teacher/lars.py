@@ -21,7 +21,7 @@ class LocalRateState(NamedTuple):
     """State of `scale_by_local_rate`.
 
     Attributes:
-      step: int32 scalar, updates made so far.
+        step: int32 scalar, updates made so far.
     """
 
     step: Array
@@ -40,13 +40,13 @@ def scale_by_local_rate(
     where `local = eta * |p| / (|g| + weight_decay * |p| + epsilon)`. Where p or g is zero, g passes as it is.
 
     Args:
-      learning_rate: the global rate that later multiplies the updates: a number or a schedule of the step.
-      weight_decay: coefficient of the decay.
-      eta: trust coefficient (Eq. 6 of the paper).
-      epsilon: keeps the quotient finite.
+        learning_rate: The global rate that later multiplies the updates: a number or a schedule of the step.
+        weight_decay: Coefficient of the decay.
+        eta: Trust coefficient (Eq. 6 of the paper).
+        epsilon: Keeps the quotient finite.
 
     Returns:
-      A transformation that needs `params` in its update.
+        A transformation that needs `params` in its update.
     """
 
     def init(params: Any) -> LocalRateState:
@@ -80,13 +80,13 @@ def lars(
     """Clipped LARS with heavy-ball momentum; vectors (biases, norms) are trained by plain momentum SGD.
 
     Args:
-      learning_rate: the global rate: a number or a schedule of the step, positive.
-      weight_decay: coupled decay of every parameter that is not a vector.
-      momentum: momentum before the learning rate, as in PyTorch's SGD.
-      eta: trust coefficient.
+        learning_rate: The global rate: a number or a schedule of the step, positive.
+        weight_decay: Coupled decay of every parameter that is not a vector.
+        momentum: Momentum before the learning rate, as in PyTorch's SGD.
+        eta: Trust coefficient.
 
     Returns:
-      An optax transformation.
+        An optax transformation.
     """
     return optax.chain(
         optax.masked(scale_by_local_rate(learning_rate, weight_decay=weight_decay, eta=eta), _not_vectors),

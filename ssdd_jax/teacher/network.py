@@ -40,8 +40,8 @@ class Projector(nn.Module):
     No biases: batch norm, and at the end the loss, would subtract what a bias adds.
 
     Attributes:
-      hidden: width of both hidden layers.
-      output: number of projected dimensions P.
+        hidden: Width of both hidden layers.
+        output: Number of projected dimensions P.
     """
 
     hidden: int
@@ -60,10 +60,10 @@ class Network(nn.Module):
     """Backbone and projector, as they are trained.
 
     Attributes:
-      width: the backbone's width.
-      blocks: the backbone's blocks per stage.
-      hidden: the projector's hidden width.
-      output: number of projected dimensions P.
+        width: The backbone's width.
+        blocks: The backbone's blocks per stage.
+        hidden: The projector's hidden width.
+        output: Number of projected dimensions P.
     """
 
     width: int
@@ -85,12 +85,12 @@ def initialize(key: Array, network: nn.Module, image_shape: tuple[int, int, int]
     two CPU cores; this takes less than one.
 
     Args:
-      key: PRNG key.
-      network: the network; it is called with `train`.
-      image_shape: `(H, W, C)`.
+        key: PRNG key.
+        network: The network; it is called with `train`.
+        image_shape: `(H, W, C)`.
 
     Returns:
-      `params` and `batch_stats`, float32.
+        `params` and `batch_stats`, float32.
     """
     zeros = jnp.zeros((1, *image_shape))
     shapes = jax.eval_shape(partial(network.init, train=False), key, zeros)
@@ -111,12 +111,12 @@ def normalize(images: Array, mean: Sequence[float] | Array, std: Sequence[float]
     """Subtracts each channel's mean and divides by its standard deviation.
 
     Args:
-      images: `(..., C)` in [0, 1].
-      mean: C numbers.
-      std: C numbers.
+        images: `(..., C)` in [0, 1].
+        mean: C numbers.
+        std: C numbers.
 
     Returns:
-      An array like `images`.
+        An array like `images`.
     """
     shape = (1,) * (images.ndim - 1) + (images.shape[-1],)
     mean, std = (jnp.asarray(numbers, images.dtype).reshape(shape) for numbers in (mean, std))
@@ -143,7 +143,7 @@ def features_of_inputs(backbone: Variables | Frozen, x: Array) -> Array:
 
     Args:
         backbone: `params` and `batch_stats` of a `ResNet`, or a `models.frozen.Frozen` network.
-        x: images `(n, H, W, C)`, normalised as in training.
+        x: Images `(n, H, W, C)`, normalised as in training.
 
     Returns:
         Features `(n, D)`, float32; `D = 8 * width` of a `ResNet` of basic blocks.
@@ -175,9 +175,9 @@ def features(
     Args:
         variables: `params` and `batch_stats` of a `Network`, or a `models.frozen.Frozen` one.
         images: uint8 `(n, H, W, C)`.
-        mean: mean of each channel, as in training.
-        std: standard deviation of each channel, as in training.
-        batch_size: images at a time.
+        mean: Mean of each channel, as in training.
+        std: Standard deviation of each channel, as in training.
+        batch_size: Images at a time.
 
     Returns:
         Features `(n, D)`, float32; `D = 8 * width` of a `Network`.

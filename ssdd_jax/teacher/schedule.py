@@ -19,17 +19,17 @@ def warmup_cosine(
     """Rate as a function of the step, from 0 to `steps - 1`.
 
     Args:
-      peak: highest rate.
-      steps: number of steps of the training.
-      warmup_steps: steps of the warm-up; without one the first rate is `peak`.
-      start: rate of the first step of a warm-up.
-      end: rate that the cosine would reach at step `steps`.
+        peak: Highest rate.
+        steps: Number of steps of the training.
+        warmup_steps: Steps of the warm-up; without one the first rate is `peak`.
+        start: Rate of the first step of a warm-up.
+        end: Rate that the cosine would reach at step `steps`.
 
     Returns:
-      A schedule: int32 step to float32 rate.
+        A schedule: int32 step to float32 rate.
 
     Raises:
-      ValueError: the warm-up does not fit into the training.
+        ValueError: If the warm-up does not fit into the training.
     """
     if warmup_steps >= steps:
         raise ValueError(f"a warm-up of {warmup_steps} steps does not fit into {steps} steps")
