@@ -102,7 +102,7 @@ def check(
     for name, array in checked.items():
         if array.shape[1] != checked["train"].shape[1]:
             raise UserError(
-                f"{where}: features have {checked['train'].shape[1]} numbers in train and {array.shape[1]} in {name}"
+                f"{where}: features have {checked['train'].shape[1]} dimensions in train and {array.shape[1]} in {name}"
             )
     by_view = {name: checked[name] for name in views if name in checked}
     return Brought(checked["train"], checked.get("test"), by_view)
@@ -136,7 +136,7 @@ def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(array[block]).all(1))
         if len(bad):
             raise UserError(
-                f"{where}: {name} holds numbers that are not finite, first in row {block.start + int(bad[0])}"
+                f"{where}: {name} holds values that are not finite, first at index {block.start + int(bad[0])}"
             )
     return array.astype(np.float32, copy=False)
 
