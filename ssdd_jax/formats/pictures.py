@@ -111,10 +111,8 @@ def _images(path: pathlib.Path) -> np.ndarray:
     )
     if not paths:
         raise UserError(f"{path} holds no images (files that end in {', '.join(EXTENSIONS)})")
-    # One channel count for the whole set: a single colour image makes all of them RGB.
-    channels = (
-        1 if all([_is_grey(file) for file in paths]) else 3
-    )  # a list, so that a damaged file is found in any case
+    # A single colour image makes all of them RGB. A list, so that all files are checked for damage.
+    channels = 1 if all([_is_grey(file) for file in paths]) else 3
     images = [_decode(file, channels) for file in paths]
     for file, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:

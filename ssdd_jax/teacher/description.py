@@ -17,7 +17,7 @@ from ssdd_jax.models.vit import Encoder
 
 NETWORKS: dict[str, Callable[..., Backbone]] = {"resnet": ResNet, "vit": Encoder}
 # Module fields that are not stored: those that only affect initialisation, and those that Flax adds.
-_UNKEPT = {"last_scale", "stem_start", "parent", "name"}
+_OMITTED = {"last_scale", "stem_start", "parent", "name"}
 
 
 class Description(NamedTuple):
@@ -65,7 +65,7 @@ class Description(NamedTuple):
         options = {
             field.name: getattr(self.network, field.name)
             for field in dataclasses.fields(self.network)
-            if field.name not in _UNKEPT
+            if field.name not in _OMITTED
         }
         constants = {name: value for name, value in self._asdict().items() if name != "network"}
         return {"network": name, "options": options, **constants}

@@ -231,8 +231,8 @@ def _kernel_std(shape: tuple[int, ...]) -> float:
     return math.sqrt(1.0 / (3.0 * shape[0]))
 
 
-def _split(numbers: Array, leaves: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
+def _split(values: Array, leaves: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
     """Splits `(n,)` into arrays of the leaves' shapes."""
     ends = [sum(leaf.size for leaf in leaves[: i + 1]) for i in range(len(leaves) - 1)]
-    parts = jnp.split(numbers, ends)
+    parts = jnp.split(values, ends)
     return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
