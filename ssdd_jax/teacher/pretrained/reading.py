@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import flax.serialization
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import safetensors
 from flax import traverse_util
 
@@ -167,6 +166,8 @@ def _msgpack(path: Path) -> dict[str, np.ndarray]:
 
 
 def _orbax(path: Path) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp  # slow to load, and needed only here
+
     handler = ocp.PyTreeCheckpointer()
     # Orbax versions nest the tree differently in their metadata.
     try:
@@ -182,6 +183,8 @@ def _orbax(path: Path) -> dict[str, np.ndarray]:
 
 def _numpy_arguments(arguments: Any) -> Any:
     """Replaces restore arguments so that arrays are NumPy's, independent of the devices that saved them."""
+    import orbax.checkpoint as ocp
+
     return jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arguments, is_leaf=lambda x: isinstance(x, ocp.RestoreArgs)
     )
