@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 
@@ -44,6 +43,8 @@ def paired(first: Sequence[float], second: Sequence[float], *, level: float = LE
     mean, count = float(difference.mean()), len(difference)
     low = high = None
     if count > 1:
+        from scipy import stats  # slow to load, and needed only here
+
         half = float(stats.t.ppf(0.5 + level / 2, count - 1) * difference.std(ddof=1) / np.sqrt(count))
         low, high = round(mean - half, 4), round(mean + half, 4)
     return {"mean": round(mean, 4), "low": low, "high": high, "level": level, "seeds": count}

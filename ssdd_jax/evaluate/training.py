@@ -73,27 +73,24 @@ def train(
     images, targets = pairs
     own = images.ndim == 5
     chex.assert_equal_shape_prefix([images, targets], 2 if own else 1)
-    shape, count = images.shape[-3:], images.shape[1] if own else len(images)
-    size, per_epoch = epochs.batch_of(count, settings.batch_size)
+    shape, examples = images.shape[-3:], images.shape[1] if own else len(images)
+    size, per_epoch = epochs.batch_of(examples, settings.batch_size)
     together = together or side_by_side(network, (size, *shape))
     piece = -(-settings.epochs // PIECES)
     fixed = settings._replace(epochs=0)  # which makes no other program
     trained = []
-    bar = loop.bar(name, len(keys) * settings.epochs * per_epoch) if name else None
-    for begin in range(0, len(keys), together):
-        some = slice(begin, begin + together)
-        chosen = (images[some], targets[some]) if own else pairs
-        state, orders = _start(keys[some], network=network, image_shape=shape, settings=fixed)
-        for first in range(0, settings.epochs, piece):
-            last = min(first + piece, settings.epochs)
-            span = jnp.int32(first), jnp.int32(last)
-            state = _advance(state, orders, span, chosen, preprocessing, network=network, settings=fixed)
-            if bar is not None:
-                jax.block_until_ready(state)
-                bar.update(len(keys[some]) * (last - first) * per_epoch)
-        trained.append(state.variables)
-    if bar is not None:
-        bar.close()
+    with loop.bar(name, len(keys) * settings.epochs * per_epoch) as bar:
+        for begin in range(0, len(keys), together):
+            some = slice(begin, begin + together)
+            chosen = (images[some], targets[some]) if own else pairs
+            state, orders = _start(keys[some], network=network, image_shape=shape, settings=fixed)
+            weight = len(keys[some]) * per_epoch
+            for first, count in loop.calls(bar, settings.epochs, per_call=piece, weight=weight):
+                span = jnp.int32(first), jnp.int32(first + count)
+                state = _advance(state, orders, span, chosen, preprocessing, network=network, settings=fixed)
+                if not bar.disable:  # what is drawn must be done
+                    jax.block_until_ready(state)
+            trained.append(state.variables)
     return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
 
 
@@ -124,17 +121,15 @@ def train_streamed(
     together, steps = together or side_by_side(network, (size, *shape)), settings.epochs * per_epoch
     advance = functools.partial(_advance_fed, pairs.preprocessing, network=network, settings=settings)
     trained = []
-    bar = loop.bar(name, len(keys) * steps) if name else None
-    for begin in range(0, len(keys), together):
-        some = keys[begin : begin + together]
-        start, orders = _start(some, network=network, image_shape=shape, settings=settings._replace(epochs=0))
-        read, _ = streaming.shuffled(orders, pairs, batch_size=settings.batch_size)
-        per_call = streaming.steps_per_call(pairs, len(some) * size, steps)
-        after = bar and functools.partial(_update, bar, len(some))
-        state = streaming.run(advance, start, read, steps=steps, per_call=per_call, after=after)
-        trained.append(state.variables)
-    if bar is not None:
-        bar.close()
+    with loop.bar(name, len(keys) * steps) as bar:
+        for begin in range(0, len(keys), together):
+            some = keys[begin : begin + together]
+            start, orders = _start(some, network=network, image_shape=shape, settings=settings._replace(epochs=0))
+            read, _ = streaming.shuffled(orders, pairs, batch_size=settings.batch_size)
+            per_call = streaming.steps_per_call(pairs, len(some) * size, steps)
+            after = None if bar.disable else functools.partial(_update, bar, len(some))
+            state = streaming.run(advance, start, read, steps=steps, per_call=per_call, after=after)
+            trained.append(state.variables)
     return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import pathlib
 import signal
@@ -97,20 +98,20 @@ def run(
         _drop_lines(metrics, training.name, done)
     saved = done
     with stop_requests() as requested, bar(training.name, training.steps, initial=done) as progress:
-        while done < training.steps:
-            count = min(training.per_call, training.steps - done)
+        for first, count in calls(progress, training.steps, per_call=training.per_call, done=done):
             began = time.perf_counter()
             state, info = call(state, data, items, np.int32(count))
-            if done + count < training.steps:
-                items = _items(training, done + count)
+            done = first + count
+            # The next items are read while the device computes.
+            if done < training.steps:
+                items = _items(training, done)
             info = jax.tree.map(lambda values: np.asarray(values)[:count], info)  # noqa: B023, used at once
-            _check_finite(training, info.loss, done, saved if checkpoints else None)
-            done += count
+            kept = f"the state of step {saved} is kept; " if checkpoints else ""
+            check_finite(info.loss, functools.partial(_not_a_number, training, first, kept))
             seconds = time.perf_counter() - began
             if metrics is not None:
                 _log(metrics, training.name, done, info, count / seconds)
             progress.set_postfix(loss=f"{info.loss.mean():.4f}", refresh=False)
-            progress.update(count)
             if watch is not None:
                 watch(Progress(done, state, info))
             stop = devices.any_process(bool(requested))
@@ -124,6 +125,10 @@ def run(
     if checkpoints:
         checkpoints.wait()
     return state
+
+
+def _not_a_number(training: Training, done: int, kept: str, index: int) -> str:
+    return f"{training.name}: the loss is not a number at step {done + index + 1}; {kept}{training.advice}"
 
 
 def _abstract(training: Training) -> Any:
@@ -181,17 +186,18 @@ def compiled(training: Training, state: Any, data: Any, items: Any) -> Any:
     return jax.jit(call, donate_argnums=0, out_shardings=(training.shardings, everywhere))
 
 
-def _check_finite(training: Training, losses: np.ndarray, done: int, saved: int | None) -> None:
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if len(bad):
-        kept = "" if saved is None else f"the state of step {saved} is kept; "
-        raise UserError(
-            f"{training.name}: the loss is not a number at step {done + int(bad[0]) + 1}; {kept}{training.advice}"
-        )
-
-
 def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
-    """A progress bar on standard error, drawn rarely where nobody watches, so that a log file stays short."""
+    """A progress bar on standard error, drawn rarely where nobody watches, so that a log file stays short.
+
+    Args:
+        name: Label; nothing is drawn if it is empty.
+        total: Units of the whole work.
+        initial: Units that are done.
+        unit: Name of the unit.
+
+    Returns:
+        The bar, to be used as a context.
+    """
     every = 0.5 if sys.stderr.isatty() else 20.0
     return tqdm(
         total=total,
@@ -201,8 +207,42 @@ def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
         mininterval=every,
         maxinterval=every,
         dynamic_ncols=True,
-        disable=not devices.is_first(),
+        disable=not name or not devices.is_first(),
     )
+
+
+def calls(progress: tqdm, steps: int, *, per_call: int, done: int = 0, weight: int = 1) -> Iterator[tuple[int, int]]:
+    """Split steps into calls, and move a progress bar after each.
+
+    Args:
+        progress: The bar.
+        steps: Steps of the whole training.
+        per_call: Steps of a call; the last one may have fewer.
+        done: Steps that are done before.
+        weight: Units of the bar that a step counts, such as the number of networks side by side.
+
+    Yields:
+        The first step of a call, and the number of its steps.
+    """
+    for first in range(done, steps, per_call):
+        count = min(per_call, steps - first)
+        yield first, count
+        progress.update(weight * count)
+
+
+def check_finite(losses: Any, message: Callable[[int], str]) -> None:
+    """Refuse losses that are not finite numbers.
+
+    Args:
+        losses: `(k,)`.
+        message: From the index of the first bad one to the text of the error.
+
+    Raises:
+        UserError: If one of them is NaN or infinite.
+    """
+    bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+    if len(bad):
+        raise UserError(message(int(bad[0])))
 
 
 def _log(path: pathlib.Path, name: str, done: int, info: Any, rate: float) -> None:

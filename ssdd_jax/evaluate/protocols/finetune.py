@@ -20,7 +20,6 @@ import optax
 from jax import lax
 
 from ssdd_jax.data.preprocess import from_bytes
-from ssdd_jax.errors import UserError
 from ssdd_jax.models import initialize
 from ssdd_jax.training import loop, transforms
 
@@ -288,21 +287,18 @@ def fit(
     per_call = max(1, min(settings.per_call, settings.steps, GATHERED // batch))
     # What the rates and the shapes of the batches say is not to make a new program.
     fixed = settings._replace(steps=0, batch_size=0, learning_rate=0.0, per_call=0)
-    every, last = np.pad(rates(settings), (0, per_call)), None
-    bar = loop.bar(name, len(keys) * settings.steps) if name else None
-    for first in range(0, settings.steps, per_call):
-        rows = np.stack([[next(order) for order in orders] for _ in range(per_call)])
-        batches = train[0][rows], train[1][rows].astype(np.int32)
-        span = np.int32(first), np.int32(min(per_call, settings.steps - first))
-        rate = every[first : first + per_call]
-        states, value = _steps(keys[:, 1], states, batches, rate, span, network=network, settings=fixed, **options)
-        _check_finite(last, settings)
-        last = value
-        if bar is not None:
-            bar.update(len(keys) * int(span[1]))
-    _check_finite(last, settings)
-    if bar is not None:
-        bar.close()
+    every, last = np.pad(rates(settings), (0, per_call)), np.zeros(0)
+    with loop.bar(name, len(keys) * settings.steps) as bar:
+        for first, count in loop.calls(bar, settings.steps, per_call=per_call, weight=len(keys)):
+            rows = np.stack([[next(order) for order in orders] for _ in range(per_call)])
+            batches = train[0][rows], train[1][rows].astype(np.int32)
+            span = np.int32(first), np.int32(count)
+            rate = every[first : first + per_call]
+            states, value = _steps(keys[:, 1], states, batches, rate, span, network=network, settings=fixed, **options)
+            # The losses of the call before, so that the images of the next are gathered while this one runs.
+            loop.check_finite(last, lambda _: _diverged(settings))
+            last = value
+    loop.check_finite(last, lambda _: _diverged(settings))
     return states.variables
 
 
@@ -376,9 +372,8 @@ def _check(
         raise ValueError(f"steps, batch_size and per_call must be positive, got {settings}")
 
 
-def _check_finite(losses: Array | None, settings: Settings) -> None:
-    if losses is not None and not np.isfinite(np.asarray(losses)).all():
-        raise UserError(
-            "finetune: a network diverged (its loss is not a finite number): "
-            f"try a learning rate smaller than {settings.learning_rate:g}"
-        )
+def _diverged(settings: Settings) -> str:
+    return (
+        "finetune: a network diverged (its loss is not a finite number): "
+        f"try a learning rate smaller than {settings.learning_rate:g}"
+    )

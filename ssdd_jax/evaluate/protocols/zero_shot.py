@@ -26,7 +26,6 @@ import optax
 from jax import lax
 
 from ssdd_jax.data.preprocess import from_bytes
-from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate.protocols import diff_augment, finetune
 from ssdd_jax.models import initialize
 from ssdd_jax.training import epochs, loop
@@ -304,20 +303,18 @@ def _train(
     state = State(variables, jax.vmap(adamw.init)(variables["params"]))
     options: dict[str, Any] = {"student": student[0], "teacher": teacher[0], "settings": settings, "noise": noise}
     at_once = max(1, STEPS_PER_CALL // per_epoch)
-    bar = loop.bar(name, len(keys) * settings.epochs * per_epoch) if name else None
-    for begin in range(0, settings.epochs, at_once):
-        end = min(begin + at_once, settings.epochs)
-        state, losses = _advance(keys, state, images, teacher[1], (jnp.int32(begin), jnp.int32(end)), **options)
-        bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
-        if len(bad):
-            raise UserError(
-                f"zero_shot: student {first + int(bad[0]) + 1}: the loss is not a number in epochs {begin + 1} to {end}"
-                f": check the teacher's weights, or try a smaller {'noise_learning_rate' if noise else 'learning_rate'}"
+    with loop.bar(name, len(keys) * settings.epochs * per_epoch) as bar:
+        for begin, count in loop.calls(bar, settings.epochs, per_call=at_once, weight=len(keys) * per_epoch):
+            span = jnp.int32(begin), jnp.int32(begin + count)
+            state, losses = _advance(keys, state, images, teacher[1], span, **options)
+            rate = "noise_learning_rate" if noise else "learning_rate"
+            loop.check_finite(
+                losses,
+                lambda index: (
+                    f"zero_shot: student {first + index + 1}: the loss is not a number in epochs {begin + 1} to "  # noqa: B023
+                    f"{begin + count}: check the teacher's weights, or try a smaller {rate}"  # noqa: B023
+                ),
             )
-        if bar is not None:
-            bar.update(len(keys) * (end - begin) * per_epoch)
-    if bar is not None:
-        bar.close()
     return state.variables
 
 
