@@ -1,11 +1,15 @@
 """Training an inner model. (That it is PyTorch's SGD and batch norm: `test_published`.)"""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from helpers import WIDTHS, jit, network, pairs
+from tiny_runs import ROOT, TIMEOUT
 
 from ssdd_jax import inner
 from ssdd_jax.models import convnet
@@ -89,3 +93,24 @@ def test_wrong_shapes_are_refused():
     for wrong in (y[:-1], y[:, :-1], y[:, 0]):
         with pytest.raises(AssertionError):
             jax.eval_shape(inner.step, state, x, wrong)
+
+
+PROGRAM = """
+import jax
+from ssdd_jax import inner
+print(jax.jit(lambda key: inner.init(key, (8, 8, 3), 6, widths=(4, 8))).lower(jax.random.key(0)).as_text())
+"""
+
+
+@pytest.mark.medium
+def test_the_program_is_the_same_in_every_process():
+    """Otherwise a second run would not find it among the compiled programs of the first."""
+    texts = set()
+    for seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        )
+        assert done.returncode == 0, done.stderr
+        texts.add(done.stdout)
+    assert len(texts) == 1

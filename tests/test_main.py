@@ -3,6 +3,7 @@
 import errno
 import os
 
+import jax
 import numpy as np
 import pytest
 import tiny_runs
@@ -70,6 +71,20 @@ def test_refuses_before_any_work(case, folder, capsys):
     changes, words = REFUSED[case]
     assert words in refusal(capsys, tiny_runs.arguments(folder, "refused", **changes))
     assert {file.name for file in (folder / "refused").glob("*")} <= {".lock", "seconds.json", "memory.json"}
+
+
+def test_compiled_programs_are_kept_in_the_work_dir(folder, monkeypatch):
+    """Unless the environment names another folder, as it does in this session."""
+    line = [*tiny_runs.arguments(folder, "compiles"), "--stage=data"]
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        assert main.main(line) == 0
+        assert jax.config.jax_compilation_cache_dir == before == os.environ["JAX_COMPILATION_CACHE_DIR"]
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        assert main.main(line) == 0
+        assert jax.config.jax_compilation_cache_dir == str(folder / "compiles" / "compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.parametrize("method", ["boost", "subset"])

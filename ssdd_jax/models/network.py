@@ -65,7 +65,8 @@ def _initialize(key: Array, network: nn.Module, image_shape: tuple[int, ...]) ->
         end = begin + params[path].size
         values[path] = starts[path].of(draw[begin:end]).reshape(params[path].shape)
         begin = end
-    for path in params.keys() - values.keys():
+    # Sorted: in a set's order, which differs between processes, the program would not be found in a compilation cache.
+    for path in sorted(params.keys() - values.keys()):
         values[path] = jnp.full(params[path].shape, starts[path].value, jnp.float32)
     moments = {path: _STATISTICS[path[-1]](leaf.shape) for path, leaf in stats.items()}
     return {"params": _nested(values), "batch_stats": _nested(moments)}

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 import tiny_runs
@@ -31,7 +30,6 @@ SETTINGS = {"approximate.steps": 20, "distill.steps": 10, "evaluate.epochs": 2, 
 def quick():
     with tiny_runs.quick_compilation():
         yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def command(folder, workdir="comparison", **options):
