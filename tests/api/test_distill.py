@@ -78,7 +78,7 @@ def test_the_set_of_a_run_in_a_folder_bit_by_bit(tmp_path, method):
     assert config.data.name != "arrays"  # the caller's config is left as it was
     assert found.about["images"] == ssdd_jax.load(run / "distilled").about["images"]
     if method == "boost":
-        assert "none are given for the views rot90, rot180, rot270" in " ".join(lines)
+        assert "there are none of the views rot90, rot180, rot270" in " ".join(lines)
         assert [(step, losses) for step, losses, _ in seen] == [(0, 0), (8, 8), (16, 8), (20, 4)]
         same(seen[-1][2], found)
         moved = [np.abs(one.arrays["image_bases"] - found.arrays["image_bases"]).max() for _, _, one in seen[:-1]]
