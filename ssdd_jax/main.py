@@ -22,7 +22,8 @@ Distil a set of images into a tiny set of images and target features, and evalua
 
   --config=FILE[:EDITION]  the config file; default configs/digits.py. Files of the package, for use from any directory:
 {configs}
-                           An edition is a preset named after a method: {editions}.
+                           An edition is a preset named after a method:
+                           {editions}.
                            cifar10.py also has the edition cpu, alone or as cpu,METHOD. folder.py:PATH or
                            folder.py:PATH,METHOD runs on a folder of your own photographs, of any sizes
   --config.KEY=VALUE       change one value, such as --config.storage.N=20 or --config.distill.start=random.
@@ -98,6 +99,7 @@ def _run(arguments: list[str]) -> None:
         if options.dry_run:
             _plan(options)
             return
+        # Before any computation: the processes of several hosts must connect first.
         devices.join(options.config.devices.hosts)
         announce = _describe(options.config)
         pipeline.run(

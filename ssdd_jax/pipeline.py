@@ -208,6 +208,7 @@ def _do(stage: Stage, job: Run) -> None:
 
 def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     """Load the data, and raise errors for settings that cannot work before any stage runs."""
+    # Everything that can fail for reasons of the config or the data fails here, not hours later.
     dataset = data.load(config.data)
     if dataset.test_images is None:
         raise UserError(f"{config.data.name} has no test images: set config.data.test_fraction above 0")
@@ -226,6 +227,7 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     mesh = methods.mesh_of(config)
     if mesh is not None:
         say(devices.words(mesh))
+    # `batch_norm` is False for precomputed features, which methods that need a network reject.
     network = not config.teacher.features
     problem = methods.Problem(shape, dim, count, dataset.classes, network=network, batch_norm=batch_norm, mesh=mesh)
     return Run(config, work, dataset, problem, methods.make(config, problem), say)

@@ -148,6 +148,7 @@ def _pixels(array: Any) -> np.ndarray:
 
 def _config(overrides: Mapping[str, Any] | ConfigDict | None, named: dict[str, Any], images: np.ndarray) -> ConfigDict:
     """Build the config; `named`, the arguments by config key, override both defaults and a complete config."""
+    # A complete config is used as it is, apart from explicit arguments; otherwise defaults are chosen from the images.
     if isinstance(overrides, ConfigDict):
         config, changes = overrides.copy_and_resolve_references(), dict(named)
         if named.get("method") in configuration.EDITIONS:
@@ -276,6 +277,7 @@ def _learn(run: Run, watch: Callable[[Progress], None] | None) -> DistilledSet:
         if watch is not None:
             watch(Progress(done, loss, functools.partial(make, state)))
 
+    # `Progress` of the loop holds states; users receive a function that exports the current one.
     state = distill_stage.learn(
         run,
         start,

@@ -50,6 +50,7 @@ def choose(found: folder.Survey, *, method: str = "boost", accelerator: bool) ->
 
 def resolution(found: folder.Survey, *, accelerator: bool) -> tuple[int, str]:
     """Choose the side to which images are resized, in pixels, and explain the choice."""
+    # The median, because a few small images should not lower the resolution of all.
     median, count = found.shorter[1], found.train + found.test
     if median < 24:
         return 16, f"half of the images are narrower than {median + 1} pixels"
@@ -98,6 +99,7 @@ def _batch(most: int, images: int) -> int:
 
 def _published(train: int) -> dict[str, Any]:
     """Return the published settings of the teacher for 50,000 images, with fewer epochs for larger data sets."""
+    # About as many steps as 1000 epochs of 50,000 images, but never below 100 epochs.
     epochs = min(1000, max(100, 1000 * 50_000 // train))
     return {
         "teacher.batch_size": _batch(256, train),
@@ -109,6 +111,7 @@ def _published(train: int) -> dict[str, Any]:
 
 def _for_cores(config: ConfigDict, side: int, train: int) -> dict[str, Any]:
     """Return the settings of a narrow teacher, with as many steps as two cores take in minutes."""
+    # Epochs follow from the number of steps, so that the time hardly depends on the number of images.
     batch = _batch(128, train)
     epochs = max(2, -(-TEACHER_STEPS // (train // batch)))
     full = -(-FULL_STEPS // -(-train // config.evaluate.batch_size))

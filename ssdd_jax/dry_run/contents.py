@@ -33,6 +33,7 @@ def state_of(run: Run, stage: Stage) -> str:
         return DONE
     if stage.name == "distill" and run.method.step is None:
         return "nothing to learn"
+    # Only these two stages write checkpoints.
     checkpoints = {"teacher": work.teacher / "checkpoints", "distill": work.checkpoints}
     step = newest(checkpoints[stage.name]) if stage.name in checkpoints else 0
     return f"{step:,} steps done" if step else ""

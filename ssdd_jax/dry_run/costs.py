@@ -49,6 +49,7 @@ def of_features(stand: StandIns) -> list[Cost]:
     if stand.backbone is None:
         return []
     assert stand.run.dataset.test_images is not None
+    # With a mesh each device computes one batch at a time.
     together = BATCH * (stand.run.problem.mesh.size if stand.run.problem.mesh else 1)
     parts = stand.run.problem.images, len(stand.run.dataset.test_images)
     return [stand.batch._replace(count=sum(-(-count // together) for count in parts))]
@@ -91,6 +92,7 @@ def of_distill(stand: StandIns) -> list[Cost]:
 
 def of_approximate(stand: StandIns) -> list[Cost]:
     """Measure the export: fitted approximation networks, computed soft labels or features."""
+    # The method fits a single step here; its trials below stand for the whole fit.
     job = stand.job
     state = devices.local(stand.run.problem.mesh, stand.state)
     seconds = once(lambda: dict(job.method.export(job.key("approximate"), state, stand.start).arrays))

@@ -53,6 +53,7 @@ def of_evaluate(stand: StandIns) -> list[Cost]:
     for entry in trainings:
         if entry.name in entries:
             costs.append(_training(stand, network, entry, measured))
+    # The teacher is evaluated without training, once per seed of the probes.
     networks = seeds * sum(name != "teacher" for name in entries)
     cost, width = _extraction(stand, network, networks)
     evaluated = _Evaluated(networks, seeds * ("teacher" in entries), width)
@@ -74,6 +75,7 @@ def _training(stand: StandIns, network: nn.Module, entry: _Entry, measured: dict
     problem, seeds = stand.run.problem, stand.run.config.evaluate.seeds
     size, per_epoch = epochs.batch_of(entry.count, entry.settings.batch_size)
     together = min(seeds, training.side_by_side(network, (size, *problem.image_shape)))
+    # Entries often have similar batches; measuring one of them saves a compilation.
     near = next((other for other in measured if 1 / NEAR <= size / other <= NEAR), None)
     step = _step(stand, network, entry, together) if near is None else measured[near]
     measured[size] = step
@@ -172,7 +174,7 @@ def _feature_r2(stand: StandIns, evaluated: _Evaluated, sizes: tuple[int, int]) 
         return moments + solves + 2 * (ridges * rows / 10 + held) * width * dim
 
     rows, held, width = *sizes, evaluated.width
-    # Shrink all sizes first; a width below 256 would not be representative, so that then only the data shrink.
+    # Data and width shrink together down to a width of 256, then the data alone.
     while operations(rows, held, width) > OPERATIONS and width > 256:
         rows, held, width = max(rows // 2, 64), max(held // 2, 16), width // 2
     while operations(rows, held, width) > OPERATIONS and rows > 512:

@@ -132,6 +132,7 @@ def _predict(stand: StandIns, stage: Stage) -> Prediction:
     prediction = Prediction(stage.name, contents.state_of(stand.run, stage), lower=stage.lower)
     if prediction.done:
         return prediction
+    # Trials of the stage itself, a measurement of the dry run, or neither for stages that take seconds.
     if stage.trials is not None:
         return prediction._replace(costs=tuple(measure(trial) for trial in stage.trials(stand)))
     if stage.name in COSTS:

@@ -70,6 +70,7 @@ class StandIns:
             config.teacher.features = "stand-in"  # not empty, so that no teacher is read
             config.pool.steps = 2
             config.approximate.steps = 1
+        # Built from the original problem: its shapes are those of the run.
         method = methods.make(config, run.problem)
         views = self.normal(len(method.views), method.samples, run.problem.dim)
         return run._replace(
@@ -136,4 +137,5 @@ class StandIns:
 
     def features(self, count: int) -> np.ndarray:
         """Draw random features in place of the teacher's `(count,D)`."""
+        # Drawing random values for a large data set would take longer than what is measured.
         return np.resize(self.normal(min(count, DRAWN), self.run.problem.dim), (count, self.run.problem.dim))

@@ -139,6 +139,7 @@ def measure(trial: Trial) -> Cost:
     Returns:
         The cost; its seconds are NaN if the program does not fit the device.
     """
+    # The number of repetitions is an argument, so that one program serves every count.
     last = (np.int32(1),) if trial.repeated else ()
     compiled = program(trial.function, *trial.arguments, *last, **trial.options)
     compiling = compiled.compiling if trial.compiles else 0.0

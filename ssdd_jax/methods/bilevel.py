@@ -84,6 +84,7 @@ def make(
     Raises:
         UserError: If a batch is larger than the data set.
     """
+    # Checked before the teacher is trained, because a run reaches its first outer step much later.
     size = config.distill.batch_size
     if size > problem.images:
         raise UserError(f"config.distill.batch_size={size} is more than the {problem.images} images")
@@ -116,6 +117,7 @@ def make(
         return streaming.feed(lambda step: pairs.take(batch_indices(key, np.int32(step))), steps=config.distill.steps)
 
     def step(state: State, source: Source, item: tuple[Array, Array] | None = None) -> tuple[State, Info]:
+        # Keys depend on the step number alone, so that a resumed run draws the same models and images.
         key_models, key_batch = keys_of(state.key, state.step)
         drawn = pool.draw(key_models, pool_set.size, config.pool.models_per_step)
         # Real images come from the device, or from the feed where they are streamed.
@@ -179,9 +181,9 @@ def outer_settings(config: ConfigDict) -> outer.Settings:
 def shapes(config: ConfigDict, problem: Problem) -> tuple[tuple[str, str], ...]:
     """Return the rows of the dry run's table for the pool and the outer batch."""
     network = convnet.ConvNet(tuple(config.student.widths), problem.dim, config.student.norm)
-    numbers = count(network, problem.image_shape)
+    weights = count(network, problem.image_shape)
     return (
-        ("pool", f"{config.pool.size} networks of {numbers:,} parameters, renewed after {config.pool.steps:,} steps, "
+        ("pool", f"{config.pool.size} networks of {weights:,} parameters, renewed after {config.pool.steps:,} steps, "
          f"{config.pool.models_per_step} a step"),
         ("outer batch", f"{config.distill.batch_size:,} real images"),
     )  # fmt: skip
@@ -209,6 +211,7 @@ def trials(config: ConfigDict) -> dict[str, Callable[[StandIns], list[Trial]]]:
         method, problem = stand.run.method, stand.run.problem
         pairs = len(method.views) * method.samples
         models = devices.local(problem.mesh, stand.state.pool.models)
+        # As many models as train side by side in a run.
         states = jax.tree.map(lambda leaf: leaf[:together], models)
         x, y = stand.normal(pairs, *problem.image_shape), stand.normal(pairs, problem.dim)
         # Ages are spread evenly below the one at which a model is redrawn; of models side by side the oldest decides.

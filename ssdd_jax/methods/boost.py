@@ -76,6 +76,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         )
 
     def export(key: Array, state: bilevel.State, source: Source) -> distilled.DistilledSet:
+        # Views other than the first are stored as small networks that map its coefficients to theirs.
         params = state.outer.params
         networks = approximate.fit(
             key,
@@ -120,6 +121,7 @@ def _shapes(plan: budget.Sizes) -> tuple[tuple[str, str], ...]:
 def _fit_trials(stand: StandIns) -> list[Trial]:
     """Trial of the fit of the approximation networks, which the export compiles."""
     config, params = stand.run.config, stand.state.outer.params
+    # `compiles=False` below: the measurement of the export includes the compilation.
     tried = min(TRIED, config.approximate.steps)
     settings = approximate.Settings(config.storage.hidden, tried, config.approximate.learning_rate)
 

@@ -117,6 +117,7 @@ def plan(
     requested = {"M": M, "U": U, "V": V}
     spaces = {"M": "images", "U": f"{low} numbers of a base and {images} images",
               "V": f"{dim} numbers of a feature and {images} images"}  # fmt: skip
+    # Sizes that the user fixed are checked against the data before the budget, for a clearer message.
     for name, value in requested.items():
         if value > most[name]:
             raise UserError(f"storage.{name}={value} is too many for the {spaces[name]}: at most {most[name]}")
@@ -124,7 +125,7 @@ def plan(
     free = [name for name, value in requested.items() if not value]
     chosen = _fill(initial, free, most)
     if chosen.numbers > chosen.budget:
-        least = "" if not free else f" even with {', '.join(free)} at their least"
+        least = "" if not free else f" even with {', '.join(free)} as small as possible"
         raise UserError(
             f"storage exceeds the budget{least}: {chosen.sum_text()} > {chosen.budget:,} = "
             f"N (HWC + D) with N={N}; lower M, U, V or hidden, or raise N"
@@ -169,6 +170,7 @@ def _fill(fixed: Sizes, free: list[str], most: dict[str, int]) -> Sizes:
 
 
 def _spend_rest(chosen: Sizes, names: list[str], ceiling: dict[str, int]) -> Sizes:
+    # Rounding down leaves a remainder: enlarge one size after the other while it fits.
     for name in names:
         while getattr(chosen, name) < ceiling[name]:
             larger = dataclasses.replace(chosen, **{name: getattr(chosen, name) + 1})

@@ -44,6 +44,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         images, targets = state.outer.params
         return distilled.from_pairs(images, targets, source.preprocessing)
 
+    # Images and targets are the parameters themselves, so decoding is the identity.
     functions = bilevel.make(config, problem, start=start, decode=lambda pairs: pairs)
     return Method(
         functions.init,

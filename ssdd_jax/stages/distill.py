@@ -65,6 +65,7 @@ def learn(
     Returns:
         The method's state after the last step.
     """
+    # Subsets and noise: the initial state is the result.
     if run.method.step is None:
         return jax.jit(run.method.init)(run.key("distill"), start)
     training = training_of(run, start)

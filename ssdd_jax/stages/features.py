@@ -26,9 +26,9 @@ def compute(run: Run) -> None:
         features.load(run.work.features, mark)  # raises an error if they belong to other images
         return
     if run.config.teacher.features:
-        brought = read_brought(run.config, run.dataset)
+        precomputed = read_brought(run.config, run.dataset)
         if devices.is_first():
-            features.save(run.work.features, features.Features(brought.train, brought.test), mark)
+            features.save(run.work.features, features.Features(precomputed.train, precomputed.test), mark)
         return
     assert run.dataset.test_images is not None
     images = {"train": run.dataset.train_images, "test": run.dataset.test_images}

@@ -59,16 +59,16 @@ def samples_of(run: Run) -> features.Samples:
     indices, views = indices_of(run, run.method.samples), run.method.views
     if len(views) == 1:
         return features.Samples(indices, run.features().train[indices][None])
-    brought = teacher_features.brought_of(run)
-    if brought is not None:
-        missing = [name for name in views[1:] if name not in brought.views]
+    precomputed = teacher_features.brought_of(run)
+    if precomputed is not None:
+        missing = [name for name in views[1:] if name not in precomputed.views]
         if missing:
             run.say(f"features: there are none of the views {', '.join(missing)}: these start with those of the images")
-        return features.Samples(indices, features.of_samples(brought, indices, views))
+        return features.Samples(indices, features.of_samples(precomputed, indices, views))
     # The teacher is run on every view but the first, whose features the previous stage has computed.
     images = run.dataset.train_images[indices]
-    turned = augment.apply(augment.table(views[1:], *images.shape[1:3]), jnp.asarray(images))
-    batches = list(teacher_features.of_images(run, np.asarray(turned).reshape(-1, *images.shape[1:])))
+    rotated = augment.apply(augment.table(views[1:], *images.shape[1:3]), jnp.asarray(images))
+    batches = list(teacher_features.of_images(run, np.asarray(rotated).reshape(-1, *images.shape[1:])))
     by_view = np.concatenate(batches).reshape(len(views) - 1, len(indices), -1)
     return features.Samples(indices, np.concatenate([run.features().train[indices][None], by_view]))
 

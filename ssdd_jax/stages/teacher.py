@@ -176,5 +176,6 @@ def words(run: Run) -> str:
         return f"features of {pathlib.Path(config.teacher.features).name}"
     if config.teacher.source:
         return teacher.describe(run.teacher()[1]).words
+    # Two convolutions per basic block, the stem and the last layer, as in the names ResNet-10 and ResNet-18.
     layers = 2 + 2 * sum(config.teacher.blocks)
     return f"ResNet-{layers} of width {config.teacher.width}, Barlow Twins, {config.teacher.epochs} epochs"

@@ -87,6 +87,7 @@ def run(
         UserError: If the loss is NaN or infinite; the last checkpoint is kept.
         Stopped: On SIGTERM or SIGINT to any of several processes; the state is saved, if there are checkpoints.
     """
+    # Abstract values: the initial state of a resumed run is never computed.
     restored = checkpoints.restore(_abstract(training)) if checkpoints else None
     state, done = restored if restored else (training.init(), 0)
     if done >= training.steps:
@@ -278,6 +279,7 @@ def stop_requests() -> Iterator[list[int]]:
 
     def note(number: int, _: Any) -> None:
         requested.append(number)
+        # The second signal of a kind reaches the previous handler, so that a hanging run can be ended.
         signal.signal(number, before[signal.Signals(number)])
 
     try:

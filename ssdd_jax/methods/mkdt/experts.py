@@ -235,11 +235,13 @@ def _make_group(
             snapshots.append(vectors)
         # MKDT ranks the images by the losses after the first epoch, whatever the length of the trajectories.
         if epoch == 1:
+            # One expert at a time: the losses of all images need little memory then.
             members = [jax.tree.map(lambda leaf: leaf[i], states.variables) for i in range(len(group))]  # noqa: B023
             expert_losses = np.stack([_losses(variables, data) for variables in members])
             _check_finite(expert_losses, group, "losses after epoch 1")
             losses = expert_losses.sum(0, dtype=np.float64)
         progress.bar.update(len(group) if epoch else 0)
+        # A group that is not complete is trained again from its start.
         if progress.requested and epoch < progress.passes:
             raise loop.Stopped(f"experts: stopped in expert {group[0]} of {settings.count}; those before it are kept")
     # Trajectories are written before the losses, so that a kill in between leaves an incomplete group.
@@ -268,8 +270,8 @@ def _train(
 
 def _check_finite(values: np.ndarray, group: range, what: str) -> None:
     """Raise an error if `values` `(k,...)`, with one entry per expert of the group, are not all finite."""
-    for expert, row in zip(group, values, strict=True):
-        if not np.isfinite(row).all():
+    for expert, expert_values in zip(group, values, strict=True):
+        if not np.isfinite(expert_values).all():
             raise UserError(
                 f"experts: the {what} of expert {expert} are not finite numbers, nothing of it is kept; "
                 "try a smaller config.experts.learning_rate"

@@ -93,7 +93,7 @@ def loss(pairs: tuple[Array, Array], rate: Array, start: Student, target: Studen
     chex.assert_rank([images, targets, rate, rows], [4, 2, 0, 2])
     chex.assert_equal_shape_prefix([images, targets], 1)
     chex.assert_trees_all_equal_shapes(start, target)
-    # All arrays in one precision: tests run in float64, and trajectories are stored in float32.
+    # All arrays in one precision: stored trajectories are float32, even if the pairs are float64.
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves((images, targets, rate, start, target)))
     images, targets, rate, start, target = jax.tree.map(
@@ -133,8 +133,8 @@ def draw_rows(key: Array, count: int, *, settings: Settings = Settings()) -> Arr
     size, per_epoch = epochs.batch_of(count, settings.batch_size)
     # Whole epochs are drawn and the surplus of the last one is cut off.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(-(-settings.unroll // per_epoch)))
-    rows = jax.vmap(lambda key: epochs.shuffled(key, count=count, batch_size=size))(keys)
-    return rows.reshape(-1, size)[: settings.unroll].astype(jnp.int32)
+    orders = jax.vmap(lambda key: epochs.shuffled(key, count=count, batch_size=size))(keys)
+    return orders.reshape(-1, size)[: settings.unroll].astype(jnp.int32)
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:

@@ -44,6 +44,7 @@ def stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
         raise UserError(f"config.experts.widths: {error}") from None
 
     def train(run: Run) -> None:
+        # A shared key, so that runs which share the folder would train the same experts.
         pairs, key, folder = run.pairs(), run.key(NAME, shared=True), run.work.own(NAME, shared=True)
         options: dict[str, Any] = {"settings": settings, "say": run.say, "keep": keep}
         if run.resident():

@@ -125,6 +125,7 @@ class Store:
         Raises:
             UserError: If the file is missing or damaged.
         """
+        # A copy, so that the file is closed again.
         return np.array(self.open(expert)[epoch])
 
     def losses(self) -> np.ndarray:
@@ -228,6 +229,7 @@ def random_feed(
 ) -> Callable[[int, int], dict[str, np.ndarray]]:
     """Build a feed like that of `feed` with random parameters `(count,P)` of a realistic scale, for the dry run."""
     size = numbers(settings, image_shape, dim)
+    # Scaled like trained weights, so that the unrolled steps stay finite.
     ends = np.random.default_rng(1).standard_normal((2, size), np.float32) * np.float32(0.02)
 
     def items(done: int, count: int) -> dict[str, np.ndarray]:

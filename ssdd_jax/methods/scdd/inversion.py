@@ -211,6 +211,7 @@ def step(
     """
     chex.assert_rank([state.images, labels, low, high], [5, 2, 1, 1])
     chex.assert_equal_shape_prefix([state.images, labels], 2)
+    # Shifts from 0 to `jitter`, as published, not symmetric around 0.
     shifts = jax.random.randint(key, (len(labels), 2), 0, settings.jitter + 1)
 
     def gradient_of(group: tuple[Array, Array, Array]) -> tuple[Array, Info]:

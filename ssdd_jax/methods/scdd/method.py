@@ -56,6 +56,7 @@ def images_per_class(config: ConfigDict, problem: Problem) -> int:
     per_class = config.scdd.images_per_class or max(most, 1)
     if per_class > most:
         needed = per_class * problem.classes * pair_size
+        # Lowering the number per class helps only if at least one image per class fits.
         fewer = " or lower scdd.images_per_class" if most else ""
         raise UserError(
             f"storage exceeds the budget: {per_class * problem.classes} images, {per_class} per class, and their soft "
@@ -78,6 +79,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     Raises:
         UserError: If there are no labels, no teacher with batch norm, or the budget does not hold the images.
     """
+    # The method inverts class predictions and batch statistics: it needs labels, a network, and batch norm.
     if not problem.classes:
         raise UserError("config.method=scdd needs labels, and the data set has none: choose another method or data set")
     if not problem.network:

@@ -148,6 +148,7 @@ def train(
     chex.assert_rank([images, low], [4, 1])
     if network.probe.shape[1] != classes:
         raise ValueError(f"the probe has {network.probe.shape[1]} classes, not {classes}")
+    # Separate keys for the initialization, the order of the images, and their augmentation.
     key_init, key_order, key_augment = jax.random.split(key, 3)
     student: Any = Student(width, tuple(blocks), classes, bottleneck)
     shape = (images.shape[1], images.shape[2], images.shape[3])

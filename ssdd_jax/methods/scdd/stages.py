@@ -92,6 +92,7 @@ def _post_train(run: Run) -> None:
     path = run.work.own("post_training", shared=False) / "results.json"
     if path.exists():
         return
+    # The stage needs the teacher, which is not part of the set: its accuracy is reported apart from the other results.
     network, constants = inversion.Network(run.backbone(), _read_probe(run)), run.preprocessing()
     options, distilled_set = run.config.scdd, distilled.load(run.work.distilled)
     settings = post_training.Settings(
@@ -153,6 +154,7 @@ def after(count: int) -> Stage:
     def post_trials(stand: StandIns) -> list[Trial]:
         """Trial of an epoch of two mini-batches, which stands for all epochs of every seed."""
         options, problem = stand.run.config.scdd, stand.run.problem
+        # Two batches of the real size, compiled with the real settings.
         size, per_epoch = epochs.batch_of(count, options.post_batch_size)
         tried = min(per_epoch, 2)
         settings = post_training.Settings(epochs=1, batch_size=size, padding=options.padding, mixup=options.mixup)
