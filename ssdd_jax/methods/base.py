@@ -314,7 +314,7 @@ class Run(NamedTuple):
             return None
         variables, about = self.teacher()
         backbone: Any = teacher.backbone(variables)
-        # A converted teacher has its own normalisation, which its wrapper applies on top of the data set's.
+        # A converted teacher expects its own normalisation: its wrapper converts from that of the data set.
         if "network" in about:
             backbone = teacher.describe(about).frozen(backbone, given=preprocess.dataset_moments(self.dataset))
         return jax.tree.map(jnp.asarray, backbone)

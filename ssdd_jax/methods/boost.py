@@ -76,7 +76,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         )
 
     def export(key: Array, state: bilevel.State, source: Source) -> distilled.DistilledSet:
-        # Views other than the first are stored as small networks that map its coefficients to theirs.
+        # Views other than the first are stored as networks that predict their coefficients from those of the first.
         params = state.outer.params
         networks = approximate.fit(
             key,

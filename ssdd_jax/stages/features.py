@@ -58,7 +58,7 @@ def of_images(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Iter
         yield run.extract(images)
         return
     variables, about = run.teacher()
-    # A converted teacher's wrapper applies its own normalisation and input size.
+    # The wrapper of a converted teacher resizes images to its input size; `about` holds its normalisation.
     if "network" in about:
         variables = teacher.describe(about).frozen(teacher.backbone(variables))
     for batch in teacher.feature_batches(variables, images, mean=about["mean"], std=about["std"], mesh=mesh):
