@@ -139,7 +139,7 @@ def make(chosen: Edition, changes: Mapping[str, Any]) -> Options:
     return Options(**{**chosen.changes, **changes})
 
 
-# Settings that may be 0: it disables them, or selects a default.
+# Settings that may be 0; all other integers are at least 1, all other floats positive.
 _FROM_ZERO = {
     "seed", "together", "momentum", "weight_decay", "full_weight_decay", "finetune_steps", "finetune_weight_decay",
     "kd_teacher_steps",

@@ -62,7 +62,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     for target in dict.fromkeys(row["target"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["target"] == target]
         parts.append(f"**{target}**\n\n{_values(rows)}")
-        # A single seed has no interval, and a difference without one would mislead.
+        # Differences of a single seed have no interval and are left out.
         compared = [row for row in result["differences"] if row["target"] == target and row["low"] is not None]
         if compared:
             parts.append(
