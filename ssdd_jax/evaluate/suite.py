@@ -154,7 +154,7 @@ def _size(shape: Sequence[int]) -> str:
 def _entries(request: Request) -> list[Entry]:
     like, options = next(iter(request.sets.values())), request.training
     rows: list[Entry | None] = [entries.of_set(name, distilled, options) for name, distilled in request.sets.items()]
-    # Sets of several sizes need a random baseline for each size, told apart by its name.
+    # Sets of several sizes need a random baseline for each size, distinguished by its name.
     sizes = sorted(set(request.counts.values()))
     for reference in request.references:
         for count in sizes if reference == "random_real" else sizes[:1]:

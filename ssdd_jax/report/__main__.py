@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> None:
     if len(records) == 1:
         report.write(out, records[0])
     else:
-        # Each run is a side of its own, even if runs differ in their seed only.
+        # Runs that differ in their seed only are not combined: each run is one side.
         sides = [
             report.side_of(*side) for side in zip(comparison_page.labels(records), ([r] for r in records), strict=True)
         ]

@@ -100,7 +100,7 @@ def draw(folder: pathlib.Path, distilled: DistilledSet, lines: Sequence[Mapping[
     """Draw everything there is to see of a run.
 
     Args:
-        folder: Where the pictures go.
+        folder: Folder of the figures.
         distilled: The set.
         lines: Lines of `metrics.jsonl` of the distillation.
         results: Content of `results.json`.

@@ -85,7 +85,7 @@ def scale_of(near: Sequence[tuple[float, float]], others: Sequence[tuple[float, 
         near: Intervals `(low, high)`, at least one.
         others: Intervals `(low, high)`; those outside of the range are drawn as arrows at its edge.
     """
-    # Equal values have no range: some space around them, whatever their size, 0 included.
+    # Equal values span no range, and need a margin that does not depend on it.
     low, high = min(pair[0] for pair in near), max(pair[1] for pair in near)
     margin = 0.6 * (high - low) or 0.05 * abs(high) or 1.0
     inside = [pair for pair in others if low - margin <= sum(pair) / 2 <= high + margin]
