@@ -1,8 +1,10 @@
-"""CIFAR-10 (TFDS), Boost-SSDD's hyperparameters; cifar10.py:cpu is an edition for two cores.
+"""CIFAR-10 (TFDS) with Boost-SSDD's hyperparameters; cifar10.py:cpu is sized for two CPU cores.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025. Teacher: solo-learn's Barlow Twins for CIFAR, published linear accuracy 92.10.
 Command: python -m ssdd_jax.main --config=configs/cifar10.py [--config.data.data_dir=DIR]
+Time and memory: cifar10.py:cpu takes 22 minutes and 2.9 GB on two cores. The full config has not been run; --dry_run
+predicts 477 hours on two cores.
 """
 
 from typing import Any
@@ -11,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ssdd_jax.config import default, edit
 
-# The same job at 32x32 with narrower networks and fewer steps: under half an hour on two cores.
+# Narrower networks and fewer steps at 32x32: under half an hour on two cores.
 CPU: dict[str, Any] = {
     "teacher.blocks": (1, 1, 1, 1),
     "teacher.width": 16,
@@ -52,7 +54,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def get_config(edition: str = "") -> ConfigDict:
-    """The config; `edition` is empty, `cpu`, the name of a method, or `cpu,METHOD`."""
+    """Return the config; `edition` is empty, `cpu`, the name of a method, or `cpu,METHOD`."""
     config = default()
     config.data.name = "tfds:cifar10"
     config.storage.N = 100

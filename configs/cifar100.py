@@ -1,4 +1,4 @@
-"""CIFAR-100 (TFDS), Boost-SSDD's hyperparameters.
+"""CIFAR-100 (TFDS) with Boost-SSDD's hyperparameters.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025. Teacher: solo-learn's Barlow Twins for CIFAR, published linear accuracy 70.90.
@@ -16,7 +16,7 @@ OWN: dict[str, dict[str, Any]] = {"scdd": {"storage.N": 1000, "scdd.images_per_c
 
 
 def get_config(edition: str = "") -> ConfigDict:
-    """The config; `edition` is empty or names a method."""
+    """Return the config; `edition` is empty or the name of a method."""
     config = default()
     config.data.name = "tfds:cifar100"
     config.storage.N = 100

@@ -1,8 +1,8 @@
-"""ImageNet at 64x64 (TFDS imagenet_resized/64x64), Boost-SSDD's hyperparameters.
+"""ImageNet at 64x64 (TFDS imagenet_resized/64x64) with Boost-SSDD's hyperparameters.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
-Approximation", ICLR 2025. The images, 15.7 GB, and the features, 2.6 GB, are streamed where they are more than half of
-the device's memory; with a folder to keep them in they need not fit in the host's: experiments/docs/large_data.md.
+Approximation", ICLR 2025. The images, 15.7 GB, and the features, 2.6 GB, are streamed if they exceed half of the
+device's memory. With a cache folder they need not fit in the host's memory either: see docs/guides/large_data.md.
 Command: python -m ssdd_jax.main --config=configs/imagenet64.py --config.data.cache_dir=DIR [--config.data.data_dir=DIR]
 """
 
@@ -30,7 +30,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def get_config(edition: str = "") -> ConfigDict:
-    """The config; `edition` is empty or names a method."""
+    """Return the config; `edition` is empty or the name of a method."""
     config = default()
     config.data.name = "tfds:imagenet_resized/64x64"
     config.data.test_split = "validation"

@@ -1,4 +1,4 @@
-"""Tiny ImageNet at 64x64, from its original folder or zip, Boost-SSDD's hyperparameters.
+"""Tiny ImageNet at 64x64, from its original folder or zip, with Boost-SSDD's hyperparameters.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025.
@@ -22,7 +22,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def get_config(edition: str = "") -> ConfigDict:
-    """The config; `edition` is empty or names a method."""
+    """Return the config; `edition` is empty or the name of a method."""
     config = default()
     config.data.name = "tiny_imagenet"
     config.data.image_size = 64

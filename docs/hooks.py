@@ -1,11 +1,13 @@
-"""What mkdocs is told before it builds: a page for every public module, and the guides of `experiments/docs`.
+"""Hooks for mkdocs: generate a page for every public module, and build the navigation.
 
-Nothing that is generated is kept in the repository, so that no page can be forgotten.
+Generated pages are not kept in the repository, so every module has one. Links between documents are written as they
+work in the repository (`../../ssdd_jax/krr.py`, `../../experiments/results/...`) and are rewritten here for the site.
 """
 
 from __future__ import annotations
 
 import pathlib
+import re
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -13,34 +15,39 @@ from mkdocs.structure.files import File, Files
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = "ssdd_jax"
 
-# Parts of the package by the first name of their modules; what is in none of them belongs to the last.
+# Sections of the navigation, by the top-level names they contain. The last section takes every name not listed here.
 GROUPS = {
-    "From Python": "distillation defaults distilled students errors",
-    "Mathematics": "decoder augment approximate krr inner pool outer storage preprocess",
-    "Methods": "methods matching experts inversion post_training selection",
-    "Networks and teachers": "models teacher weights precision features",
-    "Images": "data photos",
-    "Evaluation": "evaluate probes finetune zero_shot diff_augment",
-    "Reports": "report page",
-    "Sets in other forms": "formats export",
-    "Speed and size": "devices streaming epochs memory",
-    "A run": "",
+    "Python API": "api distilled errors",
+    "Mathematics": "decoder augment approximate krr inner pool outer",
+    "Methods": "methods",
+    "Networks and teachers": "models teacher",
+    "Data": "data",
+    "Training": "training",
+    "Evaluation": "evaluate",
+    "Reports": "report",
+    "Formats": "formats export",
+    "Running": "",
 }
+# Guides in reading order; others follow in alphabetical order.
+GUIDES = (
+    "getting_started data teachers methods evaluation dry_run_and_report results speed devices large_data architecture "
+    "adding_a_method"
+).split()
 
 
 def modules() -> list[str]:
     """Names of all public modules of the package, the package itself first."""
-    found = []
+    names = []
     for file in sorted((ROOT / PACKAGE).rglob("*.py")):
         parts = file.relative_to(ROOT).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
         if not any(part.startswith("_") for part in parts):
-            found.append(".".join(parts))
-    return sorted(found)
+            names.append(".".join(parts))
+    return sorted(names)
 
 
 def group(module: str) -> str:
-    """The part of the package that a module belongs to."""
+    """The section of the navigation that a module belongs to."""
     first = [*module.split("."), ""][1]
     if not first:
         return next(iter(GROUPS))
@@ -48,24 +55,27 @@ def group(module: str) -> str:
 
 
 def page(module: str) -> str:
-    """Where the page of a module is."""
+    """Path of a module's page in the site."""
     return f"modules/{module}.md"
 
 
 def guides() -> list[str]:
-    """The pages on single topics."""
-    return [file.relative_to(ROOT).as_posix() for file in sorted((ROOT / "experiments" / "docs").glob("*.md"))]
+    """Paths of the guides, in reading order."""
+    names = [file.stem for file in (ROOT / "docs" / "guides").glob("*.md")]
+    last = len(GUIDES)
+    names.sort(key=lambda name: (GUIDES.index(name) if name in GUIDES else last, name))
+    return [f"guides/{name}.md" for name in names]
 
 
 def on_config(config: Any) -> Any:
-    """The navigation: the guides, and the modules by the part of the package that they belong to."""
+    """Build the navigation: start page, guides, then the modules by section."""
     parts: dict[str, list[Any]] = {title: [] for title in GROUPS}
     for module in modules():
         parts[group(module)].append({module.removeprefix(f"{PACKAGE}."): page(module)})
-    # As in the table: from what comes first in a group's list on, not by the alphabet.
+    # Keep the order of GROUPS within a section, which follows the mathematics rather than the alphabet.
     for title, names in GROUPS.items():
         order = ["", *names.split()]
-        parts[title].sort(key=lambda entry: _place(order, next(iter(entry))))
+        parts[title].sort(key=lambda entry: _position(order, next(iter(entry))))
     config.nav = [
         {"Start": "index.md"},
         {"Guides": guides()},
@@ -74,18 +84,32 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def _place(order: list[str], name: str) -> int:
+def _position(order: list[str], name: str) -> int:
     first = name.split(".")[0]
     return order.index(first) if first in order else -1
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the modules, and the guides with the results that they link to, where they are in the clone."""
+    """Add the pages of the modules, and the results that the guides link to."""
     for module in modules():
-        words = f"# {module}\n\n::: {module}\n"
-        files.append(File.generated(config, page(module), content=words))
-    results = (ROOT / "experiments" / "results").rglob("*")
-    kept = [file.relative_to(ROOT).as_posix() for file in sorted(results) if file.suffix in (".md", ".png")]
-    for name in (*guides(), *kept):
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+        files.append(File.generated(config, page(module), content=f"# {module}\n\n::: {module}\n"))
+    for file in sorted((ROOT / "experiments" / "results").rglob("*")):
+        if file.suffix in (".md", ".png"):
+            name = file.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(file)))
     return files
+
+
+def on_page_markdown(markdown: str, /, *, page: Any, config: Any, files: Files) -> str:
+    """Point links to source files at the modules' pages, and links to results at their copies in the site."""
+    source = page.file.src_uri
+    if source != "index.md" and not source.startswith("guides/"):
+        return markdown
+    root = "../" * source.count("/")
+    markdown = re.sub(r"\]\((?:\.\./)+experiments/results/", f"]({root}experiments/results/", markdown)
+    return re.sub(r"\]\((?:\.\./)+(ssdd_jax/[\w/]+)\.py\)", lambda match: _module_link(root, match[1]), markdown)
+
+
+def _module_link(root: str, path: str) -> str:
+    module = path.removesuffix("/__init__").replace("/", ".")
+    return f"]({root}modules/{module}.md)"

@@ -1,4 +1,4 @@
-"""Images in, arrays out: every source of images becomes one `Dataset` of NumPy arrays."""
+"""Data sets: every source of images is loaded as one `Dataset` of NumPy arrays."""
 
 from ssdd_jax.data.dataset import Dataset
 from ssdd_jax.data.loading import load

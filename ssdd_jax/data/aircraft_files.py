@@ -1,8 +1,8 @@
 """Reader of FGVC-Aircraft (Maji et al., 2013, arXiv:1306.5151) as published, from its folder or its tar archive.
 
-The task is that of the transfer tables of KRR-ST and MKDT (`aircraft.py` of both): 100 variants of aircraft, the 6,667
-images of `images_variant_trainval.txt` to train on, the 3,333 of `images_variant_test.txt` to test on. Every photograph
-ends in a banner of 20 pixels that names its owner; as there, it is kept. Labels follow `variants.txt`.
+The task is that of the transfer tables of KRR-ST and MKDT (`aircraft.py` of both): 100 variants of aircraft, 6,667
+training images (`images_variant_trainval.txt`) and 3,333 test images (`images_variant_test.txt`). Every photograph ends
+in a banner of 20 pixels that names its owner; it is not cropped, as in that code. Labels follow `variants.txt`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _TRAIN = "images_variant_trainval.txt"
 _TEST = "images_variant_test.txt"
 _MEMBER = re.compile(r"(?:.*/)?data/(?P<name>(?:images/)?[^/]+)")
 _LINE = re.compile(r"(?P<image>\w+) +(?P<variant>\S.*)")
-# Photographs held at once while an archive is read: 140 MB of them, and work for four threads.
+# Photographs in memory at once while an archive is read: 140 MB, and enough work for four threads.
 _CHUNK = 512
 
 
 class Listing(NamedTuple):
-    """The images of FGVC-Aircraft, not read yet.
+    """File names and labels of FGVC-Aircraft.
 
     Attributes:
-        class_names: the variants, in the order of `variants.txt`.
-        train: the file below `data` and the label of every training image, in the order of its list.
-        test: likewise for the test images.
-        where: the folder or archive.
+        class_names: The variants, in the order of `variants.txt`.
+        train: File below `data` and label of every training image, in the order of the published list.
+        test: File and label of every test image, in the order of the published list.
+        where: The folder or archive.
     """
 
     class_names: tuple[str, ...]
@@ -49,7 +49,7 @@ class Listing(NamedTuple):
 
 
 def find(data_dir: pathlib.Path) -> pathlib.Path | None:
-    """The folder or the archive of FGVC-Aircraft: `data_dir` itself, or in it; None when there is neither."""
+    """Locates the folder or archive of FGVC-Aircraft, at `data_dir` or inside it; None if there is neither."""
     for folder in (data_dir, data_dir / _NAME):
         if (folder / "data" / _VARIANTS).is_file():
             return folder
@@ -58,42 +58,43 @@ def find(data_dir: pathlib.Path) -> pathlib.Path | None:
 
 
 def list_images(path: pathlib.Path) -> Listing:
-    """Lists the images of a folder or archive that `find` found.
+    """Lists the images of a folder or archive returned by `find`.
 
     Args:
-        path: the folder that holds `data`, or a tar archive that holds such a folder.
+        path: The folder that holds `data`, or a tar archive that holds such a folder.
 
     Returns:
         The listing.
 
     Raises:
-        UserError: the archive is damaged, a list is missing, or a line of one is malformed, names a variant that
-            `variants.txt` has not, or an image that was named before.
+        UserError: If the archive is damaged, a list is missing, or a line of a list is malformed, names a variant that
+            is not in `variants.txt`, or repeats an image.
     """
     texts = _texts(path)
     class_names = tuple(line.strip() for line in texts[_VARIANTS].splitlines() if line.strip())
     if len(set(class_names)) != len(class_names):
         raise UserError(f"{path}: data/{_VARIANTS} names a variant twice")
     label_of = {variant: label for label, variant in enumerate(class_names)}
-    seen: set[str] = set()
-    train, test = (_rows(path, name, texts[name], label_of, seen) for name in (_TRAIN, _TEST))
+    # One set for both lists: an image in both would leak from the training into the test part.
+    listed: set[str] = set()
+    train, test = (_labelled_files(path, name, texts[name], label_of, listed) for name in (_TRAIN, _TEST))
     return Listing(class_names, train, test, path)
 
 
 def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
-    """Opens what `find` found.
+    """Opens a folder or archive returned by `find`.
 
     Args:
-        path: the folder or archive. Of an archive nothing is unpacked to the disk; it is read from its start for the
-            lists, and once for each part, as a compressed archive allows no other order.
-        image_size: the height and width to resize to; not 0, as the photographs differ in size.
+        path: The folder or archive. An archive is not unpacked to the disk; it is read from its start for the lists,
+            and once more for each part, as a compressed archive has no random access.
+        image_size: The height and width to resize to; not 0, as the photographs differ in size.
 
     Returns:
         The source: both parts in RGB, in the order of their lists.
 
     Raises:
-        UserError: as `list_images`, or there is no `image_size`, or an image of a folder is missing (of an archive,
-            when it is read).
+        UserError: If `list_images` fails, `image_size` is 0, or an image is missing from a folder (from an archive:
+            when its images are read).
     """
     if image_size == 0:
         raise UserError(f"{path}: the images of FGVC-Aircraft differ in size; give one with --config.data.image_size")
@@ -104,26 +105,26 @@ def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
 
 
 def _texts(path: pathlib.Path) -> dict[str, str]:
-    """The three lists by name."""
+    """Reads the three lists, by name."""
     names = (_VARIANTS, _TRAIN, _TEST)
     if path.is_dir():
-        found = {name: (path / "data" / name).read_bytes() for name in names if (path / "data" / name).is_file()}
-    else:
-        found = dict(itertools.islice(_members(path, names.__contains__), len(names)))
+        contents = {name: (path / "data" / name).read_bytes() for name in names if (path / "data" / name).is_file()}
+    else:  # reading stops after the third list
+        contents = dict(itertools.islice(_members(path, names.__contains__), len(names)))
     texts = {}
     for name in names:
         try:
-            texts[name] = found[name].decode()
+            texts[name] = contents[name].decode()
         except (KeyError, UnicodeDecodeError) as error:
             raise UserError(f"{path} lacks a readable data/{name}, which the original FGVC-Aircraft has") from error
     return texts
 
 
-def _rows(
-    path: pathlib.Path, name: str, text: str, label_of: dict[str, int], seen: set[str]
+def _labelled_files(
+    path: pathlib.Path, name: str, text: str, label_of: dict[str, int], listed: set[str]
 ) -> tuple[tuple[str, int], ...]:
-    """Files and labels of one list, whose lines are such as "1025794 707-320"; the files are added to `seen`."""
-    rows = []
+    """Parses one list, with lines such as "1025794 707-320", into files and labels; adds the files to `listed`."""
+    images = []
     for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.fullmatch(line.strip())
         if not match:
@@ -131,13 +132,13 @@ def _rows(
         file, variant = f"images/{match['image']}.jpg", match["variant"]
         if variant not in label_of:
             raise UserError(f"{path}: line {number} of data/{name}: data/{_VARIANTS} has no variant {variant!r}")
-        if file in seen:
+        if file in listed:
             raise UserError(f"{path}: line {number} of data/{name}: {file} was named before")
-        seen.add(file)
-        rows.append((file, label_of[variant]))
-    if not rows:
+        listed.add(file)
+        images.append((file, label_of[variant]))
+    if not images:
         raise UserError(f"{path}: data/{name} names no images")
-    return tuple(rows)
+    return tuple(images)
 
 
 def _folder_part(path: pathlib.Path, images: tuple[tuple[str, int], ...], image_size: int) -> Part:
@@ -146,19 +147,20 @@ def _folder_part(path: pathlib.Path, images: tuple[tuple[str, int], ...], image_
         if file.removeprefix("images/") not in present:
             raise _lacks(path, file)
     encoded = EncodedImages(
-        lambda rows: [(path / "data" / images[row][0]).read_bytes() for row in rows],
-        lambda row: f"{path}: data/{images[row][0]}",
+        lambda indices: [(path / "data" / images[index][0]).read_bytes() for index in indices],
+        lambda index: f"{path}: data/{images[index][0]}",
         image_size,
     )
     return Part(len(images), _labels(images), encoded.read)
 
 
 def _archive_part(path: pathlib.Path, images: tuple[tuple[str, int], ...], image_size: int) -> Part:
-    def read(rows: np.ndarray) -> np.ndarray:
-        """Goes through the archive once, and puts every image where its row is wanted."""
-        place = {images[row][0]: index for index, row in enumerate(rows.tolist())}
+    def read(indices: np.ndarray) -> np.ndarray:
+        """Reads the archive once from its start and places every image at its requested position."""
+        place = {images[index][0]: position for position, index in enumerate(indices.tolist())}
         missing = dict.fromkeys(place)
-        pixels = np.empty((len(rows), image_size, image_size, 3), np.uint8)
+        pixels = np.empty((len(indices), image_size, image_size, 3), np.uint8)
+        # Chunks bound the memory of the encoded photographs and give the decoding threads work.
         members = _members(path, place.__contains__)
         while chunk := dict(itertools.islice(members, _CHUNK)):
             pixels[[place[file] for file in chunk]] = _decode(path, chunk, image_size)
@@ -172,21 +174,23 @@ def _archive_part(path: pathlib.Path, images: tuple[tuple[str, int], ...], image
 
 
 def _decode(path: pathlib.Path, chunk: dict[str, bytes], image_size: int) -> np.ndarray:
-    """The images of some files, `(k, image_size, image_size, 3)` uint8, in their order."""
+    """Decodes files to `(k, image_size, image_size, 3)` uint8, in their order."""
     files = list(chunk)
     encoded = EncodedImages(
-        lambda rows: [chunk[files[row]] for row in rows], lambda row: f"{path}: data/{files[row]}", image_size
+        lambda indices: [chunk[files[index]] for index in indices],
+        lambda index: f"{path}: data/{files[index]}",
+        image_size,
     )
     return encoded.read(np.arange(len(files)))
 
 
-def _members(path: pathlib.Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """The wanted files of an archive, named from below `data`, in its own order."""
+def _members(path: pathlib.Path, select: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Yields the selected files of an archive, named relative to `data`, in the order of the archive."""
     try:
         with tarfile.open(path, "r|*") as archive:  # a stream: going back would decompress all of it again
             for member in archive:
                 match = _MEMBER.fullmatch(member.name)
-                file = archive.extractfile(member) if match and member.isfile() and wanted(match["name"]) else None
+                file = archive.extractfile(member) if match and member.isfile() and select(match["name"]) else None
                 if match and file:
                     yield match["name"], file.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:

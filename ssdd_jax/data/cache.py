@@ -1,4 +1,4 @@
-"""Decoded images on disk: made once, then mapped into memory instead of held in it."""
+"""On-disk cache of decoded images, written once and memory-mapped afterwards."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from ssdd_jax.runtime import files
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two runs that fill one cache are the user's care
+except ImportError:  # on Windows there is no lock: the user must not let two runs fill one cache
     fcntl = None  # type: ignore[assignment]
 
 # Images decoded at a time: 50 MB at 64x64.
 BLOCK = 4096
-# Images that are decoded again, to find out that the source is another by now.
+# Images that are decoded again on every read, to detect that the source has changed.
 CHECKED = 16
-# Settings that say where things are, not what they are.
+# Settings that are locations and do not change the images, left out of the cache key.
 PLACES = ("data_dir", "cache_dir")
 
 
 class Cache:
-    """The images of one data set, in a folder of its own below `data.cache_dir`."""
+    """Cache of one data set's decoded images, in its own folder below `data.cache_dir`."""
 
     def __init__(self, settings: ConfigDict):
-        """Nothing is made yet; see `read`.
+        """Sets the folder of the cache; nothing is written before `read`.
 
         Args:
-            settings: the `data` part of a config; all that says which images there are names the folder.
+            settings: The `data` part of a config; the folder's name contains a hash of all settings that select
+                images.
         """
         chosen = {key: value for key, value in sorted(settings.items()) if key not in PLACES}
         mark = hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:12]
@@ -46,37 +47,38 @@ class Cache:
         self.folder = pathlib.Path(settings.cache_dir).expanduser() / f"{name}-{mark}"
 
     def read(self, name: str, part: Part, rows: np.ndarray) -> np.ndarray:
-        """The images of some rows, mapped from disk; decoded first where they are not there.
+        """Maps the selected images from disk, and decodes them first if they are not cached.
 
         Args:
-            name: of the file, such as `train_images`.
-            part: where they are decoded from, a few thousand at a time.
-            rows: `(k,)` row numbers.
+            name: Name of the file, such as `train_images`.
+            part: The part that images are decoded from, a few thousand at a time.
+            rows: Image indices `(k,)`.
 
         Returns:
             `(k, H, W, C)` uint8, read-only.
 
         Raises:
-            UserError: as `part.read`; the disk is full; or what is there are other images.
+            UserError: If `part.read` fails, the disk is full, or the cached images are not those of the data set.
         """
         path, mark = self.folder / f"{name}.npy", self.folder / f"{name}.json"
-        # Labels come from the source, whose order must be the one that was decoded.
+        # Labels are read from the source, not from the cache: its order must still be the one that was decoded.
         labels = None if part.labels is None else hashlib.sha256(part.labels[rows].tobytes()).hexdigest()
         with self._alone():
             if not path.exists():
                 mapped.write(path, _decoded(part, rows), len(rows))
                 files.write_json(mark, {"labels": labels})
-            known = files.read_json(mark)["labels"]
+            cached_labels = files.read_json(mark)["labels"]
         images = mapped.read(path)
-        some = np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int))
-        same = len(images) == len(rows) and known == labels
-        if not same or not np.array_equal(images[some], part.read(rows[some])):
+        # Comparing all images would decode them all again; the number of images and a sample reveal most changes.
+        sample = np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int))
+        same = len(images) == len(rows) and cached_labels == labels
+        if not same or not np.array_equal(images[sample], part.read(rows[sample])):
             raise UserError(f"{path} holds other images than the data set has now: delete it")
         return images
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """One process decodes, the others wait for it."""
+        """Holds the lock of the folder, so that one process decodes while the others wait."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = open(self.folder / ".lock", "w")
@@ -88,10 +90,11 @@ class Cache:
             yield
 
 
-def _decoded(part: Part, rows: np.ndarray) -> Iterator[np.ndarray]:
+def _decoded(part: Part, indices: np.ndarray) -> Iterator[np.ndarray]:
+    # `part.read` compares the sizes within a block only.
     shape: Any = None
-    for begin in range(0, len(rows), BLOCK):
-        block = part.read(rows[begin : begin + BLOCK])
+    for begin in range(0, len(indices), BLOCK):
+        block = part.read(indices[begin : begin + BLOCK])
         shape = shape or block.shape[1:]
         if block.shape[1:] != shape:
             raise UserError(

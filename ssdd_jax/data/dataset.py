@@ -1,4 +1,4 @@
-"""The one form that every source of images is brought into."""
+"""`Dataset`: the common in-memory form of every source of images."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Dataset:
     """Training and test images with their labels, checked on construction.
 
     Attributes:
-        name: what was loaded, such as `tfds:cifar10`.
-        train_images: `(n, H, W, C)` uint8, C is 1 or 3.
-        train_labels: `(n,)` int32 in `[0, classes)`, or None when there are none.
-        test_images: `(m, H, W, C)` uint8, or None when nothing was held out.
-        test_labels: `(m,)` int32 in `[0, classes)`; there exactly when the training labels and the test
-            images are.
-        class_names: one name per class, in the order of the labels; empty when there are no labels.
+        name: Name of the data set, such as `tfds:cifar10`.
+        train_images: `(n, H, W, C)` uint8, where C is 1 or 3.
+        train_labels: `(n,)` int32 in `[0, classes)`, or None for an unlabelled data set.
+        test_images: `(m, H, W, C)` uint8, or None without a test part.
+        test_labels: `(m,)` int32 in `[0, classes)`; present exactly when the training labels and the test
+            images both are.
+        class_names: One name per class, in the order of the labels; empty when there are no labels.
 
     Raises:
-        UserError: the arrays do not fit this description.
+        UserError: If the arrays do not fit this description.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Dataset:
     def __post_init__(self) -> None:
         self._check_images("training", self.train_images)
         self._check_labels("training", self.train_labels, len(self.train_images))
+        # A data set may have no test part, but a test part must be complete and match the training part.
         if self.test_images is None:
             if self.test_labels is not None:
                 raise UserError(f"{self.name}: there are test labels but no test images")
@@ -66,14 +67,15 @@ class Dataset:
 
     def _check_images(self, part: str, images: np.ndarray) -> None:
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-            found = getattr(images, "dtype", type(images).__name__)
-            raise UserError(f"{self.name}: the {part} images must be a uint8 NumPy array, not {found}")
+            kind = getattr(images, "dtype", type(images).__name__)
+            raise UserError(f"{self.name}: the {part} images must be a uint8 NumPy array, not {kind}")
         if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
             raise UserError(
                 f"{self.name}: the {part} images must have the shape (n, height, width, 1 or 3), not {images.shape}"
             )
 
     def _check_labels(self, part: str, labels: np.ndarray | None, count: int) -> None:
+        # `class_names` alone decides whether the data set is labelled: `classes` is its length.
         if (labels is None) != (not self.class_names):
             raise UserError(
                 f"{self.name}: there are {self.classes} class names but "
@@ -82,10 +84,11 @@ class Dataset:
         if labels is None:
             return
         if not isinstance(labels, np.ndarray) or labels.dtype != np.int32 or labels.ndim != 1:
-            found = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
-            raise UserError(f"{self.name}: the {part} labels must be an int32 NumPy array (n,), not {found}")
+            kind = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
+            raise UserError(f"{self.name}: the {part} labels must be an int32 NumPy array (n,), not {kind}")
         if len(labels) != count:
             raise UserError(f"{self.name}: there are {count} {part} images but {len(labels)} labels")
+        # TFDS writes -1 for the labels of a test split that are not public.
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.classes:
             hint = "; -1 marks a split without labels: choose another --config.data.test_split" if low == -1 else ""

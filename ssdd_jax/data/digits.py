@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: real images that need no download."""
+"""Scikit-learn's handwritten digits: a small set of real images that needs no download."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ssdd_jax.data.source import ImageSource
 
 
 def open_digits(image_size: int) -> ImageSource:
-    """The 1,797 digits of 8x8 grey pixels, in ten classes, without a test part.
+    """Opens the 1,797 digits of 8x8 grey pixels, in ten classes, without a test part.
 
     Args:
-        image_size: the height and width to resize to, or 0 for 8.
+        image_size: The height and width to resize to, or 0 for 8.
 
     Returns:
         The source; images are `(n, image_size, image_size, 1)`, with values from 0 to 255.

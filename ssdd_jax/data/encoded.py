@@ -1,4 +1,4 @@
-"""Images stored as files or records, decoded when they are read."""
+"""Images stored as encoded files or records, decoded on demand."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from PIL import Image, UnidentifiedImageError
 from ssdd_jax.data.images import check_memory, decode, one_line
 from ssdd_jax.errors import UserError
 
+# Images that one thread fetches and decodes per task.
 _BLOCK = 128
 # Most of the work on a small image holds the interpreter's lock. Measured on two cores: two threads read
 # CIFAR-10 (1 kB an image) 10 % slower than one does, but 10 kB PNG and 100 kB JPEG files 1.8 times as fast.
 _THREADS_FROM_BYTES = 4096
-# All that Pillow's decoders, files and archives raise for damaged content.
+# The exceptions that Pillow's decoders, files and archives raise for damaged content.
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -38,12 +39,12 @@ DAMAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
-    """The images of one part of a source, in the form that `Part.read` needs.
+    """Encoded images of one part of a source, with the `read` method that `Part` needs.
 
     Attributes:
-        fetch: maps row numbers to the encoded images.
-        describe: maps a row number to the name of the file or record, for messages.
-        image_size: the height and width to resize to, or 0, as for `images.decode`.
+        fetch: Maps image indices to the encoded images.
+        describe: Maps an image index to the name of the file or record, for messages.
+        image_size: The height and width to resize to, or 0, as for `images.decode`.
         channels: 1 for grey, 3 for RGB.
     """
 
@@ -56,15 +57,16 @@ class EncodedImages:
         """Reads and decodes images.
 
         Args:
-            rows: `(k,)` row numbers, at least one.
+            rows: Image indices `(k,)`, at least one.
 
         Returns:
             `(k, H, W, channels)` uint8.
 
         Raises:
-            UserError: an image cannot be read, which the text names, two differ in size, or all are more than the
-                memory holds.
+            UserError: If an image cannot be read (the message names it), two images differ in size, or all of them
+                exceed the memory.
         """
+        # The first image gives the shape, so that the result is allocated once and filled in place.
         order: list[int] = rows.tolist()
         sample = self._fetch(order[:1])[0]
         first = self._decode(order[0], sample)
@@ -73,36 +75,36 @@ class EncodedImages:
 
         def fill(start: int) -> None:
             block = order[start : start + _BLOCK]
-            for offset, (row, encoded) in enumerate(zip(block, self._fetch(block), strict=True), start):
-                image = self._decode(row, encoded)
+            for offset, (index, encoded) in enumerate(zip(block, self._fetch(block), strict=True), start):
+                image = self._decode(index, encoded)
                 if image.shape != first.shape:
                     raise UserError(
                         f"the images differ in size: {self.describe(order[0])} is {_size(first)} and "
-                        f"{self.describe(row)} is {_size(image)} (width x height); give them one with "
+                        f"{self.describe(index)} is {_size(image)} (width x height); give them one with "
                         "--config.data.image_size"
                     )
                 images[offset] = image
 
         threads = min(8, os.cpu_count() or 1) if len(sample) >= _THREADS_FROM_BYTES else 1
         with ThreadPoolExecutor(threads) as pool:
-            # In order, so that the first bad image is the one reported; the rest is then cancelled.
+            # `map` yields in order, so that the first bad image is the one reported; the rest is then cancelled.
             for _ in pool.map(fill, range(0, len(order), _BLOCK)):
                 pass
         return images
 
-    def _fetch(self, rows: Sequence[int]) -> Sequence[bytes]:
+    def _fetch(self, indices: Sequence[int]) -> Sequence[bytes]:
         try:
-            return self.fetch(rows)
+            return self.fetch(indices)
         except DAMAGE as error:
-            raise UserError(f"{self.describe(rows[0])} cannot be read: {one_line(error)}") from error
+            raise UserError(f"{self.describe(indices[0])} cannot be read: {one_line(error)}") from error
 
-    def _decode(self, row: int, encoded: bytes) -> np.ndarray:
+    def _decode(self, index: int, encoded: bytes) -> np.ndarray:
         try:
             return decode(encoded, self.channels, self.image_size)
         except DAMAGE as error:
             cause = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
             raise UserError(
-                f"{self.describe(row)} is not an image that can be read, or a damaged one ({cause}): "
+                f"{self.describe(index)} is not an image that can be read, or a damaged one ({cause}): "
                 "replace it or take it away"
             ) from error
 

@@ -1,4 +1,4 @@
-"""The teacher's features: computed once and kept, or brought by the user."""
+"""Teacher features: storage of the computed ones, and checks of precomputed ones supplied by the user."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ssdd_jax.runtime import files
 
 
 class Features(NamedTuple):
-    """The teacher's features, float32.
+    """The teacher's features of a data set, float32.
 
     Attributes:
-        train: Of the training images `(n,D)`; mapped from disk where they were loaded.
-        test: Of the test images `(m,D)`, or None if the user brought none.
+        train: Features of the training images `(n,D)`; memory-mapped if they were loaded from disk.
+        test: Features of the test images `(m,D)`, or None if the precomputed features have none.
     """
 
     train: np.ndarray
@@ -28,10 +28,10 @@ class Features(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """The images that a method starts from, and the teacher's features of their views.
+    """Training images that initialise a method, and the teacher's features of their views.
 
     Attributes:
-        rows: Which training images, int32 `(M,)`.
+        rows: Indices of the training images, int32 `(M,)`.
         views: Features float32 `(views,M,D)`.
     """
 
@@ -40,12 +40,12 @@ class Samples(NamedTuple):
 
 
 class Brought(NamedTuple):
-    """A user's features.
+    """Precomputed teacher features supplied by the user, float32.
 
     Attributes:
-        train: `(n,D)`.
-        test: `(m,D)`, or None.
-        views: `(n,D)` by name of the view, as far as there are any.
+        train: Features of the training images `(n,D)`.
+        test: Features of the test images `(m,D)`, or None.
+        views: Features of the training images `(n,D)` by name of the view, for the views that were supplied.
     """
 
     train: np.ndarray
@@ -54,10 +54,11 @@ class Brought(NamedTuple):
 
 
 def read(path: str, *, train: int, test: int, views: tuple[str, ...]) -> Brought:
-    """Read a user's features and check them against the data set.
+    """Reads precomputed features and checks them against the data set.
 
-    A `.npy` holds those of the training images, and stays on disk if they are float32. A `.npz` holds `train`, and may
-    hold `test` and, under the names of views (`rot90`, ...), the features of the training images in these views.
+    A `.npy` file holds the features of the training images and stays on disk if they are float32. A `.npz` file holds
+    `train`, and optionally `test` and, under the names of views (`rot90`, ...), the features of the training images in
+    these views.
 
     Args:
         path: The file.
@@ -78,14 +79,14 @@ def read(path: str, *, train: int, test: int, views: tuple[str, ...]) -> Brought
 def check(
     where: str, arrays: Mapping[str, np.ndarray], *, train: int, test: int = 0, views: tuple[str, ...] = ()
 ) -> Brought:
-    """Check a user's features against the data set.
+    """Checks precomputed features against the data set.
 
     Args:
-        where: What holds them, for the texts of errors.
-        arrays: Floats `(n,D)` by name: `train`, and if there are any `test` and the names of views.
+        where: File or argument that holds the features, for error messages.
+        arrays: Floats `(n,D)` by name: `train`, and optionally `test` and the names of views.
         train: Number of training images n.
         test: Number of test images m.
-        views: Names of the views that the method uses; those of others are left out.
+        views: Names of the views that the method uses; features of other views are ignored.
 
     Returns:
         The features, float32.
@@ -95,12 +96,13 @@ def check(
     """
     if "train" not in arrays:
         raise UserError(f"{where} has no array named train: it holds {', '.join(arrays) or 'nothing'}")
+    # Only the views of this method are checked: a file may serve several methods.
     expected = {"train": train, "test": test, **dict.fromkeys(views, train)}
     checked = {name: _check(where, name, arrays[name], count) for name, count in expected.items() if name in arrays}
     for name, array in checked.items():
         if array.shape[1] != checked["train"].shape[1]:
             raise UserError(
-                f"{where}: features have {checked['train'].shape[1]} numbers in train and {array.shape[1]} in {name}"
+                f"{where}: features have {checked['train'].shape[1]} dimensions in train and {array.shape[1]} in {name}"
             )
     by_view = {name: checked[name] for name in views if name in checked}
     return Brought(checked["train"], checked.get("test"), by_view)
@@ -129,69 +131,80 @@ def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
             f"{where}: {name} has features of {len(array)} images, the data set has {count} {part} images: "
             "they must be in the same number and order"
         )
-    for some in parts(len(array)):
-        bad = np.flatnonzero(~np.isfinite(array[some]).all(1))
+    # In blocks: the array may be mapped from disk and exceed the memory.
+    for block in parts(len(array)):
+        bad = np.flatnonzero(~np.isfinite(array[block]).all(1))
         if len(bad):
             raise UserError(
-                f"{where}: {name} holds numbers that are not finite, first in row {some.start + int(bad[0])}"
+                f"{where}: {name} holds values that are not finite, first at index {block.start + int(bad[0])}"
             )
     return array.astype(np.float32, copy=False)
 
 
 def of_samples(brought: Brought, samples: np.ndarray, views: tuple[str, ...]) -> np.ndarray:
-    """Features `(views,M,D)` of the samples' views; a view that was not brought starts as the image as it is."""
+    """Selects precomputed features of the samples' views.
+
+    Args:
+        brought: The precomputed features.
+        samples: Indices of training images `(M,)`.
+        views: Names of the views; a view without precomputed features has those of the unchanged image.
+
+    Returns:
+        Features `(views,M,D)`.
+    """
     return np.stack([brought.views.get(name, brought.train)[samples] for name in views])
 
 
 def save(folder: pathlib.Path, features: Features, images: str) -> None:
-    """Write the folder. `images` is the fingerprint of the training images."""
-    known = {name: array for name, array in features._asdict().items() if array is not None}
-    write(folder, {name: (_pieces(array), len(array)) for name, array in known.items()}, images)
+    """Writes features to a folder, with `images`, the fingerprint of the training images."""
+    arrays = {name: array for name, array in features._asdict().items() if array is not None}
+    write(folder, {name: (_pieces(array), len(array)) for name, array in arrays.items()}, images)
 
 
 def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    return (array[some] for some in parts(len(array)))
+    return (array[block] for block in parts(len(array)))
 
 
 def write(folder: pathlib.Path, pieces: Mapping[str, tuple[Iterable[np.ndarray], int]], images: str) -> None:
-    """Write the folder from features that are in memory a piece at a time; the description comes last.
+    """Writes features to a folder, with one piece in memory at a time.
 
     Args:
         folder: The folder.
-        pieces: For `train`, and `test` if there is any, float32 arrays `(k,D)` and the sum of their k.
+        pieces: For `train`, and optionally `test`, float32 arrays `(k,D)` and the sum of all k.
         images: The fingerprint of the training images.
     """
-    for name, (some, count) in pieces.items():
-        mapped.write(folder / f"{name}.npy", some, count)
+    for name, (arrays, count) in pieces.items():
+        mapped.write(folder / f"{name}.npy", arrays, count)
+    # The description comes last: `complete` takes it as the mark of a finished folder.
     files.write_json(folder / "features.json", {"images": images, "test": "test" in pieces})
 
 
 def complete(folder: pathlib.Path) -> bool:
-    """Whether `save` has written the folder to its end."""
+    """Returns whether `save` or `write` has completed in the folder."""
     return (folder / "features.json").exists()
 
 
 def load(folder: pathlib.Path, images: str) -> Features:
-    """Read what `save` wrote.
+    """Reads the features that `save` wrote.
 
     Raises:
-        UserError: If they are not there, or are the features of other images.
+        UserError: If they are missing, or belong to images with another fingerprint.
     """
     about = files.read_json(folder / "features.json")
     if about["images"] != images:
         raise UserError(
             f"{folder} holds features of other images than the data set has now: "
-            "bring the data back to what they were, or choose another folder"
+            "restore the data set, or choose another folder"
         )
     return Features(mapped.read(folder / "train.npy"), mapped.read(folder / "test.npy") if about["test"] else None)
 
 
 def save_samples(folder: pathlib.Path, samples: Samples) -> None:
-    """Write the folder; the rows come last, and stand for the whole."""
+    """Writes samples to a folder; `rows.npy` comes last and marks the folder as complete."""
     files.write_array(folder / "views.npy", samples.views)
     files.write_array(folder / "rows.npy", samples.rows)
 
 
 def load_samples(folder: pathlib.Path) -> Samples:
-    """Read what `save_samples` wrote."""
+    """Reads the samples that `save_samples` wrote."""
     return Samples(files.read_array(folder / "rows.npy"), files.read_array(folder / "views.npy"))

@@ -1,4 +1,4 @@
-"""Images from a folder of image files."""
+"""Reader of images from a folder of image files."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
-# Where the test part is looked for when `test_split` is left at "test".
+# Subfolders tried in this order for the test part when `test_split` is "test".
 TEST_NAMES = ("test", "validation", "val")
-# Files whose size `survey` looks up, spread over a folder that has more.
+# Most files whose size `survey` reads; a larger folder is sampled evenly.
 LOOKED_AT = 2000
 
 
 class Survey(NamedTuple):
-    """What a folder holds, found without decoding an image.
+    """Summary of a folder of images, computed without decoding an image.
 
     Attributes:
         path: The folder.
-        train: Images outside the test part.
-        test: Images of the test part; 0 where the folder has none.
+        train: Number of images outside the test part.
+        test: Number of images in the test part; 0 if the folder has none.
         classes: Number of classes by subfolder; 0 without labels.
         shorter: The smallest, the median and the largest of the images' shorter sides, in pixels.
-        others: Files that are not images, by ending, the most frequent first; hidden ones are among them.
+        others: Number of files that are not images, by file extension, most frequent first; includes hidden files.
     """
 
     path: pathlib.Path
@@ -43,25 +43,27 @@ class Survey(NamedTuple):
 
 
 def survey(path: pathlib.Path, *, train_split: str = "train", test_split: str = "test") -> Survey:
-    """Looks at a folder as `open_folder` would read it.
+    """Summarises a folder as `open_folder` would read it.
 
     Args:
-        path: the folder.
-        train_split: as for `open_folder`.
-        test_split: as for `open_folder`.
+        path: The folder.
+        train_split: As for `open_folder`.
+        test_split: As for `open_folder`.
 
     Returns:
-        What there is.
+        The summary.
 
     Raises:
-        UserError: as `open_folder`, or none of the files that should be images can be read.
+        UserError: If `open_folder` fails, or none of the sampled image files can be read.
     """
     source = open_folder(path, train_split=train_split, test_split=test_split, image_size=0)
     files = _image_files(_parts(path, train_split, test_split)[0])
+    # Even the headers of a large folder take long to read; a sample spread over the sorted files is enough.
     step = -(-len(files) // LOOKED_AT)
     sides = [side for file in files[::step] if (side := _shorter_side(file))]
     if not sides:
         raise UserError(f"{files[0]} is not an image that can be read, nor are the others in {path}")
+    # Files that are ignored may be images of a format that is not read: the user should see their number.
     others = collections.Counter(
         pathlib.Path(name).suffix.lower() or name
         for _, _, names in os.walk(path, followlinks=True)
@@ -74,7 +76,7 @@ def survey(path: pathlib.Path, *, train_split: str = "train", test_split: str = 
 
 
 def _shorter_side(file: pathlib.Path) -> int:
-    """In pixels, 0 where the file cannot be read: it is named when it is decoded."""
+    """Returns the shorter side in pixels, or 0 for an unreadable file, which is reported when it is decoded."""
     try:
         with Image.open(file) as image:
             return min(image.size)
@@ -86,26 +88,27 @@ def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_
     """Opens a folder. Images are sorted by their path, and read as RGB.
 
     Args:
-        path: the folder. With a subfolder named `train_split` the training images are in there, and the
-            test images in the one named `test_split`, if there is one; otherwise all images at any depth
-            are the training part. Labels are the names of the first-level subfolders of a part when all
-            its images are in at least two of them; otherwise there are none. Files with other endings
-            and hidden files are passed over.
-        train_split: a subfolder, normally "train".
-        test_split: a subfolder; "test" also finds "validation" and "val"; "" looks for none.
-        image_size: the height and width to resize to, or 0.
+        path: The folder. If it has a subfolder named `train_split`, that one holds the training images, and the
+            subfolder named `test_split`, if any, the test images; otherwise all images at any depth are the
+            training part. The classes are the first-level subfolders of the training part, if there are at least
+            two and no image lies outside them; otherwise there are no labels. Files with other extensions and
+            hidden files are ignored.
+        train_split: A subfolder, normally "train".
+        test_split: A subfolder; "test" also matches "validation" and "val"; "" reads no test part.
+        image_size: The height and width to resize to, or 0.
 
     Returns:
         The source.
 
     Raises:
-        UserError: the folder or a named subfolder is missing or without images, or a class of the test
+        UserError: If the folder or a named subfolder is missing or has no images, or a class of the test
             images has no training images.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: check its name, or --config.data.name")
     train_path, test_path = _parts(path, train_split, test_split)
     train_files = _image_files(train_path)
+    # The training part alone defines the classes; their order is alphabetical, as in torchvision's `ImageFolder`.
     subfolders = _subfolders(train_path, train_files)
     names = tuple(sorted({name for name in subfolders if name is not None}))
     if None in subfolders or len(names) < 2:
@@ -117,23 +120,25 @@ def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_
 
 
 def _parts(path: pathlib.Path, train_split: str, test_split: str) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """The folders of the training and the test images."""
+    """Locates the folders of the training and the test images."""
+    # Without the default subfolder the folder itself is the training part; a name set by the user must exist.
     train = path / train_split
     if not train_split or not train.is_dir():
         if train_split not in ("", "train"):
             raise UserError(f"{path} has no folder {train_split!r}: check --config.data.train_split")
         return path, None
     candidates = TEST_NAMES if test_split == "test" else (test_split,) if test_split else ()
-    found = next((path / name for name in candidates if (path / name).is_dir()), None)
-    if found is None and test_split not in ("", "test"):
+    test = next((path / name for name in candidates if (path / name).is_dir()), None)
+    if test is None and test_split not in ("", "test"):
         raise UserError(f"{path} has no folder {test_split!r}: check --config.data.test_split")
-    return train, found
+    return train, test
 
 
 def _image_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """The image files below a folder, sorted by path; links to folders are followed."""
+    """Lists the image files below a folder, sorted by path; symbolic links to folders are followed."""
     files = []
     for folder, subfolders, names in os.walk(path, followlinks=True):
+        # In place: `os.walk` then does not descend into the hidden folders.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         files += [pathlib.Path(folder, name) for name in names if _is_image(name)]
     if not files:
@@ -146,13 +151,13 @@ def _is_image(name: str) -> bool:
 
 
 def _subfolders(path: pathlib.Path, files: list[pathlib.Path]) -> list[str | None]:
-    """The first-level subfolder of every file, None for a file that lies in none."""
+    """Returns the first-level subfolder of every file, None for a file directly in `path`."""
     parts = [file.relative_to(path).parts for file in files]
     return [part[0] if len(part) > 1 else None for part in parts]
 
 
 def _part(path: pathlib.Path, files: list[pathlib.Path], names: tuple[str, ...], image_size: int) -> Part:
-    """The images below a folder, with labels where the classes have names and every file lies in one."""
+    """Builds a part from image files, labelled if there are class names and every file lies in a subfolder."""
     labels = None
     subfolders = _subfolders(path, files)
     if names and None not in subfolders:
@@ -162,6 +167,6 @@ def _part(path: pathlib.Path, files: list[pathlib.Path], names: tuple[str, ...],
         number = {name: label for label, name in enumerate(names)}
         labels = np.array([number[str(name)] for name in subfolders], np.int32)
     images = EncodedImages(
-        lambda rows: [files[row].read_bytes() for row in rows], lambda row: str(files[row]), image_size
+        lambda indices: [files[index].read_bytes() for index in indices], lambda index: str(files[index]), image_size
     )
     return Part(len(files), labels, images.read)

@@ -1,4 +1,4 @@
-"""Decoding and resizing of images with Pillow."""
+"""Decode, resize and convert images with Pillow."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from ssdd_jax.runtime import files
 
 
 def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
-    """Decodes one image file: upright, on white where transparent, and of an animation the first frame.
+    """Decodes one image file: rotated upright, composited on white, and of an animation the first frame.
 
     Args:
-        encoded: the content of the file, in any format that Pillow reads.
+        encoded: The content of the file, in any format that Pillow reads.
         channels: 1 for grey, 3 for RGB.
-        image_size: 0 to keep the size; otherwise the shorter side is brought to it (bilinear) and the
-            longer is cut to it around the centre.
+        image_size: 0 to keep the size; otherwise the shorter side is resized to it (bilinear) and the longer
+            side is centre-cropped to it.
 
     Returns:
         `(H, W, channels)` uint8.
 
     Raises:
-        OSError: the content is not an image, or a damaged one (as are the other errors of Pillow).
+        OSError: If the content is not an image or is damaged. Pillow's decoders raise further types of error for
+            damaged content: see `encoded.DAMAGE`.
     """
     with Image.open(io.BytesIO(encoded)) as opened:
+        # Cameras store a rotation in EXIF instead of rotating the pixels.
         image = _eight_bit(ImageOps.exif_transpose(opened))
         image = image.convert("L" if channels == 1 else "RGB")
         if image_size:
@@ -37,28 +39,29 @@ def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
 
 
 def resize(images: np.ndarray, image_size: int) -> np.ndarray:
-    """Resizes decoded images as `decode` does.
+    """Resizes decoded images in the way of `decode`.
 
     Args:
         images: `(n, H, W, C)` uint8, C is 1 or 3.
-        image_size: the new height and width, or 0 to return the images as they are.
+        image_size: The new height and width, or 0 to return the images as they are.
 
     Returns:
         `(n, image_size, image_size, C)` uint8.
     """
     if image_size in (0, images.shape[1]) and image_size in (0, images.shape[2]):
         return images
+    # One image at a time into one array: a list of images and its stack would need the memory twice.
     check_memory((len(images), image_size, image_size, images.shape[3]))
     resized = np.empty((len(images), image_size, image_size, images.shape[3]), np.uint8)
-    for row, pixels in enumerate(images):
+    for index, pixels in enumerate(images):
         image = Image.fromarray(pixels[..., 0] if images.shape[3] == 1 else pixels)
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
-        resized[row] = np.asarray(image).reshape(resized.shape[1:])
+        resized[index] = np.asarray(image).reshape(resized.shape[1:])
     return resized
 
 
 def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Brings decoded images to grey or to colour.
+    """Converts decoded images to grey or to colour.
 
     Args:
         images: `(n, H, W, C)` uint8, C is 1 or 3.
@@ -66,10 +69,10 @@ def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
             which `decode` uses too.
 
     Returns:
-        `(n, H, W, channels)` uint8; the images as they are where they have these channels.
+        `(n, H, W, channels)` uint8; the input itself if it already has these channels.
 
     Raises:
-        ValueError: `channels` is neither 1 nor 3.
+        ValueError: If `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, not {channels}")
@@ -78,18 +81,25 @@ def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
     if channels == 3:
         return np.repeat(images, 3, axis=3)
     grey = np.empty((*images.shape[:3], 1), np.uint8)
-    for row, pixels in enumerate(images):
-        grey[row, ..., 0] = np.asarray(Image.fromarray(pixels).convert("L"))
+    for index, pixels in enumerate(images):
+        grey[index, ..., 0] = np.asarray(Image.fromarray(pixels).convert("L"))
     return grey
 
 
 def array_part(images: np.ndarray, labels: np.ndarray | None, image_size: int) -> Part:
-    """A part whose images are an array, in memory or mapped from disk: `(n, H, W, C)` uint8, resized when read.
+    """Wraps an array of images as a `Part`.
 
-    All rows in their order are the array itself, not a copy.
+    Args:
+        images: `(n, H, W, C)` uint8, in memory or mapped from disk.
+        labels: `(n,)` int32, or None.
+        image_size: The height and width to resize to when images are read, or 0.
+
+    Returns:
+        The part. Reading all images in their order returns the array itself instead of a copy.
     """
 
     def read(rows: np.ndarray) -> np.ndarray:
+        # Fancy indexing would copy an array that is mapped from disk into memory.
         if len(rows) == len(images) and np.array_equal(rows, np.arange(len(images))):
             return resize(images, image_size)
         check_memory((len(rows), *images.shape[1:]))
@@ -99,10 +109,13 @@ def array_part(images: np.ndarray, labels: np.ndarray | None, image_size: int) -
 
 
 def check_memory(shape: tuple[int, ...]) -> None:
-    """Refuses to decode or copy more images `(n, H, W, C)`, a byte per number, than the machine's memory can hold.
+    """Checks that uint8 images fit into the machine's memory before they are decoded or copied.
+
+    Args:
+        shape: Shape `(n, H, W, C)` of the images.
 
     Raises:
-        UserError: they do not fit; the text names the setting that keeps them on disk.
+        UserError: If they do not fit; the message names the setting that keeps them on disk.
     """
     size, memory = math.prod(shape), files.machine_bytes()
     if size > memory:
@@ -113,12 +126,13 @@ def check_memory(shape: tuple[int, ...]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error in one line."""
+    """Returns the text of an error as a single line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """A grey or colour image of 8 bits per channel, without transparency."""
+    """Converts an image to 8 bits per channel, grey or colour, without transparency."""
+    # Pillow's conversion of mode "I" clips instead of scaling; 257 is 65535 / 255.
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
@@ -127,7 +141,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("it holds floating-point numbers; save it with 8 or 16 bits")
     if image.has_transparency_data:
-        # The colour beneath transparent pixels is arbitrary: put the image on white.
+        # The colour of transparent pixels is arbitrary: composite the image on white.
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))
         return canvas

@@ -1,4 +1,4 @@
-"""From the settings of a run to its `Dataset`."""
+"""Load the `Dataset` that the settings of a run describe."""
 
 from __future__ import annotations
 
@@ -24,66 +24,69 @@ FORMS = "digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH, npz:PATH or np
 
 
 def load(settings: ConfigDict) -> Dataset:
-    """Loads a data set into memory, or maps it there from disk.
+    """Loads a data set into memory, or memory-maps it from disk.
 
     Args:
-        settings: the `data` part of a run's config:
+        settings: The `data` part of a run's config:
 
             * `name`: `digits`, `tfds:NAME`, `tiny_imagenet`, `aircraft`, `folder:PATH`, `npz:PATH` or
               `npy:PATH`, whose images stay on disk.
-            * `data_dir`: where TFDS, Tiny ImageNet or FGVC-Aircraft is; "" is the default folder of TFDS.
+            * `data_dir`: folder of TFDS, Tiny ImageNet or FGVC-Aircraft; "" is the default folder of TFDS.
             * `train_split`, `test_split`: splits of a TFDS data set, or subfolders of a folder. A
               `test_split` of "" ignores the test part of any source.
-            * `image_size`: 0 for the size as stored; otherwise the shorter side of every image is brought
-              to it, and the longer is cut to it around the centre.
+            * `image_size`: 0 for the size as stored; otherwise the shorter side of every image is resized
+              to it, and the longer side is centre-cropped to it.
             * `train_limit`: 0 for all training images; otherwise that many of them, the first after a
-              shuffle that is always the same (so a smaller number gives a part of a larger).
-            * `test_fraction`: the share of the training images that is held out, always the same and by
-              class, where there is no test part; 0 leaves the data set without one.
-            * `cache_dir`: "" to hold the images in memory; otherwise a folder where they are kept decoded, and
-              mapped from, so that they may be larger than the memory.
+              fixed shuffle, so that smaller selections are nested in larger ones.
+            * `test_fraction`: share of the training images that is held out if there is no test part,
+              deterministic and stratified by class; 0 leaves the data set without a test part.
+            * `cache_dir`: "" to hold the images in memory; otherwise a folder where decoded images are cached
+              and memory-mapped, so that they may exceed the memory.
 
     Returns:
         The data set.
 
     Raises:
-        UserError: the name is not one of these, the source is missing, damaged or not prepared, its images
+        UserError: If the name is not one of these, the source is missing, damaged or not prepared, its images
             differ in size while `image_size` is 0, or another setting is out of range.
     """
+    # Opening a source lists its images and labels but decodes none, so that a wrong setting fails early.
     if settings.image_size < 0:
         raise UserError(f"--config.data.image_size must be 0 or a size in pixels, not {settings.image_size}")
     if settings.test_split and settings.test_split == settings.train_split:
         raise UserError(
             f"--config.data.train_split and test_split are both {settings.test_split!r}: the test images "
-            "must be others than the training images"
+            "must not be the training images"
         )
     source = _open(settings)
     train, test = source.train, source.test
-    rows = np.arange(train.size)
-    test_rows = np.arange(test.size if test else 0)
+    # A source without a test part is split before `train_limit` applies, so that the held-out images do not
+    # depend on the limit.
+    train_indices = np.arange(train.size)
+    test_indices = np.arange(test.size if test else 0)
     if test is None or settings.test_split == "":
-        rows, test_rows = hold_out(train.size, train.labels, settings.test_fraction)
+        train_indices, test_indices = hold_out(train.size, train.labels, settings.test_fraction)
         test = train
-    rows = limit(rows, settings.train_limit)
-    tested = len(test_rows) > 0
+    train_indices = limit(train_indices, settings.train_limit)
+    has_test = len(test_indices) > 0
     read = Cache(settings).read if settings.cache_dir else _into_memory
     return Dataset(
         name=settings.name,
-        train_images=read("train_images", train, rows),
-        train_labels=None if train.labels is None else train.labels[rows],
-        test_images=read("test_images", test, test_rows) if tested else None,
-        test_labels=test.labels[test_rows] if tested and test.labels is not None else None,
+        train_images=read("train_images", train, train_indices),
+        train_labels=None if train.labels is None else train.labels[train_indices],
+        test_images=read("test_images", test, test_indices) if has_test else None,
+        test_labels=test.labels[test_indices] if has_test and test.labels is not None else None,
         class_names=source.class_names,
     )
 
 
 def _into_memory(name: str, part: Part, rows: np.ndarray) -> np.ndarray:
-    """The counterpart of `Cache.read`, which needs the name."""
+    """Decodes images into memory; the signature, with its unused name, is that of `Cache.read`."""
     return part.read(rows)
 
 
 def _open(settings: ConfigDict) -> ImageSource:
-    """Opens the source that the name stands for."""
+    """Opens the source that `settings.name` selects."""
     kind, _, rest = settings.name.partition(":")
     data_dir = os.path.expanduser(settings.data_dir)
     splits = {"train_split": settings.train_split, "test_split": settings.test_split}
@@ -101,12 +104,13 @@ def _open(settings: ConfigDict) -> ImageSource:
         return open_npz(pathlib.Path(rest).expanduser(), settings.image_size)
     if kind == "npy" and rest:
         return open_npy(pathlib.Path(rest).expanduser(), settings.image_size)
+    # A bare lower-case name is most often the name of a TFDS data set.
     hint = f"; did you mean tfds:{settings.name}?" if re.fullmatch(r"[a-z]\w*(/[\w.\-]+)?", settings.name) else ""
     raise UserError(f"--config.data.name must be {FORMS}, not {settings.name!r}{hint}")
 
 
 def _open_tiny_imagenet(data_dir: str, splits: dict[str, str], image_size: int) -> ImageSource:
-    """Opens Tiny ImageNet from its original files, or else as TFDS has prepared it."""
+    """Opens Tiny ImageNet from its original files, or else from a prepared TFDS folder."""
     folder = _folder(data_dir)
     path = tiny_imagenet_files.find(folder)
     if path is not None:
@@ -120,7 +124,7 @@ def _open_tiny_imagenet(data_dir: str, splits: dict[str, str], image_size: int) 
 
 
 def _open_aircraft(data_dir: str, image_size: int) -> ImageSource:
-    """Opens FGVC-Aircraft from its original files; TFDS does not have it."""
+    """Opens FGVC-Aircraft from its original files; TFDS does not include it."""
     folder = _folder(data_dir)
     path = aircraft_files.find(folder)
     if path is None:
@@ -133,5 +137,5 @@ def _open_aircraft(data_dir: str, image_size: int) -> ImageSource:
 
 
 def _folder(data_dir: str) -> pathlib.Path:
-    """Where the original files of a data set are looked for: where TFDS keeps its own, unless told."""
+    """Returns the folder of the original files of a data set, by default the data folder of TFDS."""
     return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()

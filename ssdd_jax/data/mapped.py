@@ -1,4 +1,4 @@
-"""Arrays on disk that need not fit in memory: `.npy` files written a piece at a time and read memory-mapped."""
+"""Arrays larger than memory: `.npy` files that are written piece by piece and read memory-mapped."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from ssdd_jax.runtime import files
 
 
 def write(path: pathlib.Path, pieces: Iterable[np.ndarray], count: int) -> None:
-    """Write one `.npy` file of pieces along the first axis, whole or not at all.
+    """Writes one `.npy` file atomically from pieces along the first axis.
 
     Args:
         path: The file.
-        pieces: Arrays `(k,...)` of one type and of one shape but for k; one is in memory at a time.
-        count: The sum of their k, which the head of the file needs to say.
+        pieces: Arrays `(k,...)` that agree in dtype and in all but the first dimension; one is in memory at a time.
+        count: The sum of all k, which the header at the start of the file contains.
 
     Raises:
-        UserError: If the disk is full, or the place cannot be written to.
-        ValueError: If the pieces do not fit together, or do not come to `count`.
+        UserError: If the disk is full or the path is not writable.
+        ValueError: If the pieces differ in dtype or shape, or their lengths do not add up to `count`.
     """
     first, written = None, 0
+    # A temporary file in the same folder: `os.replace` is atomic only within one file system.
     partial = path.with_name(f".{path.name}.partial")
     with files.saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +45,7 @@ def write(path: pathlib.Path, pieces: Iterable[np.ndarray], count: int) -> None:
                     written += len(piece)
                 if written != count:
                     raise ValueError(f"{written} rows instead of {count}")
+                # Data must be on disk before the rename, or a power cut leaves an empty file under the final name.
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -52,16 +54,16 @@ def write(path: pathlib.Path, pieces: Iterable[np.ndarray], count: int) -> None:
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-    """Map the `(n,...)` of a `.npy` file into memory, read-only: nothing is read until it is looked at.
+    """Maps the array `(n,...)` of a `.npy` file into memory, read-only; its pages are read when accessed.
 
     Raises:
         UserError: If it is missing, damaged, or holds pickled objects.
     """
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(found, np.ndarray):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
             raise ValueError("it is an archive of several arrays")
-        return found
+        return array
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (OSError, ValueError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Images from a folder of `.npy` files, which are mapped into memory instead of read: they may be larger than it."""
+"""Reader of images from a folder of `.npy` files, which are memory-mapped and may exceed the memory."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def open_npy(path: pathlib.Path, image_size: int) -> ImageSource:
     """Opens a folder; nothing in it is ever unpickled.
 
     Args:
-        path: the folder. It holds `train_images.npy`, and may hold `train_labels.npy`, `test_images.npy`,
-            `test_labels.npy` and `class_names.npy` (text), of the types and shapes that `npz.open_npz` takes. Where all
-            of a part's images are used as they are (uint8, `image_size` 0, no `train_limit`, nothing held out), they
-            stay on disk.
-        image_size: the height and width to resize to, or 0.
+        path: The folder. It holds `train_images.npy`, and may hold `train_labels.npy`, `test_images.npy`,
+            `test_labels.npy` and `class_names.npy` (text), of the types and shapes that `npz.open_npz` takes. If all
+            images of a part are used unchanged (uint8, `image_size` 0, no `train_limit`, nothing held out), they stay
+            on disk.
+        image_size: The height and width to resize to, or 0.
 
     Returns:
-        The source, with class names "0", "1", ... where labels have no names.
+        The source, with class names "0", "1", ... if the labels have no names.
 
     Raises:
-        UserError: the folder or its training images are missing, or an array is not as described.
+        UserError: If the folder or its training images are missing, or an array is not as described.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: check --config.data.name")

@@ -1,4 +1,4 @@
-"""Images from an `.npz` archive of NumPy arrays."""
+"""Reader of images from an `.npz` archive of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ssdd_jax.data.images import array_part, one_line
 from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.errors import UserError
 
+# Accepted names of each array; the first one present is used.
 _KEYS = {
     "train_images": ("train_images", "images", "x_train", "x"),
     "train_labels": ("train_labels", "labels", "y_train", "y"),
@@ -19,6 +20,7 @@ _KEYS = {
     "test_labels": ("test_labels", "y_test"),
     "class_names": ("class_names",),
 }
+# Images converted from floats at a time.
 _FLOAT_BLOCK = 4096
 
 
@@ -26,27 +28,37 @@ def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
     """Opens an archive; nothing in it is ever unpickled.
 
     Args:
-        path: the archive. Images are under `train_images`, `images`, `x_train` or `x`, their labels under
+        path: The archive. Images are under `train_images`, `images`, `x_train` or `x`, their labels under
             `train_labels`, `labels`, `y_train` or `y`, the test part under `test_images` or `x_test` and
             `test_labels` or `y_test`, names of the classes under `class_names`; only images are needed.
             Images are `(n, H, W, C)` or `(n, H, W)`, uint8 or floats in [0, 1]; labels are integers `(n,)`.
-        image_size: the height and width to resize to, or 0.
+        image_size: The height and width to resize to, or 0.
 
     Returns:
-        The source, with class names "0", "1", ... where labels have no names.
+        The source, with class names "0", "1", ... if the labels have no names.
 
     Raises:
-        UserError: the file is missing or damaged, or its arrays are not as described.
+        UserError: If the file is missing or damaged, or its arrays are not as described.
     """
     return as_source(path, _read(path), image_size)
 
 
 def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int) -> ImageSource:
-    """The source that arrays under the first of each of `open_npz`'s names are; `path` is for messages.
+    """Builds a source from arrays in memory or mapped from disk.
+
+    Args:
+        path: The file or folder of the arrays, for messages.
+        arrays: Arrays under the first of the names that `open_npz` accepts: images `(n, H, W, C)` or `(n, H, W)`,
+            labels `(n,)`.
+        image_size: The height and width to resize to, or 0.
+
+    Returns:
+        The source.
 
     Raises:
-        UserError: as `open_npz`.
+        UserError: If the arrays are not as described in `open_npz`.
     """
+    # Labels without images usually mean a misspelt name, so they are refused rather than ignored.
     if "train_images" not in arrays:
         raise UserError(f"{path} holds no images: name the array one of {', '.join(_KEYS['train_images'])}")
     if "test_labels" in arrays and "test_images" not in arrays:
@@ -60,12 +72,12 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
         names = tuple(str(name) for name in arrays["class_names"].ravel())
     elif train.labels is not None:
         labels = [part.labels for part in (train, test) if part is not None and part.labels is not None]
-        names = tuple(str(label) for label in range(1 + max(int(some.max()) for some in labels)))
+        names = tuple(str(label) for label in range(1 + max(int(values.max()) for values in labels)))
     return ImageSource(train, test, names)
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays that are there, under the names of `_KEYS`."""
+    """Loads the arrays that the archive has, under the names of `_KEYS`."""
     if not path.is_file():
         raise UserError(f"{path} is not a file: check --config.data.name")
     try:
@@ -73,8 +85,9 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array: save it with numpy.savez as train_images")
-            found = {name: next((key for key in keys if key in archive.files), None) for name, keys in _KEYS.items()}
-            return {name: archive[key] for name, key in found.items() if key is not None}
+            # An archive decompresses an array when it is indexed: arrays of other names are not read.
+            stored = {name: next((key for key in keys if key in archive.files), None) for name, keys in _KEYS.items()}
+            return {name: archive[key] for name, key in stored.items() if key is not None}
     except (
         OSError,
         EOFError,
@@ -84,6 +97,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        # NumPy has no error type for object arrays, only a message that names the argument.
         if "allow_pickle" in str(error):
             raise UserError(
                 f"{path} holds pickled Python objects, which are never loaded: save plain uint8 and integer "
@@ -98,7 +112,7 @@ def _part(path: pathlib.Path, images: np.ndarray, labels: np.ndarray | None, ima
 
 
 def _images(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-    """Checks images and brings them to `(n, H, W, C)` uint8."""
+    """Checks images and converts them to `(n, H, W, C)` uint8."""
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
@@ -113,20 +127,21 @@ def _images(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
         return images
     numeric = np.issubdtype(images.dtype, np.number) and not np.issubdtype(images.dtype, np.complexfloating)
     values = f"values from {images.min()} to {images.max()}" if numeric else "no numbers"
-    # A comparison with NaN is false: an array that holds one is refused.
+    # Comparisons with NaN are false, so an array that contains one is refused.
     if not (np.issubdtype(images.dtype, np.floating) and images.min() >= 0 and images.max() <= 1):
         raise UserError(
             f"{path} holds images as {images.dtype} with {values}; uint8, or floats from 0 to 1, are needed"
         )
     converted = np.empty(images.shape, np.uint8)
-    for start in range(0, len(images), _FLOAT_BLOCK):  # in blocks, to spare memory
+    for start in range(0, len(images), _FLOAT_BLOCK):  # in blocks, to bound the float32 copy
         block = images[start : start + _FLOAT_BLOCK].astype(np.float32)
         converted[start : start + _FLOAT_BLOCK] = np.rint(block * 255)
     return converted
 
 
 def _labels(path: pathlib.Path, labels: np.ndarray, count: int) -> np.ndarray:
-    """Checks labels and brings them to `(n,)` int32."""
+    """Checks labels and converts them to `(n,)` int32."""
+    # Keras stores the labels of CIFAR as a column.
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

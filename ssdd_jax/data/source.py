@@ -1,4 +1,4 @@
-"""What a source of images offers before any image is decoded, and the choice of its rows."""
+"""Image sources that decode on demand, and the choice of the images to use from them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from ssdd_jax.errors import UserError
 
-# `RandomState` and not `default_rng`: NumPy promises that its numbers never change, so that neither does
-# the choice of the held-out images.
+# `RandomState` rather than `default_rng`: NumPy guarantees that its stream never changes, so the held-out
+# images stay the same across versions.
 _HOLD_OUT_SEED = 0
 _LIMIT_SEED = 1
 
@@ -19,9 +19,9 @@ class Part(NamedTuple):
     """One part of a source, training or test, whose images are decoded on demand.
 
     Attributes:
-        size: the number of images n.
+        size: Number of images n.
         labels: `(n,)` int32, or None.
-        read: maps k row numbers `(k,)` to images `(k, H, W, C)` uint8.
+        read: Maps image indices `(k,)` to images `(k, H, W, C)` uint8.
     """
 
     size: int
@@ -30,12 +30,12 @@ class Part(NamedTuple):
 
 
 class ImageSource(NamedTuple):
-    """Both parts of a source.
+    """The training part and the test part of a source.
 
     Attributes:
-        train: the training part.
-        test: the test part, or None when the source has none.
-        class_names: one name per class, empty without labels.
+        train: The training part.
+        test: The test part, or None when the source has none.
+        class_names: One name per class, empty without labels.
     """
 
     train: Part
@@ -44,18 +44,18 @@ class ImageSource(NamedTuple):
 
 
 def hold_out(count: int, labels: np.ndarray | None, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Splits rows into kept and held-out ones, always in the same way, and by class when there are labels.
+    """Splits image indices into training and held-out ones: deterministic, and stratified by class if labelled.
 
     Args:
-        count: the number of rows n.
+        count: Number of images n.
         labels: `(n,)` integers, or None.
-        fraction: the share held out, in `[0, 1)`; 0 holds out nothing, any other share at least one row.
+        fraction: Held-out share in `[0, 1)`; 0 holds out nothing, any other share at least one image.
 
     Returns:
-        The kept and the held-out row numbers, each in ascending order.
+        The training and the held-out indices, `(n - h,)` and `(h,)`, each in ascending order.
 
     Raises:
-        UserError: the share is not in `[0, 1)`, or leaves no row to train on.
+        UserError: If the share is not in `[0, 1)`, or leaves no image to train on.
     """
     if not 0 <= fraction < 1:
         raise UserError(f"--config.data.test_fraction must be at least 0 and below 1, not {fraction}")
@@ -66,30 +66,32 @@ def hold_out(count: int, labels: np.ndarray | None, fraction: float) -> tuple[np
         )
     order = np.random.RandomState(_HOLD_OUT_SEED).permutation(count)
     if labels is not None:
-        # Spread every class evenly over [0, 1), in shuffled order: any prefix then holds its share of each.
+        # Spread every class evenly over [0, 1), in shuffled order: any prefix then holds its share of each class.
         position = np.empty(count)
         for label in np.unique(labels):
-            rows = order[labels[order] == label]
-            position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+            members = order[labels[order] == label]
+            position[members] = (np.arange(len(members)) + 0.5) / len(members)
         order = order[np.argsort(position[order], kind="stable")]
+    # Ascending, so that both parts keep the order of the source.
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 def limit(rows: np.ndarray, most: int) -> np.ndarray:
-    """The first `most` rows after a shuffle that is always the same: a smaller choice lies in a larger.
+    """Selects the first `most` indices after a fixed shuffle, so that smaller selections are nested in larger ones.
 
     Args:
-        rows: `(n,)` row numbers.
-        most: how many to keep; 0 keeps all of them, in their order.
+        rows: Image indices `(n,)`.
+        most: Number of indices to keep; 0 keeps all of them, in their order.
 
     Returns:
-        The kept row numbers, `(n,)` or `(min(most, n),)`.
+        The selected indices, `(n,)` or `(min(most, n),)`.
 
     Raises:
-        UserError: `most` is negative.
+        UserError: If `most` is negative.
     """
     if most < 0:
         raise UserError(f"--config.data.train_limit must be 0 (all) or a number of images, not {most}")
     if most == 0:
         return rows
+    # Another seed than that of `hold_out`: the two choices are independent.
     return np.random.RandomState(_LIMIT_SEED).permutation(rows)[:most]

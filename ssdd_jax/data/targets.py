@@ -1,13 +1,13 @@
-"""Target data sets: the labelled ones, named in short, that a distilled set is transferred to.
+"""Target data sets: labelled data sets, with short names, for transfer evaluation of a distilled set.
 
 KRR-ST (Lee et al., ICLR 2024, Tables 1 to 3) and MKDT (Joshi et al., ICLR 2025) train a network on a distilled set and
-then a classifier on its features of these. The splits are the official ones: of FGVC-Aircraft `trainval` is trained on,
-of Oxford Flowers, as in MKDT's `utils.py`, the small `train` of ten images per class; Imagenette is tested on its
-`validation`.
+then a classifier on its features of these data sets. The splits are the official ones. FGVC-Aircraft is trained on
+`trainval`; Oxford Flowers, as in MKDT's `utils.py`, on the small `train` of ten images per class. Imagenette is tested
+on its `validation`.
 
-One thing differs. MKDT's `utils.py`, "consistent with KRRST", squeezes every image into a square, whatever its sides
-are (Lanczos); here, as everywhere in the package, the shorter side is brought to the size (bilinear) and the longer is
-cut to it around the centre. It concerns the targets whose images are of any size: all but CIFAR and Tiny ImageNet.
+Resizing differs from the published code. MKDT's `utils.py`, "consistent with KRRST", squeezes every image into a square
+regardless of its aspect ratio (Lanczos). Here, as everywhere in the package, the shorter side is resized (bilinear) and
+the longer side is centre-cropped. This affects targets with images of varying size: all but CIFAR and Tiny ImageNet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ssdd_jax.data import images, loading
 from ssdd_jax.data.dataset import Dataset
 from ssdd_jax.errors import UserError
 
-# Short names to the names that `loading.load` reads.
+# Short names, mapped to the names that `loading.load` reads.
 NAMES = {
     "cifar10": "tfds:cifar10",
     "cifar100": "tfds:cifar100",
@@ -39,19 +39,19 @@ _KINDS = ("tfds", "folder", "npz", "npy")
 
 
 def settings(name: str, *, data_dir: str = "", image_size: int = 0) -> ConfigDict:
-    """The settings that load a target.
+    """Builds the settings that load a target.
 
     Args:
-        name: one of `NAMES`, or any full name: `digits`, `tfds:NAME`, `folder:PATH`, `npz:PATH` or `npy:PATH`.
-        data_dir: where TFDS keeps its data sets, or the original files of Tiny ImageNet or FGVC-Aircraft are; "" is the
-            default folder of TFDS.
-        image_size: the height and width in pixels to resize to, or 0 for the size as stored.
+        name: One of `NAMES`, or any full name: `digits`, `tfds:NAME`, `folder:PATH`, `npz:PATH` or `npy:PATH`.
+        data_dir: Folder of the prepared TFDS data sets, or of the original files of Tiny ImageNet or FGVC-Aircraft; ""
+            is the default folder of TFDS.
+        image_size: The height and width in pixels to resize to, or 0 for the size as stored.
 
     Returns:
-        The `data` part of a config, for `loading.load`; what is not given here has its default.
+        The `data` part of a config, for `loading.load`; all other settings have their defaults.
 
     Raises:
-        UserError: the name is none of these; the text lists them, and those that are alike.
+        UserError: If the name is none of these; the message lists them and suggests similar ones.
     """
     kind, _, rest = name.partition(":")
     full = name == "digits" or (kind in _KINDS and rest != "")
@@ -67,22 +67,22 @@ def settings(name: str, *, data_dir: str = "", image_size: int = 0) -> ConfigDic
 
 
 def load(name: str, *, data_dir: str = "", image_shape: tuple[int, int, int], train_limit: int = 0) -> Dataset:
-    """Loads a target in the form of a distilled set's images.
+    """Loads a target, converted to the shape of a distilled set's images.
 
     Args:
-        name: as for `settings`.
-        data_dir: as for `settings`.
-        image_shape: height, width and channels of the set's images. Where they are square the target's are resized to
-            them; otherwise they must be of that size as stored.
-        train_limit: use so many training images, chosen as `loading.load` does; 0 uses all.
+        name: As for `settings`.
+        data_dir: As for `settings`.
+        image_shape: Height, width and channels of the set's images. If they are square the target's images are resized
+            to them; otherwise they must be stored in that size.
+        train_limit: Number of training images, selected as in `loading.load`; 0 uses all.
 
     Returns:
-        The target, with labels for both parts. A target without a test part of its own has a fifth of its training
-        images held out, the same in every run.
+        The target, with labels for both parts. If it has no test part of its own, a fifth of its training images is
+        held out, the same in every run.
 
     Raises:
-        UserError: the target is unknown, cannot be loaded, or does not serve as one (`adapt` says what it takes); the
-            text names the target.
+        UserError: If the target is unknown, cannot be loaded, or does not meet the conditions of `adapt`; the message
+            names the target.
     """
     height, width, _ = image_shape
     chosen = settings(name, data_dir=data_dir, image_size=height if height == width else 0)
@@ -90,36 +90,37 @@ def load(name: str, *, data_dir: str = "", image_shape: tuple[int, int, int], tr
     try:
         return adapt(loading.load(chosen), image_shape)
     except UserError as error:
-        # The texts of the sources speak of a run's config.
-        words = (
+        # The messages of the sources name options of a run's config, but a target is an argument of its own.
+        reason = (
             str(error)
             .removeprefix(f"{chosen.name}: ")
             .replace("--config.data.name", "its name")
             .replace("--config.data.", "--")
         )
-        raise UserError(f"target {name}: {words}") from error
+        raise UserError(f"target {name}: {reason}") from error
 
 
 def adapt(dataset: Dataset, image_shape: tuple[int, int, int]) -> Dataset:
-    """Checks that a data set can be a target, and brings its images to a shape.
+    """Checks that a data set can serve as a target, and converts its images to a shape.
 
     Args:
-        dataset: any data set.
-        image_shape: the height, width and channels to bring to; 3 channels repeat grey ones, 1 takes the luma of colour
-            (ITU-R 601), and images are resized to a square as by `images.resize`.
+        dataset: Any data set.
+        image_shape: Target height, width and channels. 3 channels repeat a grey one, 1 takes the luma of colour
+            (ITU-R 601), and images are resized to a square by `images.resize`.
 
     Returns:
         The data set, with images of `(n, *image_shape)` uint8 in both parts.
 
     Raises:
-        UserError: there are no labels, no test part, or training images of one class alone; or the images would have to
-            be resized to another shape than a square.
-        ValueError: the channels asked for are neither 1 nor 3.
+        UserError: If there are no labels, no test part, or training images of only one class; or if the images would
+            have to be resized to a shape that is not square.
+        ValueError: If the number of channels in `image_shape` is neither 1 nor 3.
     """
+    # A linear classifier is trained on one part and tested on the other: both need labels.
     if dataset.train_labels is None:
         raise UserError(f"{dataset.name}: there are no labels, and a classifier needs them")
     if dataset.test_images is None:
-        raise UserError(f"{dataset.name}: there is no test part: give it one, as it says how good a classifier is")
+        raise UserError(f"{dataset.name}: there is no test part: give it one, on which the classifier is evaluated")
     if len(present := np.unique(dataset.train_labels)) < 2:
         raise UserError(
             f"{dataset.name}: the training images are all of one class, {dataset.class_names[present[0]]!r}, and a "
@@ -132,6 +133,7 @@ def adapt(dataset: Dataset, image_shape: tuple[int, int, int]) -> Dataset:
             f"{dataset.name}: the images are {dataset.image_shape[0]}x{dataset.image_shape[1]} (height x width), "
             f"{height}x{width} are needed, and only to squares are images resized: store them in that size"
         )
+    # Size 0 leaves the images as they are: a shape that is not square has been checked above.
     train, test = (
         images.to_channels(images.resize(part, height if square else 0), channels)
         for part in (dataset.train_images, dataset.test_images)
@@ -140,6 +142,6 @@ def adapt(dataset: Dataset, image_shape: tuple[int, int, int]) -> Dataset:
 
 
 def _alike(name: str) -> list[str]:
-    """Targets whose names are near or hold the given one, in upper or lower case."""
+    """Lists targets whose names are similar to a name or contain it, ignoring case."""
     lower = name.lower()
-    return difflib.get_close_matches(lower, NAMES, n=2) or [known for known in NAMES if lower and lower in known]
+    return difflib.get_close_matches(lower, NAMES, n=2) or [target for target in NAMES if lower and lower in target]

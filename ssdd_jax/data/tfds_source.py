@@ -1,4 +1,4 @@
-"""Images from a prepared TensorFlow Datasets (TFDS) folder, read without TensorFlow.
+"""Reader of images from a prepared TensorFlow Datasets (TFDS) folder, without TensorFlow.
 
 TFDS is imported inside the functions: the import is slow, and only these sources need it.
 """
@@ -21,28 +21,29 @@ from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.errors import UserError
 
 _NAME = re.compile(r"(?P<dataset>[a-z]\w*)(/(?P<config>[\w.\-+]+))?(:[\d.]+)?", re.IGNORECASE)
+# Records parsed at a time for their labels.
 _LABEL_BLOCK = 8192
 
 
 def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, image_size: int) -> ImageSource:
     """Opens a data set that TFDS has prepared as ArrayRecord; nothing is downloaded.
 
-    The images are the input of TFDS' supervised pair, else the only image feature, or the one called `image`;
-    labels are the target of that pair, else the only class label, or the one called `label`, else none.
+    The images are the input of TFDS' supervised pair, else the feature named `image`, else the only image feature.
+    The labels are the target of that pair, else the feature named `label`, else the only class label, else none.
 
     Args:
         name: `NAME`, `NAME/CONFIG` or either with `:VERSION`, such as `cifar10` or `imagenet_resized/64x64`.
-        data_dir: where TFDS keeps its data sets; "" is its own default.
-        train_split: a split of the data set, or a slice such as `train[:90%]`.
-        test_split: likewise; "test" also finds "validation" and "val"; "" takes none.
-        image_size: the height and width to resize to, or 0.
+        data_dir: Folder of the prepared TFDS data sets; "" is the default of TFDS.
+        train_split: A split of the data set, or a slice such as `train[:90%]`.
+        test_split: A split or slice, as above; "test" also matches "validation" and "val"; "" reads no test part.
+        image_size: The height and width to resize to, or 0.
 
     Returns:
-        The source. It has no test part where the data set has the split of the training part alone.
+        The source. It has no test part if the data set has no split besides that of the training part.
 
     Raises:
-        UserError: the data set is unknown, not prepared (the text names the command that prepares it), or
-            in another file format; there is no such split; the images are not of 8 bits.
+        UserError: If the data set is unknown, not prepared (the message names the command that prepares it), or
+            in another file format, a split does not exist, or the images are not of 8 bits.
     """
     builder = _builder(name, data_dir)
     image, label = _features(name, builder.info)
@@ -54,17 +55,17 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
 
 
 def prepare_command(name: str, data_dir: str) -> str:
-    """The shell command that prepares a data set of TFDS, which takes TensorFlow, as ArrayRecord."""
-    where = f", data_dir={json.dumps(data_dir)}" if data_dir else ""
+    """Returns the shell command that prepares a TFDS data set as ArrayRecord, which needs TensorFlow."""
+    data_dir_argument = f", data_dir={json.dumps(data_dir)}" if data_dir else ""
     code = (
         "import tensorflow_datasets as tfds; "
-        f'tfds.builder({json.dumps(name)}{where}, file_format="array_record").download_and_prepare()'
+        f'tfds.builder({json.dumps(name)}{data_dir_argument}, file_format="array_record").download_and_prepare()'
     )
     return f"pip install 'ssdd_jax[prepare]' && python -c {shlex.quote(code)}"
 
 
 def _builder(name: str, data_dir: str) -> Any:
-    """The TFDS builder of a prepared folder, made from its files alone (no code, no network)."""
+    """Creates the TFDS builder of a prepared folder from its files alone (no code, no network)."""
     import tensorflow_datasets as tfds
 
     match = _NAME.fullmatch(name)
@@ -79,7 +80,7 @@ def _builder(name: str, data_dir: str) -> Any:
 
 
 def _why_not_found(name: str, dataset: str, config: str | None, data_dir: str) -> UserError:
-    """Tells an unknown data set from one that is not prepared."""
+    """Builds the error for an unknown data set, or for one that is not prepared."""
     import tensorflow_datasets as tfds
 
     if dataset == "tiny_imagenet":
@@ -88,9 +89,10 @@ def _why_not_found(name: str, dataset: str, config: str | None, data_dir: str) -
             "ssdd_jax.data.tiny_imagenet.TinyImagenet, or read the original files with "
             "--config.data.name=tiny_imagenet"
         )
-    known = tfds.list_builders(with_community_datasets=False)
-    if dataset not in known:
-        close = difflib.get_close_matches(dataset, known, n=3)
+    # Community data sets would need the network.
+    available = tfds.list_builders(with_community_datasets=False)
+    if dataset not in available:
+        close = difflib.get_close_matches(dataset, available, n=3)
         hint = f"; did you mean {' or '.join(f'tfds:{name}' for name in close)}?" if close else ""
         return UserError(f"TFDS knows no data set {dataset!r}, and {data_dir or 'its folder'} holds none{hint}")
     configs = list(tfds.builder_cls(dataset).builder_configs)
@@ -103,10 +105,11 @@ def _why_not_found(name: str, dataset: str, config: str | None, data_dir: str) -
 
 
 def _features(name: str, info: Any) -> tuple[str, str | None]:
-    """The names of the image feature and of the label feature."""
+    """Selects the names of the image feature and of the label feature."""
     import tensorflow_datasets as tfds
 
     features = dict(info.features)
+    # A supervised pair may hold other features, such as two images or nested tuples: it counts only as a preference.
     supervised = info.supervised_keys or (None, None)
     images = [
         key
@@ -130,7 +133,7 @@ def _features(name: str, info: Any) -> tuple[str, str | None]:
 
 
 def _choose(candidates: Sequence[str], supervised: Any, usual: str) -> str | None:
-    """The supervised key if it is a candidate, else the usual one, else the only one."""
+    """Returns the supervised key if it is a candidate, else the usual name, else the only candidate, else None."""
     if isinstance(supervised, str) and supervised in candidates:
         return supervised
     if usual in candidates:
@@ -139,20 +142,21 @@ def _choose(candidates: Sequence[str], supervised: Any, usual: str) -> str | Non
 
 
 def _test_split(name: str, splits: Sequence[str], train_split: str, test_split: str) -> str:
-    """The split to test on; "" when there is none to be had."""
+    """Resolves the test split; "" if the data set has only the split of the training part."""
     if test_split != "test" or "test" in splits:
         return test_split
-    found = next((split for split in TEST_NAMES if split in splits and split != train_split), "")
-    if not found and set(splits) - {re.split(r"\W", train_split)[0]}:
+    fallback = next((split for split in TEST_NAMES if split in splits and split != train_split), "")
+    # With other splits at hand the user has to choose: holding out training images silently would be a surprise.
+    if not fallback and set(splits) - {re.split(r"\W", train_split)[0]}:
         raise UserError(
             f"tfds:{name} has no split 'test', only {', '.join(splits)}: choose one with "
             "--config.data.test_split, or '' to hold out a part of the training images"
         )
-    return found
+    return fallback
 
 
 def _part(name: str, builder: Any, split: str, features: tuple[str, str | None], image_size: int) -> Part:
-    """One split, whose labels are read now and whose images are decoded later."""
+    """Opens one split: labels are read at once, images are decoded on demand."""
     import tensorflow_datasets as tfds
 
     image, label = features
@@ -169,20 +173,20 @@ def _part(name: str, builder: Any, split: str, features: tuple[str, str | None],
         ) from error
     if not len(records):
         raise UserError(f"the split {split!r} of tfds:{name} is empty")
-    # Parsing only what is needed halves the time.
+    # Parsing only the image feature halves the time; decoding is left to `EncodedImages`, as for other sources.
     image_only = tfds.features.FeaturesDict({image: builder.info.features[image]})
     encoded = {image: tfds.decode.SkipDecoding()}
 
-    def fetch(rows: Sequence[int]) -> list[bytes]:
-        found = records.__getitems__(rows)
-        return [image_only.deserialize_example_np(record, decoders=encoded)[image] for record in found]
+    def fetch(indices: Sequence[int]) -> list[bytes]:
+        raw = records.__getitems__(indices)
+        return [image_only.deserialize_example_np(record, decoders=encoded)[image] for record in raw]
 
     labels = None
     if label is not None:
         labels = _labels(name, records, label, builder.info.features[label])
     images = EncodedImages(
         fetch,
-        lambda row: f"image {row} of the split {split!r} of tfds:{name}",
+        lambda index: f"image {index} of the split {split!r} of tfds:{name}",
         image_size,
         1 if builder.info.features[image].shape[-1] == 1 else 3,
     )
@@ -190,16 +194,17 @@ def _part(name: str, builder: Any, split: str, features: tuple[str, str | None],
 
 
 def _labels(name: str, records: Any, label: str, feature: Any) -> np.ndarray:
-    """The labels of all records, `(n,)` int32."""
+    """Reads the labels of all records, `(n,)` int32."""
     import tensorflow_datasets as tfds
 
+    # The labels are needed at once, for the split into parts; the images of the records are not parsed.
     label_only = tfds.features.FeaturesDict({label: feature})
     labels = np.empty(len(records), np.int32)
     try:
         for start in range(0, len(labels), _LABEL_BLOCK):
-            rows = range(start, min(start + _LABEL_BLOCK, len(labels)))
-            labels[rows.start : rows.stop] = [
-                label_only.deserialize_example_np(record)[label] for record in records.__getitems__(rows)
+            block = range(start, min(start + _LABEL_BLOCK, len(labels)))
+            labels[block.start : block.stop] = [
+                label_only.deserialize_example_np(record)[label] for record in records.__getitems__(block)
             ]
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the files of tfds:{name} are missing or damaged: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""A TFDS builder of Tiny ImageNet, which TFDS does not have.
+"""A TFDS builder of Tiny ImageNet, which TFDS does not include.
 
 It prepares a folder that `tfds:tiny_imagenet` reads, and needs no TensorFlow:
 
@@ -25,9 +25,9 @@ from ssdd_jax.errors import UserError
 
 
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
-    """Tiny ImageNet: 200 classes of 500 training and 50 validation images each, at 64x64.
+    """Builder of Tiny ImageNet: 200 classes of 500 training and 50 validation images each, at 64x64.
 
-    The labels follow `wnids.txt`, and the JPEG files are stored as they are, a few of them grey.
+    The labels follow `wnids.txt`. The JPEG files are stored unchanged; a few of them are grey.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -43,7 +43,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(64, 64, 3), encoding_format="jpeg"),
-                    # The names come from the files, when they are prepared.
+                    # The class names are read from `wnids.txt` during preparation.
                     "label": tfds.features.ClassLabel(),
                 }
             ),
@@ -57,6 +57,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         path = tiny_imagenet_files.find(manual_dir)
         if path is None:
             raise UserError(f"{manual_dir} holds no Tiny ImageNet. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}")
+        # The labels of the test images are not public: only the validation images can serve as a test part.
         listing = tiny_imagenet_files.list_images(path)
         self.info.features["label"].names = list(listing.class_names)
         return {

@@ -1,7 +1,7 @@
 """Reader of Tiny ImageNet (Le and Yang, 2015) in its original layout, from a folder or its zip archive.
 
-`wnids.txt` lists the WordNet ids of the classes, and its order is the order of the labels; copies that sort
-the ids instead number the classes differently. `words.txt` gives each id a readable name.
+`wnids.txt` lists the WordNet ids of the classes, and its order defines the labels; copies of the data set that
+sort the ids instead have different labels. `words.txt` gives each id a readable name.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _TRAIN_IMAGE = re.compile(r"train/(?P<wnid>[^/]+)/images/[^/.][^/]*\.JPEG")
 
 
 class Listing(NamedTuple):
-    """The images of Tiny ImageNet, not read yet.
+    """File names and labels of Tiny ImageNet, and a function that reads a file.
 
     Attributes:
-        class_names: the readable names, in the order of `wnids.txt`; the id where `words.txt` has no name.
-        train: the file and the label of every training image, class by class.
-        validation: likewise for the validation images; the labels of the test images are not public.
-        read: returns the content of a file.
-        where: the folder or archive, for messages.
+        class_names: Readable names in the order of `wnids.txt`; the id if `words.txt` has no name for it.
+        train: File and label of every training image, class by class.
+        validation: File and label of every validation image; the labels of the test images are not public.
+        read: Returns the content of a file.
+        where: The folder or archive, for messages.
     """
 
     class_names: tuple[str, ...]
@@ -43,7 +43,7 @@ class Listing(NamedTuple):
 
 
 def find(data_dir: pathlib.Path) -> pathlib.Path | None:
-    """The folder or the archive of Tiny ImageNet: `data_dir` itself, or in it; None when there is neither."""
+    """Locates the folder or archive of Tiny ImageNet, at `data_dir` or inside it; None if there is neither."""
     for folder in (data_dir, data_dir / _NAME):
         if (folder / "wnids.txt").is_file():
             return folder
@@ -52,17 +52,18 @@ def find(data_dir: pathlib.Path) -> pathlib.Path | None:
 
 
 def list_images(path: pathlib.Path) -> Listing:
-    """Lists the images of a folder or archive that `find` found.
+    """Lists the images of a folder or archive returned by `find`.
 
     Args:
-        path: the folder that holds `wnids.txt`, or a zip archive that holds such a folder.
+        path: The folder that holds `wnids.txt`, or a zip archive that holds such a folder.
 
     Returns:
         The listing.
 
     Raises:
-        UserError: the archive is damaged, or files are missing.
+        UserError: If the archive is damaged, or files are missing.
     """
+    # From here on, names are relative to the folder of `wnids.txt`, in a folder and in an archive alike.
     names, read = _open_folder(path) if path.is_dir() else _open_archive(path)
     wnids = _text(read, "wnids.txt", path).split()
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
@@ -71,6 +72,7 @@ def list_images(path: pathlib.Path) -> Listing:
         match = _TRAIN_IMAGE.fullmatch(name)
         if match and match["wnid"] in label_of:
             train.append((label_of[match["wnid"]], name))
+    # The validation images lie in one folder; a table has their classes.
     validation = []
     present = set(names)
     for line in _text(read, "val/val_annotations.txt", path).splitlines():
@@ -86,45 +88,47 @@ def list_images(path: pathlib.Path) -> Listing:
 
 
 def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
-    """Opens what `find` found.
+    """Opens a folder or archive returned by `find`.
 
     Args:
-        path: the folder or archive.
-        image_size: the height and width to resize to, or 0 for 64.
+        path: The folder or archive.
+        image_size: The height and width to resize to, or 0 for 64.
 
     Returns:
         The source: the training images, and the validation images as the test part, all RGB.
 
     Raises:
-        UserError: as `list_images`.
+        UserError: If the archive is damaged, or files are missing.
     """
     listing = list_images(path)
-    train, validation = (_part(listing, rows, image_size) for rows in (listing.train, listing.validation))
+    train, validation = (_part(listing, images, image_size) for images in (listing.train, listing.validation))
     return ImageSource(train, validation, listing.class_names)
 
 
 def _part(listing: Listing, images: Sequence[tuple[str, int]], image_size: int) -> Part:
     encoded = EncodedImages(
-        lambda rows: [listing.read(images[row][0]) for row in rows],
-        lambda row: f"{listing.where}: {images[row][0]}",
+        lambda indices: [listing.read(images[index][0]) for index in indices],
+        lambda index: f"{listing.where}: {images[index][0]}",
         image_size,
     )
     return Part(len(images), np.array([label for _, label in images], np.int32), encoded.read)
 
 
 def _open_folder(path: pathlib.Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """The names of the files, relative and with "/", and their reader."""
+    """Lists the names of the files, relative and with "/", and returns their reader."""
     names = [file.relative_to(path).as_posix() for part in ("train", "val") for file in path.glob(f"{part}/**/*.JPEG")]
     names += [name for name in ("words.txt",) if (path / name).is_file()]
     return names, lambda name: (path / name).read_bytes()
 
 
 def _open_archive(path: pathlib.Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """As `_open_folder`, for an archive; it is open as long as the reader lives, and threads may share it."""
+    """Does the same as `_open_folder` for an archive, which stays open while the reader exists."""
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a zip archive, or a damaged one: {one_line(error)}") from error
+    # `ZipFile.read` locks the file for each access, so threads may share the archive. The outermost `wnids.txt` is the
+    # one of the data set: some copies add a folder around it.
     listed = [name for name in archive.namelist() if name.rpartition("/")[2] == "wnids.txt"]
     root = min(listed, key=len, default="wnids.txt").removesuffix("wnids.txt")
     names = [name.removeprefix(root) for name in archive.namelist() if name.startswith(root)]
@@ -139,7 +143,7 @@ def _text(read: Callable[[str], bytes], name: str, path: pathlib.Path) -> str:
 
 
 def _class_names(wnids: Sequence[str], words: str) -> tuple[str, ...]:
-    """Readable names, made unique by the id where two classes share one."""
+    """Returns readable names, with the id appended if two classes share a name."""
     word_of = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     names = [word_of.get(wnid, wnid).strip() for wnid in wnids]
     shared = Counter(names)

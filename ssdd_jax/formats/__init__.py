@@ -1,4 +1,4 @@
-"""Distilled sets from outside and to outside: other systems' files, archives, image folders, data set hubs.
+"""Import and export of distilled sets: files of other systems, archives, image folders and data set hubs.
 
 distilled = formats.read("downloads/krr_st")
 formats.write(distilled, "exported", "png")

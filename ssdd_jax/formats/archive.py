@@ -1,4 +1,4 @@
-"""Pairs in one `.npz` archive of NumPy arrays."""
+"""Pairs as one `.npz` archive of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -20,60 +20,73 @@ UNDO = (
 )
 IMAGES, TARGETS = ("images", "x", "x_syn"), ("targets", "y", "y_syn")
 CONSTANTS = ("image_mean", "image_std", "target_mean", "target_scale", "learning_rate")
+# Exceptions of NumPy and its zip reader for damaged content.
 _DAMAGE = (EOFError, ValueError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def is_archive(path: pathlib.Path) -> bool:
-    """Whether it is an archive, or a folder with `pairs.npz`."""
+    """Returns whether a path is an `.npz` archive or a folder with `pairs.npz`."""
     return (path.is_file() and path.suffix == ".npz") or (path / NAME).is_file()
 
 
 def read(path: pathlib.Path) -> Content:
-    """Read an archive, and the `constants.json` beside a `pairs.npz`; the archive's own constants go before those.
+    """Reads an archive, and the `constants.json` beside a `pairs.npz`; constants in the archive take precedence.
 
     Args:
-        path: The archive or its folder. Images `(P,H,W,C)` are under `images`, `x` or `x_syn`, uint8 pixels or floats
-            that are network inputs; targets `(P,D)` under `targets`, `y` or `y_syn`.
+        path: The archive or its folder. Images `(P,H,W,C)` are under `images`, `x` or `x_syn`, as uint8 pixels or as
+            float network inputs; targets `(P,D)` are under `targets`, `y` or `y_syn`.
+
+    Returns:
+        The pairs and their facts.
 
     Raises:
-        UserError: If it is damaged, holds pickled objects, or not what it should.
+        UserError: If the archive is damaged, holds pickled objects, or its arrays are not as described.
     """
     path = path / NAME if path.is_dir() else path
     arrays = load_arrays(path)
-    found = []
+    # The names of this package first, then those of other systems.
+    pairs = []
     for names in (IMAGES, TARGETS):
         name = next((name for name in names if name in arrays), None)
         if name is None:
             raise UserError(f"{path} holds no {names[0]}: name the array one of {', '.join(names)}")
-        found.append((f"{name} in {path}", arrays[name]))
-    (images_where, images), (targets_where, targets) = found
+        pairs.append((f"{name} in {path}", arrays[name]))
+    (images_where, images), (targets_where, targets) = pairs
+    # Bytes are pixels, which are normalised later; floats are network inputs, used unchanged.
     if images.dtype == np.uint8:
         check_image_shape(images_where, images)
     else:
         images = check_inputs(images_where, images)
+    # Beside any other archive a `constants.json` may belong to something else.
     beside = constants.read(path.parent) if path.name == NAME else {}
     facts = beside | {name: arrays[name] for name in CONSTANTS if name in arrays}
     return Content(images, check_targets(targets_where, targets), facts)
 
 
 def write(folder: pathlib.Path, content: Content) -> None:
-    """Write `pairs.npz`: float32 network inputs, targets and constants.
+    """Writes `pairs.npz`: float32 network inputs, targets and constants.
 
     Args:
-        folder: Where to.
-        content: Of a set.
+        folder: Folder to write to.
+        content: The pairs and their facts.
     """
     facts = {name: np.asarray(content.facts[name]) for name in CONSTANTS if name in content.facts}
-    # As float32, in which the constants are: the decimal digits of the facts say exactly those.
+    # The constants are float32 originally: the decimal digits in the facts restore them exactly.
     facts = {name: value if name == "learning_rate" else value.astype(np.float32) for name, value in facts.items()}
     np.savez(folder / NAME, allow_pickle=False, images=content.images, targets=content.targets, **facts)
 
 
 def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` archive, or of an `.npy` file under the name "", each `(...)`; nothing is unpickled.
+    """Loads the arrays of an `.npz` archive, or the one of an `.npy` file, without unpickling.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Arrays `(...)` by name; the array of an `.npy` file has the name "".
 
     Raises:
-        UserError: If it is damaged, or holds pickled objects.
+        UserError: If the file is damaged, or holds pickled objects.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""`constants.json`: what an exported set must be told besides its pairs, in words and numbers that last."""
+"""`constants.json`: the constants and metadata that an exported set needs besides its pairs, readable by people."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ NAME = "constants.json"
 
 
 def describe(distilled: DistilledSet, form: str, undo: str) -> dict[str, Any]:
-    """The facts of a set.
+    """Collects the facts of a set.
 
     Args:
         distilled: The set.
-        form: The form that it is written in.
-        undo: One sentence that says how pixels and features come from what is written.
+        form: Name of the form that the set is written in.
+        undo: A sentence that explains how to recover pixels and features from the written values.
 
     Returns:
-        JSON values. A float32 number comes back bit by bit from its decimal digits.
+        JSON values. Float32 values are written with all their digits, so that they are restored exactly.
     """
     images, targets = distilled.pairs()
+    # Every float32 is exactly a float64, which JSON stores without loss.
     constants = {
         name: np.asarray(value, np.float32).astype(np.float64).tolist()
         for name, value in distilled.preprocessing._asdict().items()
     }
     shapes = {"pairs": len(images), "image_shape": list(images.shape[1:]), "target_length": targets.shape[1]}
-    known = {"N": distilled.about.get("config", {}).get("storage.N"), **distilled.about}
-    about = {name: known[name] for name in ABOUT if known.get(name)}
-    own = {name: distilled.statics[name] for name in ("learning_rate", "soft_labels") if name in distilled.statics}
-    return {"form": form, **shapes, "undo": undo, **constants, **own, "version": __version__, **about}
+    available = {"N": distilled.about.get("config", {}).get("storage.N"), **distilled.about}
+    about = {name: available[name] for name in ABOUT if available.get(name)}
+    training = {name: distilled.statics[name] for name in ("learning_rate", "soft_labels") if name in distilled.statics}
+    # The set's own version, if it has one, replaces that of this package.
+    return {"form": form, **shapes, "undo": undo, **constants, **training, "version": __version__, **about}
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """The facts in a folder, none where there is no `constants.json`.
+    """Reads the facts in a folder; they are empty without a `constants.json`.
 
     Raises:
         UserError: If the file is not a JSON object.

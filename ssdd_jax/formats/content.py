@@ -1,4 +1,4 @@
-"""What every form carries: pairs and facts, and the checks that all of them share."""
+"""Pairs and facts in the common structure of all forms, and the checks that they share."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 
 CHANNELS = (1, 3)
-# Facts that are copied from a set to a form and back, where they are known.
+# Metadata that is copied from a set to a form and back, if available.
 ABOUT = ("method", "dataset", "class_names", "teacher", "N", "version")
 
 
 class Content(NamedTuple):
-    """What was found in a form.
+    """Pairs and facts of a form.
 
     Attributes:
-        images: `(P,H,W,C)`: float32 network inputs, or uint8 pixels that are normalised when the set is made.
+        images: `(P,H,W,C)`: float32 network inputs, or uint8 pixels, which `to_set` normalises.
         targets: Regression targets `(P,D)`, float32.
-        facts: As `constants.json` has them; any of them may be missing.
+        facts: Entries of `constants.json`; any of them may be missing.
     """
 
     images: np.ndarray
@@ -34,12 +34,15 @@ class Content(NamedTuple):
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """An optional library.
+    """Imports an optional library.
 
     Args:
-        module: Its name.
-        extra: The extra of this package that brings it.
-        purpose: What it is needed for, for the message.
+        module: Name of the module.
+        extra: The extra of this package that installs it.
+        purpose: The purpose of the import, for the message.
+
+    Returns:
+        The module.
 
     Raises:
         UserError: If it is not installed.
@@ -52,88 +55,99 @@ def require(module: str, extra: str, purpose: str) -> Any:
 
 
 def check_inputs(where: str, array: np.ndarray, *, channels_first: bool = False) -> np.ndarray:
-    """Network inputs, checked.
+    """Checks network inputs and converts them to float32, channels last.
 
     Args:
-        where: What the message begins with.
+        where: Name or path of the array, with which messages begin.
         array: Floats `(P,H,W,C)`, or `(P,C,H,W)`.
-        channels_first: Whether it must be the latter, as PyTorch has it.
+        channels_first: Whether the shape must be `(P,C,H,W)`, as in PyTorch.
 
     Returns:
         Float32 `(P,H,W,C)`.
 
     Raises:
-        UserError: If it is something else, in words that say what to do.
+        UserError: If the array has another shape or type, or values that are not finite.
     """
     check_image_shape(where, array, channels_first=channels_first)
-    found = _finite(where, array, "network inputs")
-    return np.ascontiguousarray(found.transpose(0, 2, 3, 1)) if channels_first else found
+    inputs = _finite(where, array, "network inputs")
+    return np.ascontiguousarray(inputs.transpose(0, 2, 3, 1)) if channels_first else inputs
 
 
 def check_image_shape(where: str, array: np.ndarray, *, channels_first: bool = False) -> None:
-    """Refuse what is not `(P,H,W,C)`, or `(P,C,H,W)`, with 1 or 3 channels.
+    """Checks that images have the shape `(P,H,W,C)`, or `(P,C,H,W)`, with 1 or 3 channels.
+
+    Args:
+        where: Name or path of the array, with which messages begin.
+        array: The images.
+        channels_first: Whether the shape must be `(P,C,H,W)`.
 
     Raises:
-        UserError: If it is not.
+        UserError: If the array has another shape.
     """
-    wanted, axis, other = ("(P,C,H,W)", 1, 3) if channels_first else ("(P,H,W,C)", 3, 1)
+    expected, axis, other = ("(P,C,H,W)", 1, 3) if channels_first else ("(P,H,W,C)", 3, 1)
+    # The other order of axes is the most common mistake: the message shows the transposition.
     if array.ndim == 4 and array.shape[axis] not in CHANNELS and array.shape[other] in CHANNELS:
         order, permutation = ("last", "(0, 3, 1, 2)") if channels_first else ("first", "(0, 2, 3, 1)")
         raise UserError(
-            f"{where} has the shape {array.shape}, channels {order}: save it as {wanted}, transposed by {permutation}"
+            f"{where} has the shape {array.shape}, channels {order}: save it as {expected}, transposed by {permutation}"
         )
     if array.ndim != 4 or array.shape[axis] not in CHANNELS or array.size == 0:
-        raise UserError(f"{where} has the shape {array.shape}: {wanted} with 1 or 3 channels is needed")
+        raise UserError(f"{where} has the shape {array.shape}: {expected} with 1 or 3 channels is needed")
 
 
 def check_targets(where: str, array: np.ndarray) -> np.ndarray:
-    """Regression targets, checked.
+    """Checks regression targets and converts them to float32.
 
     Args:
-        where: What the message begins with.
+        where: Name or path of the array, with which messages begin.
         array: Floats `(P,D)`.
 
     Returns:
         Float32 `(P,D)`.
 
     Raises:
-        UserError: If it is something else, such as integer labels.
+        UserError: If the array has another shape or type, such as integer labels, or values that are not finite.
     """
+    # Integers are most likely class labels, the targets of supervised distillation.
     if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"{where} holds {array.dtype}, labels as it seems: target features, floats (P,D), are needed")
+        raise UserError(f"{where} holds {array.dtype}, apparently labels: target features, floats (P,D), are needed")
     if array.ndim != 2 or array.size == 0:
         raise UserError(f"{where} has the shape {array.shape}: target features (P,D) are needed")
     return _finite(where, array, "target features")
 
 
-def _finite(where: str, array: np.ndarray, what: str) -> np.ndarray:
+def _finite(where: str, array: np.ndarray, content: str) -> np.ndarray:
     if not np.issubdtype(array.dtype, np.floating):
-        raise UserError(f"{where} holds {array.dtype}: {what} as floats are needed")
+        raise UserError(f"{where} holds {array.dtype}: {content} as floats are needed")
+    # A float64 beyond the range of float32 becomes infinite without a warning, and is refused below.
     with np.errstate(over="ignore"):
-        found = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(found).all():
-        raise UserError(f"{where} holds numbers that are not finite in float32: it is damaged, or its making diverged")
-    return found
+        converted = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(converted).all():
+        raise UserError(
+            f"{where} holds values that are not finite in float32: it is damaged, or the distillation diverged"
+        )
+    return converted
 
 
 def to_set(where: pathlib.Path, form: str, content: Content) -> distilled.DistilledSet:
-    """The set that stores the pairs as they are.
+    """Builds a distilled set that stores the pairs unchanged.
 
     Args:
-        where: The place that was read, for messages.
-        form: The form that it was in.
-        content: What was found.
+        where: The path that was read, for messages.
+        form: Name of the form.
+        content: The pairs and their facts.
 
     Returns:
-        A set of the kind `pairs`. Constants that nothing says are those that change nothing, but uint8 pixels are
-        then normalised by their own moments.
+        A set of the kind `pairs`. Missing constants default to the identity; for uint8 pixels without constants, the
+        mean and standard deviation default to those of the pixels.
 
     Raises:
-        UserError: If counts differ, or a fact is not what it must be.
+        UserError: If the numbers of images and targets differ, or a fact is invalid.
     """
     images, targets, facts = content
     if len(images) != len(targets):
         raise UserError(f"{where} holds {len(images)} images and {len(targets)} targets: one target each is needed")
+    # Floats are network inputs already; only bytes still need the normalisation.
     constants = _preprocessing(where, content)
     inputs = constants.images(jnp.asarray(images)) if images.dtype == np.uint8 else jnp.asarray(images)
     rate = facts.get("learning_rate")
@@ -150,6 +164,7 @@ def _preprocessing(where: pathlib.Path, content: Content) -> preprocess.Preproce
     channels, dim = images.shape[3], targets.shape[1]
     if ("image_mean" in facts) != ("image_std" in facts):
         raise UserError(f"{where}: image_mean and image_std are given together or not at all")
+    # The identity: network inputs equal pixels and targets equal features.
     defaults = {
         "image_mean": np.zeros(channels, np.float32),
         "image_std": np.ones(channels, np.float32),
@@ -169,13 +184,14 @@ def _preprocessing(where: pathlib.Path, content: Content) -> preprocess.Preproce
 
 
 def _number(where: pathlib.Path, name: str, value: Any, shape: tuple[int, ...], *, positive: bool) -> np.ndarray:
-    """A fact as float32 of a shape; one number stands for all of them."""
+    """Converts a fact to float32 of a shape; a scalar is broadcast."""
+    # What is no number becomes an empty array, which the check of the shape refuses.
     try:
-        found = np.asarray(value, np.float32)
-        found = np.broadcast_to(found, shape).copy() if found.ndim == 0 else found
+        array = np.asarray(value, np.float32)
+        array = np.broadcast_to(array, shape).copy() if array.ndim == 0 else array
     except (TypeError, ValueError):
-        found = np.empty(0, np.float32)
-    if found.shape != shape or not np.isfinite(found).all() or (positive and (found <= 0).any()):
+        array = np.empty(0, np.float32)
+    if array.shape != shape or not np.isfinite(array).all() or (positive and (array <= 0).any()):
         count = f"{shape[0]} finite numbers" if shape else "one finite number"
         raise UserError(f"{where}: {name} must be {count}{' above 0' if positive else ''}")
-    return found
+    return array

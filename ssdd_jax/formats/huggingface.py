@@ -1,4 +1,4 @@
-"""Pairs as a folder that `datasets.load_dataset` reads, and that can be uploaded as it is."""
+"""Pairs as a folder that `datasets.load_dataset` reads and that can be uploaded to the Hugging Face hub unchanged."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ UNDO = (
     "pixel_values is what a network is given, (H,W,C), and target what it regresses: pixels in 0..1 are pixel_values * "
     "image_std + image_mean per channel, the teacher's features target * target_scale + target_mean."
 )
+# The hub's naming convention, from which it infers the split.
 _SHARD = "data/train-00000-of-00001.parquet"
 _COLUMNS = ("pixel_values", "target")
 _CARD = """\
@@ -50,16 +51,23 @@ self-supervised teacher.
 
 
 def is_folder(path: pathlib.Path) -> bool:
-    """Whether a folder holds parquet files under `data/`."""
+    """Returns whether a folder has parquet files under `data/`."""
     return any((path / "data").glob("*.parquet"))
 
 
 def read(path: pathlib.Path) -> Content:
-    """Read the columns `pixel_values` and `target` of all parquet files, in the order of their names.
+    """Reads the columns `pixel_values` and `target` of all parquet files, in the order of their names.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The pairs and their facts.
 
     Raises:
-        UserError: If pyarrow is missing, a file damaged, or a column missing or not what it should be.
+        UserError: If pyarrow is missing, a file is damaged, or a column is missing or has another shape or type.
     """
+    # PyArrow reads the files directly: `datasets` would first copy them to its cache.
     parquet = require("pyarrow.parquet", "huggingface", "a parquet file")
     arrow = require("pyarrow", "huggingface", "a parquet file")
     parts: list[list[np.ndarray]] = [[], []]
@@ -72,6 +80,7 @@ def read(path: pathlib.Path) -> Content:
             if name not in table.column_names:
                 raise UserError(f"{file} has no column {name!r}: {' and '.join(_COLUMNS)} are needed")
             part.append(_array(f"{name} in {file}", table.column(name).combine_chunks(), arrow))
+    # Files from elsewhere may hold lists without a fixed size: each file is regular, but all must agree.
     shapes = [{array.shape[1:] for array in part} for part in parts]
     if any(len(shape) > 1 for shape in shapes):
         raise UserError(f"the parquet files in {path / 'data'} differ in shape: bring all rows to one")
@@ -84,18 +93,19 @@ def read(path: pathlib.Path) -> Content:
 
 
 def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: list[str]) -> None:
-    """Write one parquet file and a card.
+    """Writes one parquet file and a data set card.
 
     Args:
-        folder: Where to.
-        content: Of a set.
+        folder: Folder to write to.
+        content: The pairs and their facts.
         pixels: uint8 `(P,H,W,C)`.
-        names: The images' names.
+        names: File names of the images.
 
     Raises:
         UserError: If the library `datasets` is not installed.
     """
     datasets = require("datasets", "huggingface", "the form huggingface")
+    # Fixed sizes in the schema let `with_format("numpy")` return arrays instead of nested lists.
     shape, dim = content.images.shape[1:], content.targets.shape[1]
     columns = {
         "image": datasets.Image(),
@@ -106,15 +116,16 @@ def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: lis
     rows = {"image": pictures, "pixel_values": content.images, "target": content.targets}
     table = datasets.Dataset.from_dict(rows, features=datasets.Features(columns))
     (folder / _SHARD).parent.mkdir()
-    shown = not datasets.are_progress_bars_disabled()
+    # The progress bar of one short write is noise; the setting is global, so it is restored.
+    bars_enabled = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         table.to_parquet(folder / _SHARD)
     finally:
-        if shown:
+        if bars_enabled:
             datasets.enable_progress_bars()
     facts = content.facts
-    words = {
+    fields = {
         "count": len(pixels),
         "method": facts.get("method", "an unknown method"),
         "dataset": facts.get("dataset", "an unknown data set"),
@@ -123,12 +134,13 @@ def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: lis
         "undo": UNDO,
         "place": "path/to/this/folder",
     }
-    (folder / CARD).write_text(_CARD.format(**words))
+    (folder / CARD).write_text(_CARD.format(**fields))
 
 
 def _array(where: str, column: Any, arrow: Any) -> np.ndarray:
-    """Nested lists of one length at each depth as one array `(n,...)`."""
+    """Converts nested lists, with one length at each depth, to one array `(n,...)`."""
     shape = [len(column)]
+    # Each pass unwraps one level of lists: extension arrays (such as `Array3D`) first, then lists of any kind.
     while True:
         column = column.storage if isinstance(column, arrow.ExtensionArray) else column
         if column.null_count:

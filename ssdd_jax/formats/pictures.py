@@ -23,19 +23,22 @@ UNDO = (
 
 
 def is_folder(path: pathlib.Path) -> bool:
-    """Whether a folder holds a file of features for its images."""
+    """Returns whether a folder holds a file of features for its images."""
     return any((path / name).is_file() for name in FEATURES)
 
 
 def read(path: pathlib.Path) -> Content:
-    """Read a folder of images, at any depth, in the order of their paths, with the targets of the same rows.
+    """Reads a folder of images, at any depth, in the order of their paths, with the targets at the same indices.
 
     Args:
-        path: The folder, with `features.npy` `(P,D)`, or `features.npz` that has them as `targets` or as its only
-            array. Images are grey if all of them are, else RGB.
+        path: The folder, with the targets `(P,D)` in `features.npy`, or in `features.npz` as `targets` or as its only
+            array. Images are read as grey if all of them are, else as RGB.
+
+    Returns:
+        The pairs, with uint8 pixels, and their facts.
 
     Raises:
-        UserError: If an image is damaged or of another size, or the targets are not what they should be.
+        UserError: If an image is damaged or differs in size, or the targets have another shape or type.
     """
     features_path = next(path / name for name in FEATURES if (path / name).is_file())
     arrays = archive.load_arrays(features_path)
@@ -46,13 +49,13 @@ def read(path: pathlib.Path) -> Content:
 
 
 def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: list[str]) -> None:
-    """Write images and `features.npy`.
+    """Writes images and `features.npy`.
 
     Args:
-        folder: Where to.
-        content: Of a set.
+        folder: Folder to write to.
+        content: The pairs and their facts.
         pixels: uint8 `(P,H,W,C)`.
-        names: The files' names, which sort as the rows do.
+        names: File names, whose sorted order is that of the pairs.
     """
     for name, picture in zip(names, pixels, strict=True):
         (folder / name).write_bytes(encode(picture))
@@ -60,48 +63,60 @@ def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: lis
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """The PNG of an image `(H,W,C)`, uint8, C 1 or 3."""
+    """Encodes an image `(H,W,C)`, uint8 with 1 or 3 channels, as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def file_names(count: int, views: list[str]) -> list[str]:
-    """Names that sort as the rows do: `0012.png`, or `0012_rot90.png` where the rows are views, one after another."""
+    """Builds file names whose sorted order is that of the pairs.
+
+    Args:
+        count: Number of pairs P.
+        views: Names of the views, each of which has an equal block of consecutive pairs; empty without views.
+
+    Returns:
+        Names such as `0012.png`, or `0012_rot90.png` with views.
+    """
+    # Leading zeros make the alphabetical order, in which folders are read, the numerical one.
     width = max(4, len(str(count - 1)))
-    of_row = [f"_{view}" for view in views for _ in range(count // len(views))] or [""] * count
-    return [f"{row:0{width}d}{view}.png" for row, view in enumerate(of_row)]
+    suffixes = [f"_{view}" for view in views for _ in range(count // len(views))] or [""] * count
+    return [f"{index:0{width}d}{suffix}.png" for index, suffix in enumerate(suffixes)]
 
 
 def to_bytes(inputs: np.ndarray, image_mean: np.ndarray, image_std: np.ndarray) -> tuple[np.ndarray, int]:
-    """Pixels of network inputs.
+    """Converts network inputs to 8-bit pixels.
 
     Args:
-        inputs: `(P,H,W,C)`.
-        image_mean: `(C,)`.
-        image_std: `(C,)`.
+        inputs: Network inputs `(P,H,W,C)`.
+        image_mean: Mean of each channel `(C,)`.
+        image_std: Standard deviation of each channel `(C,)`.
 
     Returns:
-        uint8 `(P,H,W,C)`, and how many of these numbers lay outside 0..255 by more than rounding and were clipped.
+        uint8 `(P,H,W,C)`, and the number of values that lay outside 0..255 by more than rounding and were clipped.
     """
+    # In float64, so that pixels that were bytes originally are restored exactly.
     levels = np.rint((inputs.astype(np.float64) * image_std + image_mean) * 255.0)
     clipped = np.clip(levels, 0, 255)
     return clipped.astype(np.uint8), int((levels != clipped).sum())
 
 
 def _images(path: pathlib.Path) -> np.ndarray:
-    found = sorted(
+    # The same order as that of `file_names`; hidden files and folders (thumbnails, say) are ignored.
+    paths = sorted(
         file
         for file in path.rglob("*")
         if file.suffix.lower() in EXTENSIONS and not any(p.startswith(".") for p in file.relative_to(path).parts)
     )
-    if not found:
+    if not paths:
         raise UserError(f"{path} holds no images (files that end in {', '.join(EXTENSIONS)})")
-    channels = 1 if all([_is_grey(file) for file in found]) else 3  # a list: every file is looked at
-    images = [_decode(file, channels) for file in found]
-    for file, image in zip(found, images, strict=True):
+    # A single colour image makes all of them RGB. A list, so that all files are checked for damage.
+    channels = 1 if all([_is_grey(file) for file in paths]) else 3
+    images = [_decode(file, channels) for file in paths]
+    for file, image in zip(paths, images, strict=True):
         if image.shape != images[0].shape:
-            sizes = [f"{name} is {a.shape[1]}x{a.shape[0]}" for name, a in ((found[0], images[0]), (file, image))]
+            sizes = [f"{name} is {a.shape[1]}x{a.shape[0]}" for name, a in ((paths[0], images[0]), (file, image))]
             raise UserError(f"the images differ in size: {' and '.join(sizes)} (width x height); bring all to one")
     return np.stack(images)
 

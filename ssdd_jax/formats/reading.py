@@ -1,4 +1,4 @@
-"""Which form it is that lies at a path, and the set in it."""
+"""Recognise the form of a distilled set at a path, and read it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Form(NamedTuple):
     read: Callable[[pathlib.Path], Content]
 
 
-# In this order: the first that recognises a path reads it.
+# Tried in this order: the first form that recognises a path reads it.
 _FOREIGN = {
     "krr_st": _Form("a folder with x_syn.pt and y_syn.pt", tensor_files.is_krr_st, tensor_files.read_krr_st),
     "mkdt": _Form("a folder with images_N.pt and labels_N.pt", tensor_files.is_mkdt, tensor_files.read_mkdt),
@@ -29,7 +29,7 @@ _FOREIGN = {
     ),
     "png": _Form("a folder of images with features.npy or features.npz", pictures.is_folder, pictures.read),
 }
-# What can be read, by name, in words for messages.
+# Readable forms by name, with a description for messages.
 FORMS = {
     "ssdd_jax": f"a folder with {distilled.DESCRIPTION}",
     **{name: form.words for name, form in _FOREIGN.items()},
@@ -37,30 +37,32 @@ FORMS = {
 
 
 def read(path: str | os.PathLike[str]) -> distilled.DistilledSet:
-    """Read a distilled set in any form of `FORMS`. Nothing is unpickled.
+    """Reads a distilled set in any form of `FORMS`, without unpickling.
 
-    A set of another form than this package's own stores its pairs as they are. Constants that it does not name leave
-    everything unchanged, so that a network is trained on exactly what was stored; a `constants.json` in the folder
-    names them (`image_mean`, `image_std`, `target_mean`, `target_scale`, `learning_rate`, `class_names`, ...). Only
-    images of 8 bits are always normalised: by the constants, or else by their own mean and deviation per channel.
+    A set of any other form than this package's own stores its pairs unchanged. Its constants are read from a
+    `constants.json` in the folder (`image_mean`, `image_std`, `target_mean`, `target_scale`, `learning_rate`,
+    `class_names`, ...). Missing constants default to the identity, so that a network is trained on exactly the stored
+    values. Only 8-bit images are always normalised: by the constants, or else by their own mean and standard deviation
+    per channel.
 
     Args:
         path: A folder or a file.
 
     Returns:
-        The set; `about` says the form as `from`, and the method `imported` if nothing better is known.
+        The set. The entry `from` of its `about` is the form, and `method` is `imported` if the facts name no method.
 
     Raises:
-        UserError: If nothing there is understood, or what is there is damaged, unsafe or inconsistent.
+        UserError: If no form is recognised, or the files are damaged, unsafe or inconsistent.
     """
-    where = pathlib.Path(path).expanduser()
-    if not where.exists():
-        raise UserError(f"there is nothing at {where}: check the path")
-    if (where / distilled.DESCRIPTION).is_file():
-        return distilled.load(where)
+    location = pathlib.Path(path).expanduser()
+    if not location.exists():
+        raise UserError(f"there is nothing at {location}: check the path")
+    if (location / distilled.DESCRIPTION).is_file():
+        return distilled.load(location)
     for name, form in _FOREIGN.items():
-        if form.recognises(where):
-            return to_set(where, name, form.read(where))
-    inside = where / "distilled"
+        if form.recognises(location):
+            return to_set(location, name, form.read(location))
+    # A run's folder holds its result in `distilled`.
+    inside = location / "distilled"
     hint = f"did you mean {inside}? " if (inside / distilled.DESCRIPTION).is_file() else ""
-    raise UserError(f"{where} holds no distilled set: {hint}what is understood is {'; '.join(FORMS.values())}")
+    raise UserError(f"{location} holds no distilled set: {hint}the supported forms are {'; '.join(FORMS.values())}")

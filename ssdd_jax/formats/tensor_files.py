@@ -1,7 +1,7 @@
 """The `.pt` files of the published PyTorch systems, KRR-ST (`x_syn.pt`, `y_syn.pt`) and MKDT (`images_N.pt`, ...).
 
-What they hold is what their networks are trained on as it is: images channels first, already normalised (train.py and
-algorithms/pretrain_krr_st.py of KRR-ST; distill.py and eval.py of MKDT).
+They hold network inputs and regression targets that are used for training unchanged: images channels first, already
+normalised (train.py and algorithms/pretrain_krr_st.py of KRR-ST; distill.py and eval.py of MKDT).
 """
 
 from __future__ import annotations
@@ -24,20 +24,26 @@ UNDO = (
     "image_mean per channel, the teacher's features y_syn * target_scale + target_mean."
 )
 _MKDT = re.compile(r"(images|labels)_(\d+)\.pt")
-# What torch.load raises for content that is damaged, or that is no plain tensor.
+# Exceptions of torch.load for content that is damaged, or that is not a plain tensor.
 _DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
 
 
 def is_krr_st(path: pathlib.Path) -> bool:
-    """Whether a folder holds one of KRR-ST's files at least."""
+    """Returns whether a folder holds at least one of KRR-ST's files."""
     return any((path / name).is_file() for name in KRR_ST)
 
 
 def read_krr_st(path: pathlib.Path) -> Content:
-    """Read KRR-ST's two files.
+    """Reads KRR-ST's two files.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The pairs and their facts.
 
     Raises:
-        UserError: If one is missing, or does not hold what it should.
+        UserError: If a file is missing or is not a tensor of the right shape and type.
     """
     for name in KRR_ST:
         if not (path / name).is_file():
@@ -46,16 +52,24 @@ def read_krr_st(path: pathlib.Path) -> Content:
 
 
 def is_mkdt(path: pathlib.Path) -> bool:
-    """Whether a folder holds one of MKDT's files at least."""
+    """Returns whether a folder holds at least one of MKDT's files."""
     return bool(_mkdt_numbers(path, "images") | _mkdt_numbers(path, "labels"))
 
 
 def read_mkdt(path: pathlib.Path) -> Content:
-    """Read MKDT's files of the last iteration that has both images and labels, and its learned rate.
+    """Reads MKDT's files of the last iteration that has both images and labels, and its learned learning rate.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The pairs and their facts; the fact `learning_rate` is only present if the rate was saved.
 
     Raises:
-        UserError: If one is missing, or does not hold what it should.
+        UserError: If images and labels of one iteration are missing, or a file is not a tensor of the right shape
+            and type.
     """
+    # A run that was interrupted may have saved the images of an iteration without its labels.
     numbers = _mkdt_numbers(path, "images") & _mkdt_numbers(path, "labels")
     if not numbers:
         raise UserError(f"{path} holds no images_N.pt and labels_N.pt of the same N: a set of MKDT is both")
@@ -71,11 +85,11 @@ def read_mkdt(path: pathlib.Path) -> Content:
 
 
 def write_krr_st(folder: pathlib.Path, content: Content) -> None:
-    """Write float32 network inputs and targets as plain contiguous tensors, images channels first.
+    """Writes float32 network inputs and targets as plain contiguous tensors, images channels first.
 
     Args:
-        folder: Where to.
-        content: Of a set.
+        folder: Folder to write to.
+        content: The pairs and their facts.
 
     Raises:
         UserError: If PyTorch is not installed.
@@ -94,12 +108,13 @@ def _pairs(images_path: pathlib.Path, targets_path: pathlib.Path) -> Content:
 
 
 def _mkdt_numbers(path: pathlib.Path, kind: str) -> set[int]:
-    found = [_MKDT.fullmatch(file.name) for file in path.glob(f"{kind}_*.pt")]
-    return {int(match.group(2)) for match in found if match}
+    # The pattern excludes MKDT's other files, such as `images_best.pt`.
+    matches = [_MKDT.fullmatch(file.name) for file in path.glob(f"{kind}_*.pt")]
+    return {int(match.group(2)) for match in matches if match}
 
 
 def _load(path: pathlib.Path) -> np.ndarray:
-    """The tensor in a file, floats of any width as float32; nothing else is ever unpickled."""
+    """Loads the tensor in a file, with floats of any width as float32; nothing else is unpickled."""
     torch = _torch()
     refused = UserError(
         f"{path} is not a file of one plain tensor, or is damaged (other pickled objects are never loaded): "
@@ -107,10 +122,11 @@ def _load(path: pathlib.Path) -> np.ndarray:
     )
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's remarks on a file that is refused below
+            warnings.simplefilter("ignore")  # PyTorch warns about files that are refused below
             tensor = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(tensor, torch.Tensor):
             raise refused
+        # NumPy has no bfloat16: floats are converted first.
         tensor = tensor.detach()
         return (tensor.to(torch.float32) if tensor.is_floating_point() else tensor).numpy()
     except _DAMAGE:

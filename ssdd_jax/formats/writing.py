@@ -1,4 +1,4 @@
-"""A distilled set in the form of others: whole, with what is needed to undo its normalisation."""
+"""Export of a distilled set to another form, with the constants that undo its normalisation."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _STAGING = ".partial"
 
 
 class Summary(NamedTuple):
-    """What was written.
+    """Summary of an export.
 
     Attributes:
-        folder: Where.
-        form: In which form.
+        folder: Folder of the export.
+        form: Name of the form.
         pairs: Number of pairs.
-        size: Of all files, in bytes.
-        clipped: Pixel values outside 0..1 that 8 bits cannot hold, None where the form has no 8-bit images.
-        pixels: Pixel values in all.
+        size: Size of all files in bytes.
+        clipped: Number of pixel values outside 0..1 that were clipped to 8 bits; None for a form without 8-bit images.
+        pixels: Total number of pixel values.
     """
 
     folder: pathlib.Path
@@ -40,7 +40,7 @@ class Summary(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """How a form is written: by `exact` or, with 8-bit images, by `pictured`; and the names of its files."""
+    """Writer of a form: `exact`, or `pictured` for one with 8-bit images; and the glob patterns of its files."""
 
     undo: str
     names: tuple[str, ...]
@@ -58,32 +58,34 @@ WRITABLE = tuple(_FORMS)
 
 
 def write(distilled: DistilledSet, folder: str | os.PathLike[str], form: str) -> Summary:
-    """Write a set in another form, with `constants.json`; an earlier export of the same form is replaced.
+    """Writes a set in another form, with `constants.json`; replaces an earlier export of the same form.
 
-    `krr_st`, `npz` and the `pixel_values` of `huggingface` are exactly what `pairs()` gives; `png` is within half a
-    grey level of it where pixels lie in 0..1. All pairs are written, further views too: a set that stores bases
-    becomes one that stores pairs, and is larger.
+    `krr_st`, `npz` and the `pixel_values` of `huggingface` equal the result of `pairs()` exactly; `png` differs by at
+    most half a grey level if pixels lie in 0..1. All pairs are written, including views: a set that stores bases
+    becomes a larger one that stores pairs.
 
     Args:
         distilled: The set.
-        folder: Where to: a new or empty folder, or an earlier export.
+        folder: A new or empty folder, or an earlier export.
         form: A name in `WRITABLE`.
 
     Returns:
-        What was written.
+        A summary of the export.
 
     Raises:
-        UserError: If the folder holds other things or cannot be written to, a library is missing, or the set holds
-            numbers that are not finite.
+        UserError: If the folder holds other files or is not writable, a library is missing, or the set has values that
+            are not finite.
     """
     if form not in _FORMS:
         raise UserError(f"unknown form {form!r}: there are {', '.join(WRITABLE)}")
+    # Everything that may fail because of the set or the folder is checked before the first file is written.
     target, writer = pathlib.Path(folder).expanduser(), _FORMS[form]
     _check_place(target, form)
     images, targets = (np.asarray(array) for array in distilled.pairs())
     facts = constants.describe(distilled, form, writer.undo)
     content = Content(check_inputs("the set's images", images), check_targets("the set's targets", targets), facts)
     clipped = None
+    # A failed export leaves neither its staging folder nor an empty new one behind.
     created = not target.exists()
     staging = _stage(target)
     try:
@@ -106,21 +108,22 @@ def write(distilled: DistilledSet, folder: str | os.PathLike[str], form: str) ->
 
 
 def _check_place(folder: pathlib.Path, form: str) -> None:
-    """Only a new or empty folder, or an earlier export of the same form."""
+    """Refuses a folder that is neither new, nor empty, nor an earlier export of the same form."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another folder")
+    # An export that was killed may have left its staging folder.
     if all(file.name == _STAGING for file in folder.iterdir()):
         return
     earlier = constants.read(folder).get("form")
     if earlier != form:
-        what = f"is an export of the form {earlier}" if earlier else "is not empty"
-        raise UserError(f"{folder} {what}, and is not overwritten: choose another folder")
+        state = f"is an export of the form {earlier}" if earlier else "is not empty"
+        raise UserError(f"{folder} {state}, and is not overwritten: choose another folder")
 
 
 def _stage(folder: pathlib.Path) -> pathlib.Path:
-    """An empty folder within `folder`, where files are written before they take their places."""
+    """Creates an empty staging folder within `folder`, on the same file system, for files to be renamed from."""
     staging = folder / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -131,10 +134,12 @@ def _stage(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _replace(staging: pathlib.Path, folder: pathlib.Path, names: tuple[str, ...]) -> None:
-    """Exchange an earlier export for a new one; cut in between, the rest is refused when read, never mixed.
+    """Replaces an earlier export by the staged files.
 
-    `constants.json` goes last, so that the folder stays one that may be written again.
+    An interruption leaves an incomplete export, which is refused when read, but never a mixture of two exports.
     """
+    # All old files go first. `constants.json` is replaced last: it identifies the folder as an export of this form,
+    # which may be overwritten after an interruption.
     for name in names:
         for old in folder.glob(name):
             old.unlink()

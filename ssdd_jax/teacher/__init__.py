@@ -1,4 +1,4 @@
-"""The teacher, trained without labels here or elsewhere, whose features are what a distilled set teaches."""
+"""The teacher: a self-supervised network, trained here or pretrained, whose features are the regression targets."""
 
 from ssdd_jax.teacher.augmentations import Augmentation, random_views
 from ssdd_jax.teacher.barlow_twins import Info, Settings, State, Trainer, loss, make

@@ -2,12 +2,12 @@
 
 The recipe is solo-learn's "asymmetric" one for CIFAR (da Costa et al., JMLR 2022): random resized crop with
 bicubic interpolation, colour jitter, grayscale, solarisation of the second view only, horizontal flip. Each
-operation follows torchvision's definition on PIL images, without the rounding to 8 bits in between. dm_pix
-supplies hue and solarisation; its brightness (additive), contrast (per channel) and saturation (in HSV) are
-other operations than torchvision's.
+operation follows torchvision's definition on PIL images, without the rounding to 8 bits in between. Hue and
+solarisation are those of dm_pix. Its brightness (additive), contrast (per channel) and saturation (in HSV) differ
+from torchvision's and are not used.
 
-Everything below the public function works on one image in planes, `(C, H, W)`, which vectorise better than
-interleaved channels, and is lifted over batch and views by `vmap`.
+The private functions work on one image in planes, `(C, H, W)`, which vectorise better than interleaved channels.
+`random_views` lifts them over batch and views by `vmap`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import jax.numpy as jnp
 Array = jax.Array
 
 CROP_ATTEMPTS = 10
-"""Boxes drawn before torchvision's random resized crop falls back to a central one."""
+"""Number of boxes drawn before torchvision's random resized crop falls back to a central one."""
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R 601 weights of red, green and blue in a grey value."""
 
+# Uniform numbers per view: area and ratio of each attempt and the corner; three factors, three sort keys of the order,
+# hue and its position; flip, jitter, grayscale and solarisation.
 _BOX_DRAWS = 2 * CROP_ATTEMPTS + 2
 _JITTER_DRAWS = 8
 _SWITCH_DRAWS = 4
@@ -36,16 +38,16 @@ class Augmentation(NamedTuple):
     """Settings of the random views; the defaults are solo-learn's for CIFAR.
 
     Attributes:
-      crop_scale: smallest and largest area of the crop, as a share of the image.
-      crop_ratio: smallest and largest width over height of the crop.
-      jitter_probability: how often brightness, contrast, saturation and hue are changed, in random order.
-      brightness: factor within 1 -+ this.
-      contrast: factor within 1 -+ this.
-      saturation: factor within 1 -+ this (three-channel images).
-      hue: shift within -+ this, in turns of the colour circle (three-channel images).
-      grayscale_probability: how often colour is dropped (three-channel images).
-      solarize_probability: how often values from 0.5 up are inverted, in the first and in the second view.
-      flip_probability: how often left and right are exchanged.
+        crop_scale: Smallest and largest area of the crop, as a share of the image.
+        crop_ratio: Smallest and largest width over height of the crop.
+        jitter_probability: Probability of changing brightness, contrast, saturation and hue, in random order.
+        brightness: Largest deviation of the brightness factor from 1.
+        contrast: Largest deviation of the contrast factor from 1.
+        saturation: Largest deviation of the saturation factor from 1 (three-channel images).
+        hue: Largest shift of the hue, in turns of the colour circle (three-channel images).
+        grayscale_probability: Probability of removing colour (three-channel images).
+        solarize_probability: Probability of inverting values from 0.5 up, in the first and in the second view.
+        flip_probability: Probability of a horizontal flip.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -61,18 +63,18 @@ class Augmentation(NamedTuple):
 
 
 def random_views(key: Array, images: Array, *, settings: Augmentation | None = None) -> Array:
-    """Two random views of every image.
+    """Draws two random views of every image.
 
     Args:
-      key: PRNG key.
-      images: `(B, H, W, C)`, floating point in [0, 1], with one channel or three.
-      settings: what is drawn; the defaults of `Augmentation` where None.
+        key: PRNG key.
+        images: `(B, H, W, C)`, floating point in [0, 1], with one channel or three.
+        settings: Settings of the augmentation; None for the defaults of `Augmentation`.
 
     Returns:
-      Views `(2, B, H, W, C)` in [0, 1].
+        Views `(2, B, H, W, C)` in [0, 1].
 
     Raises:
-      ValueError: the images have neither one channel nor three.
+        ValueError: If the images have neither one channel nor three.
     """
     chex.assert_rank(images, 4)
     if images.shape[-1] not in (1, 3):
@@ -85,39 +87,43 @@ def random_views(key: Array, images: Array, *, settings: Augmentation | None = N
     def view(draws: Array, image: Array, solarize_probability: Array) -> Array:
         return _view(draws, image, solarize_probability, settings)
 
+    # Both views share the images; the probability of solarisation differs between them.
     over_batch = jax.vmap(view, in_axes=(0, 0, None))
     return jax.vmap(over_batch, in_axes=(0, None, 0))(draws, images, solarize)
 
 
 def resized_crop(image: Array, box: Array, flip: Array | bool = False) -> Array:
-    """Cuts a box out of an image and resizes it to the size of the image.
+    """Crops a box of an image and resizes it to the size of the image.
 
-    Bicubic (Keys, a = -1/2) as Pillow's: pixels outside the box have no weight, the weights of the others sum
-    to one. The interpolation is one matrix per axis, so that it runs as two small matrix products.
+    The interpolation is bicubic (Keys, a = -1/2) as in Pillow: pixels outside the box have no weight, and the weights
+    of the others sum to one. It is one matrix per axis and runs as two small matrix products.
 
     Args:
-      image: `(H, W, C)`.
-      box: `(4,)`: top, left, height and width in pixels.
-      flip: exchange left and right afterwards.
+        image: `(H, W, C)`.
+        box: `(4,)`: top, left, height and width in pixels.
+        flip: Whether to flip horizontally afterwards.
 
     Returns:
-      Planes `(C, H, W)`, clipped to [0, 1].
+        Planes `(C, H, W)`, clipped to [0, 1].
     """
     height, width, _ = image.shape
     rows = _interpolation(height, box[0], box[2]).astype(image.dtype)
     columns = _interpolation(width, box[1], box[3]).astype(image.dtype)
+    # Reversing the output axis of the matrix flips the image at no cost.
     columns = jnp.where(flip, columns[::-1], columns)
+    # Accelerators would otherwise round the pixels to bfloat16 or TF32.
     high = jax.lax.Precision.HIGHEST
     planes = jnp.einsum("oh,hwc->cow", rows, image, precision=high)
+    # Bicubic interpolation overshoots at edges.
     return jnp.clip(jnp.einsum("cow,pw->cop", planes, columns, precision=high), 0.0, 1.0)
 
 
 def _view(draws: Array, image: Array, solarize_probability: Array, settings: Augmentation) -> Array:
-    """One view `(H, W, C)` of one image, from uniform numbers in [0, 1)."""
+    """Computes one view `(H, W, C)` of one image from uniform numbers in [0, 1)."""
     box_draws, jitter_draws, switch = jnp.split(draws, (_BOX_DRAWS, _BOX_DRAWS + _JITTER_DRAWS))
     height, width, channels = image.shape
     box = _box(box_draws, height, width, settings)
-    # The operations on colour do not care where a pixel is: flipping within the crop is flipping last.
+    # The colour operations do not depend on pixel positions: flipping within the crop equals flipping last.
     planes = resized_crop(image, box, switch[0] < settings.flip_probability)
     planes = _color_jitter(jitter_draws, planes, switch[1] < settings.jitter_probability, settings)
     if channels == 3:
@@ -128,7 +134,8 @@ def _view(draws: Array, image: Array, solarize_probability: Array, settings: Aug
 
 
 def _box(draws: Array, height: int, width: int, settings: Augmentation) -> Array:
-    """Top, left, height and width, int32, as torchvision's `RandomResizedCrop.get_params` draws them."""
+    """Draws top, left, height and width, int32 `(4,)`, as torchvision's `RandomResizedCrop.get_params`."""
+    # All attempts at once: a loop with a data-dependent end would not vectorise under `vmap`.
     for_area, for_ratio, place = jnp.split(draws, (CROP_ATTEMPTS, 2 * CROP_ATTEMPTS))
     area = height * width * _between(for_area, *settings.crop_scale)
     ratio = jnp.exp(_between(for_ratio, *map(math.log, settings.crop_ratio)))
@@ -136,6 +143,7 @@ def _box(draws: Array, height: int, width: int, settings: Augmentation) -> Array
     sizes = jnp.round(sizes).astype(jnp.int32)
     whole = jnp.asarray((height, width), jnp.int32)
     fits = jnp.all((sizes > 0) & (sizes <= whole[None, :]), axis=1)
+    # `argmax` gives the first attempt that fits, and 0 if none does: `fits[first]` is then false.
     first = jnp.argmax(fits)
     central = jnp.asarray(_central_size(height, width, settings.crop_ratio), jnp.int32)
     size = jnp.where(fits[first], sizes[first], central)
@@ -146,7 +154,7 @@ def _box(draws: Array, height: int, width: int, settings: Augmentation) -> Array
 
 
 def _central_size(height: int, width: int, ratios: tuple[float, float]) -> tuple[int, int]:
-    """Height and width of the largest box whose ratio is allowed."""
+    """Returns height and width of the largest box within the allowed ratios."""
     if width / height < ratios[0]:
         return round(width / ratios[0]), width
     if width / height > ratios[1]:
@@ -155,10 +163,11 @@ def _central_size(height: int, width: int, ratios: tuple[float, float]) -> tuple
 
 
 def _interpolation(size: int, start: Array, length: Array) -> Array:
-    """Bicubic weights `(size, size)`: row o holds the weights of the input pixels in output pixel o."""
+    """Computes bicubic weights `(size, size)`: row o holds the weights of the input pixels in output pixel o."""
     start, length = start.astype(jnp.float32), length.astype(jnp.float32)
     pixels = jnp.arange(size, dtype=jnp.float32)
     centers = start + (pixels + 0.5) * (length / size) - 0.5
+    # A crop is never larger than the image, so the kernel is not widened as it is for downscaling.
     distance = jnp.abs(centers[:, None] - pixels[None, :])
     near = (1.5 * distance - 2.5) * distance * distance + 1.0
     far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
@@ -169,17 +178,19 @@ def _interpolation(size: int, start: Array, length: Array) -> Array:
 
 
 def _color_jitter(draws: Array, planes: Array, apply: Array, settings: Augmentation) -> Array:
-    """Brightness, contrast, saturation and hue of planes `(C, H, W)`, in random order.
+    """Changes brightness, contrast, saturation and hue of planes `(C, H, W)` in random order.
 
-    The first three mix the image with something grey, so that one function serves all. Hue is computed once:
-    what the order puts before it is applied before, the rest after.
+    The first three blend the image with a grey one, so that one function serves all. Hue is compiled only once,
+    between two scans over these three: the first applies those that precede hue in the order, the second the others.
     """
     colored = planes.shape[0] == 3
     blends = 3 if colored else 2
     for_factor, for_order, for_hue, for_turn = jnp.split(draws, (3, 6, 7))
+    # Torchvision draws factors from [max(0, 1 - reach), 1 + reach]; the factor 1 leaves an image unchanged.
     reach = jnp.asarray((settings.brightness, settings.contrast, settings.saturation), draws.dtype)
     factors = _between(for_factor, jnp.maximum(1.0 - reach, 0.0), 1.0 + reach).astype(planes.dtype)
     factors = jnp.where(apply, factors, 1.0)
+    # Sorting uniform numbers gives a random permutation; `turn` is the position of hue in it.
     order = jnp.argsort(for_order[:blends])
     turn = jnp.floor(for_turn[0] * (blends + 1)).astype(jnp.int32)
 
@@ -191,7 +202,7 @@ def _color_jitter(draws: Array, planes: Array, apply: Array, settings: Augmentat
     planes, _ = jax.lax.scan(blend, planes, (order, before_hue))
     if colored:
         shift = _between(for_hue[0], -settings.hue, settings.hue)
-        with jax.numpy_dtype_promotion("standard"):  # dm_pix adds booleans to numbers
+        with jax.numpy_dtype_promotion("standard"):  # dm_pix adds booleans to floats
             shifted = dm_pix.adjust_hue(planes, shift, channel_axis=0)
         planes = jnp.where(apply, shifted, planes)
     planes, _ = jax.lax.scan(blend, planes, (order, ~before_hue))
@@ -199,14 +210,14 @@ def _color_jitter(draws: Array, planes: Array, apply: Array, settings: Augmentat
 
 
 def _blend(planes: Array, kind: Array, factor: Array) -> Array:
-    """Brightness (kind 0: mixes in black), contrast (1: the mean grey) or saturation (2: its own grey)."""
+    """Blends with black (kind 0, brightness), the mean grey (1, contrast) or the grey image (2, saturation)."""
     gray = _gray(planes)
     target = jnp.where(kind == 0, 0.0, jnp.where(kind == 1, jnp.mean(gray), gray))
     return jnp.clip(factor * planes + (1.0 - factor) * target, 0.0, 1.0)
 
 
 def _gray(planes: Array) -> Array:
-    """Grey values `(1, H, W)` of planes `(C, H, W)`."""
+    """Converts planes `(C, H, W)` to grey values `(1, H, W)`."""
     if planes.shape[0] == 1:
         return planes
     red, green, blue = LUMA
@@ -214,5 +225,5 @@ def _gray(planes: Array) -> Array:
 
 
 def _between(uniform: Array, low: Array | float, high: Array | float) -> Array:
-    """Numbers in [0, 1) moved to [low, high)."""
+    """Maps uniform numbers in [0, 1) to [low, high)."""
     return low + uniform * (high - low)

@@ -4,8 +4,8 @@ Zbontar, Jing, Misra, LeCun, Deny, "Barlow Twins: self-supervised learning via r
 2021 (https://arxiv.org/abs/2103.03230), with solo-learn's settings for CIFAR, whose published linear
 accuracies are 92.10 on CIFAR-10 and 70.90 on CIFAR-100 after 1,000 epochs.
 
-`make` gives pure functions and jits no step. One compiled loop over `Trainer.step` is the whole training: batches are
-drawn, unless they are streamed, augmented and normalised on the device.
+`make` returns pure functions and does not jit them. The whole training is one compiled loop over `Trainer.step`.
+Batches are augmented and normalised on the device, and also drawn there unless they are streamed.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ class Settings(NamedTuple):
     """Settings of the training; the defaults are solo-learn's for CIFAR.
 
     Attributes:
-      width: channels of the backbone's first stage; features have `8 * width` numbers.
-      blocks: blocks in each of its stages: (2, 2, 2, 2) is ResNet-18.
-      projector_hidden: width of the projector's two hidden layers.
-      projector_output: number of projected dimensions P.
-      off_diagonal: weight of the off-diagonal entries in the loss.
-      scale: factor of the loss.
-      epochs: passes over the images.
-      batch_size: images per step; an incomplete last batch of an epoch is dropped.
-      learning_rate: highest rate for a batch of 256; scaled by `batch_size / 256`.
-      weight_decay: coupled decay of the kernels.
-      warmup_epochs: epochs of linear warm-up.
-      warmup_start: rate of the first step, not scaled.
-      min_learning_rate: rate at the end of the cosine, not scaled.
-      augmentation: how the two views are drawn.
-      precision: of the convolutions: see `ssdd_jax.models.precision`.
+        width: Channels of the backbone's first stage; features have `8 * width` dimensions.
+        blocks: Blocks in each stage of the backbone: (2, 2, 2, 2) is ResNet-18.
+        projector_hidden: Width of the projector's two hidden layers.
+        projector_output: Number of projected dimensions P.
+        off_diagonal: Weight of the off-diagonal entries in the loss.
+        scale: Factor of the loss.
+        epochs: Passes over the images.
+        batch_size: Images per step; an incomplete last batch of an epoch is dropped.
+        learning_rate: Highest rate for a batch of 256; scaled by `batch_size / 256`.
+        weight_decay: Coupled decay of the kernels.
+        warmup_epochs: Epochs of linear warm-up.
+        warmup_start: Rate of the first step, not scaled.
+        min_learning_rate: Rate at the end of the cosine, not scaled.
+        augmentation: Settings of the random views.
+        precision: Precision of the convolutions: see `ssdd_jax.models.precision`.
     """
 
     width: int = 64
@@ -74,14 +74,13 @@ class Settings(NamedTuple):
 
 @flax.struct.dataclass
 class State:
-    """What training carries from step to step.
+    """Training state, carried from step to step.
 
     Attributes:
-      step: int32 scalar, steps made so far.
-      variables: `params` and `batch_stats`, each with the parts `backbone` (a `ResNet`) and `projector`.
-      opt_state: the optimiser's state, shaped like the parameters.
-      key: PRNG key, never changed: what a step draws depends on it and on `step` alone, so that resuming
-        is exact.
+        step: Number of completed steps, a scalar int32.
+        variables: `params` and `batch_stats`, each with the parts `backbone` (a `ResNet`) and `projector`.
+        opt_state: The optimiser's state, shaped like the parameters.
+        key: PRNG key, constant: all draws of a step depend only on it and on `step`, so that resuming is exact.
     """
 
     step: Array
@@ -91,11 +90,11 @@ class State:
 
 
 class Info(NamedTuple):
-    """What a step reports: float32 scalars.
+    """Metrics of one training step, float32 scalars.
 
     Attributes:
-      loss: Barlow Twins loss of the step's batch, before the update.
-      learning_rate: global rate of the step.
+        loss: Barlow Twins loss of the step's batch, before the update.
+        learning_rate: Global rate of the step.
     """
 
     loss: Array
@@ -103,15 +102,15 @@ class Info(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """Training as pure functions.
+    """Pure functions that train a teacher.
 
     Attributes:
-      init: `init(key) -> State`.
-      step: `step(state, images) -> (State, Info)`, images uint8 `(n, H, W, C)`, the whole set; or
-        `step(state, None, batch)`, with the step's images alone `(batch_size, H, W, C)`.
-      steps: number of steps of the whole training.
-      rows: `rows(key)`, with the key that `init` is given, is a function from the number of a step to the rows of
-        its images, int32 `(batch_size,)`: NumPy, on the host's CPU.
+        init: `init(key) -> State`.
+        step: `step(state, images) -> (State, Info)`, with images uint8 `(n, H, W, C)`, the whole set; or
+            `step(state, None, batch)`, with only the images of the step `(batch_size, H, W, C)`.
+        steps: Number of steps of the whole training.
+        rows: `rows(key)`, for the key passed to `init`, returns a function that maps a step's number to the indices of
+            its images, NumPy int32 `(batch_size,)`, computed on the host's CPU.
     """
 
     init: Callable[[Array], State]
@@ -121,19 +120,20 @@ class Trainer(NamedTuple):
 
 
 def loss(z1: Array, z2: Array, *, off_diagonal: float = 0.0051, scale: float = 0.1) -> Array:
-    """Distance of the cross-correlation of two views' projections from the identity (Eq. 1 and 2).
+    """Computes the distance of the cross-correlation of two views' projections from the identity (Eq. 1 and 2).
 
     Args:
-      z1: projections of the first view `(B, P)`.
-      z2: projections of the second view `(B, P)`.
-      off_diagonal: weight of the off-diagonal entries ("lambda").
-      scale: factor of the whole.
+        z1: Projections of the first view `(B, P)`.
+        z2: Projections of the second view `(B, P)`.
+        off_diagonal: Weight of the off-diagonal entries ("lambda").
+        scale: Factor of the loss.
 
     Returns:
-      A scalar.
+        A scalar.
     """
     chex.assert_rank(z1, 2)
     chex.assert_equal_shape([z1, z2])
+    # Standardised over the batch, with the biased variance, as by solo-learn's batch norm without an affine part.
     z1, z2 = (norm.standardize(z, *norm.moments(z)) for z in (z1, z2))
     correlation = jnp.matmul(z1.T, z2, precision=jax.lax.Precision.HIGHEST) / z1.shape[0]
     identity = jnp.eye(z1.shape[1], dtype=correlation.dtype)
@@ -150,22 +150,23 @@ def make(
     std: Sequence[float],
     mesh: Mesh | None = None,
 ) -> Trainer:
-    """The training of one teacher.
+    """Builds the training of one teacher.
 
     Args:
-      settings: how to train.
-      image_shape: `(H, W, C)`.
-      images_count: number of images n that `step` will be given.
-      mean: mean of each channel, of images in [0, 1].
-      std: standard deviation of each channel, likewise.
-      mesh: devices to split a batch over; its statistics are those of the whole batch. None for one device.
+        settings: Settings of the training.
+        image_shape: `(H, W, C)`.
+        images_count: Number n of training images.
+        mean: Mean of each channel, for images in [0, 1].
+        std: Standard deviation of each channel, for images in [0, 1].
+        mesh: Devices to split a batch over; batch norm uses the statistics of the whole batch. None for one device.
 
     Returns:
-      Pure functions and the number of steps.
+        The pure functions of the training and its number of steps.
 
     Raises:
-      ValueError: a batch is larger than the set, or the warm-up does not fit into the training.
+        ValueError: If a batch is larger than the set, or the warm-up does not fit into the training.
     """
+    # Schedules count whole steps: an incomplete last batch of an epoch is dropped.
     steps_per_epoch = images_count // settings.batch_size
     if steps_per_epoch < 1:
         raise ValueError(f"batch_size is {settings.batch_size}, but there are only {images_count} images")
@@ -173,6 +174,7 @@ def make(
     if settings.warmup_epochs >= settings.epochs:
         raise ValueError(f"warmup_epochs is {settings.warmup_epochs}: it must be below epochs, {settings.epochs}")
     network = Network(settings.width, settings.blocks, settings.projector_hidden, settings.projector_output)
+    # The linear scaling rule applies to the peak only; solo-learn does not scale the ends of the schedule.
     schedule = warmup_cosine(
         peak=settings.learning_rate * settings.batch_size / 256,
         steps=steps,
@@ -190,28 +192,32 @@ def make(
 
     def step(state: State, images: Array | None, batch: Array | None = None) -> tuple[State, Info]:
         key_order, key_views = jax.random.split(state.key)
+        # Streamed batches come in the order of `rows`, which equals the one drawn here.
         if batch is None:
             chex.assert_shape(images, (images_count, *image_shape))
             assert images is not None
             batch = images[_batch_rows(key_order, state.step, images_count, settings.batch_size)]
         chex.assert_shape(batch, (settings.batch_size, *image_shape))
         batch = devices.over_all(mesh, batch).astype(jnp.float32) / 255.0
+        # Folding in the step, instead of carrying a new key, keeps the state's key constant.
         key_views = jax.random.fold_in(key_views, state.step)
         views = normalize(random_views(key_views, batch, settings=settings.augmentation), mean, std)
         views = network_input(views, settings.precision)
         params, batch_stats = state.variables["params"], state.variables["batch_stats"]
 
         def objective(params: Variables) -> tuple[Array, Variables]:
-            z, moved = _forward_views(network, params, batch_stats, views)
-            return loss(z[0], z[1], off_diagonal=settings.off_diagonal, scale=settings.scale), moved
+            z, new_batch_stats = _forward_views(network, params, batch_stats, views)
+            return loss(z[0], z[1], off_diagonal=settings.off_diagonal, scale=settings.scale), new_batch_stats
 
-        (value, moved), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        (value, new_batch_stats), gradient = jax.value_and_grad(objective, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-        variables = {"params": optax.apply_updates(params, updates), "batch_stats": moved}
+        variables = {"params": optax.apply_updates(params, updates), "batch_stats": new_batch_stats}
+        # `scale_by_learning_rate` reads the schedule at the count before the update, which is `state.step`.
         info = Info(loss=value, learning_rate=schedule(state.step))
         return State(step=state.step + 1, variables=variables, opt_state=opt_state, key=state.key), info
 
     def rows(key: Array) -> Callable[[int], np.ndarray]:
+        # The splits of `init` and of `step`, in this order.
         key_order = jax.random.split(jax.random.split(key)[1])[0]
         return functools.partial(_rows_on_host, _orders(key_order, images_count), settings.batch_size, steps_per_epoch)
 
@@ -219,7 +225,8 @@ def make(
 
 
 def _orders(key: Array, count: int) -> Callable[[int], np.ndarray]:
-    """From an epoch to its order of `count` images; the last two are kept, 5 MB each for a million images."""
+    """Returns a function that maps an epoch to its order of `count` images."""
+    # Steps are prefetched across the end of an epoch, so two orders are cached: 5 MB each for a million images.
     order = streaming.on_host(lambda key, epoch: _order(key, epoch, count))
     return functools.lru_cache(maxsize=2)(lambda epoch: order(key, np.int32(epoch)))
 
@@ -234,7 +241,7 @@ def _order(key: Array, epoch: Array, count: int) -> Array:
 
 
 def _batch_rows(key: Array, step: Array, count: int, batch_size: int) -> Array:
-    """Rows `(batch_size,)` of a step's batch: each epoch has its own order and drops what is left over.
+    """Computes the image indices `(batch_size,)` of a step; each epoch has its own order and drops the remainder.
 
     The order is drawn again in every step, so that the state need not hold it: 20 ms for 50,000 images on two
     CPU cores, where a step takes seconds.
@@ -247,10 +254,10 @@ def _batch_rows(key: Array, step: Array, count: int, batch_size: int) -> Array:
 def _forward_views(
     network: Network, params: Variables, batch_stats: Variables, views: Array
 ) -> tuple[Array, Variables]:
-    """Projections `(2, B, P)` of two views `(2, B, H, W, C)`, and the running statistics after both.
+    """Projects two views `(2, B, H, W, C)` to `(2, B, P)` and returns the running statistics after both.
 
-    One forward pass after the other, each normalised by its own statistics. Unrolled: a loop would copy what the
-    backward pass needs, which is all activations.
+    The views take one forward pass after the other, each normalised by its own batch statistics. The scan is unrolled:
+    a loop would copy the residuals of the backward pass, which are all activations.
     """
 
     def forward(batch_stats: Variables, view: Array) -> tuple[Variables, Array]:
@@ -258,5 +265,5 @@ def _forward_views(
         z, updated = network.apply(variables, view, train=True, mutable=["batch_stats"])
         return updated["batch_stats"], z
 
-    moved, z = jax.lax.scan(forward, batch_stats, views, unroll=True)
-    return z, moved
+    new_batch_stats, z = jax.lax.scan(forward, batch_stats, views, unroll=True)
+    return z, new_batch_stats

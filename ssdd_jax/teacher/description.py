@@ -1,4 +1,4 @@
-"""What a teacher is: its network, and the images that this takes; kept as `teacher.json` beside the weights."""
+"""Description of a teacher: its network and preprocessing, stored as `teacher.json` beside the weights."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ssdd_jax.models.resnet import ResNet
 from ssdd_jax.models.vit import Encoder
 
 NETWORKS: dict[str, Callable[..., Backbone]] = {"resnet": ResNet, "vit": Encoder}
-# Of a module: what only matters before it is trained, and what Flax adds.
-_UNKEPT = {"last_scale", "stem_start", "parent", "name"}
+# Module fields that are not stored: those that only affect initialisation, and those that Flax adds.
+_OMITTED = {"last_scale", "stem_start", "parent", "name"}
 
 
 class Description(NamedTuple):
-    """A teacher.
+    """Network and preprocessing of a teacher.
 
     Attributes:
         network: The network, up to its features.
-        mean: Of each channel, of pixels in 0..1.
-        std: Of each channel.
-        size: Side of the network's inputs in pixels; 0 for images as they are.
-        resize: How images are brought to that size, one of `models.frozen.RESIZE`.
-        words: What it is, for people; empty for a teacher that the run has trained.
+        mean: Mean of each channel, for pixels in 0..1.
+        std: Standard deviation of each channel.
+        size: Side of the network's inputs in pixels; 0 to leave images in their size.
+        resize: Interpolation used for resizing to that side, one of `models.frozen.RESIZE`.
+        words: Human-readable summary; empty for a teacher that the run has trained.
     """
 
     network: Backbone
@@ -40,47 +40,55 @@ class Description(NamedTuple):
     words: str = ""
 
     def frozen(self, backbone: Any, *, given: tuple[Any, Any] | None = None) -> Frozen:
-        """The network behind its preprocessing.
+        """Binds variables to the network, preceded by its preprocessing.
 
         Args:
             backbone: The network's variables.
-            given: Mean and standard deviation `(C,)` that images are normalised by; those of the network if left out.
+            given: Mean and standard deviation `(C,)` that images are normalised by; None for those of the network.
+
+        Returns:
+            The frozen network.
         """
         scale = shift = None
+        # Both normalisations in one affine map: (x * std + mean - network_mean) / network_std.
         if given is not None:
-            (mean, std), own_mean, own_std = given, np.asarray(self.mean), np.asarray(self.std)
+            (mean, std), network_mean, network_std = given, np.asarray(self.mean), np.asarray(self.std)
             scale, shift = (
                 jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1)
-                for value in (std / own_std, (mean - own_mean) / own_std)
+                for value in (std / network_std, (mean - network_mean) / network_std)
             )
         return Frozen(backbone, scale, shift, network=self.network, size=self.size, resize=self.resize, exact=True)
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values, of which `read` makes the description again."""
+        """Converts the description to JSON values, from which `read` restores it."""
         name = "resnet" if isinstance(self.network, ResNet) else "vit"
         options = {
             field.name: getattr(self.network, field.name)
             for field in dataclasses.fields(self.network)
-            if field.name not in _UNKEPT
+            if field.name not in _OMITTED
         }
-        own = {name: value for name, value in self._asdict().items() if name != "network"}
-        return {"network": name, "options": options, **own}
+        constants = {name: value for name, value in self._asdict().items() if name != "network"}
+        return {"network": name, "options": options, **constants}
 
 
 def read(about: Mapping[str, Any], path: pathlib.Path | str = "teacher.json") -> Description:
-    """The description in a `teacher.json`.
+    """Restores a description from the content of a `teacher.json`.
 
     Args:
-        about: Its content. A teacher that a run has trained is told by `width`, `blocks`, `mean` and `std` alone.
+        about: Content of the file. That of a teacher trained by a run has only `width`, `blocks`, `mean` and `std`.
         path: The file, for messages.
 
+    Returns:
+        The description.
+
     Raises:
-        UserError: If something is missing, or is not known.
+        UserError: If an entry is missing or invalid.
     """
     try:
         mean, std = _numbers(about["mean"]), _numbers(about["std"])
         if "network" not in about:
             return Description(ResNet(int(about["width"]), tuple(about["blocks"])), mean, std)
+        # JSON has no tuples, but the fields of a Flax module must be hashable.
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in about["options"].items()}
         network = NETWORKS[about["network"]](**options)
         return Description(network, mean, std, int(about["size"]), about["resize"], about["words"])

@@ -1,8 +1,8 @@
-"""LARS, as the self-supervised literature configures it.
+"""LARS as configured in self-supervised learning.
 
 You, Gitman, Ginsburg, "Large batch training of convolutional networks", 2017 (https://arxiv.org/abs/1708.03888),
 with the local rate clipped at the global one ("LARC") and without decay or scaling on biases and norms.
-`optax.lars` does not clip, and takes the norm of the gradient after the decay was added.
+`optax.lars` does not clip, and takes the norm of the gradient after adding the decay.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LocalRateState(NamedTuple):
     """State of `scale_by_local_rate`.
 
     Attributes:
-      step: int32 scalar, updates made so far.
+        step: Number of updates so far, a scalar int32.
     """
 
     step: Array
@@ -34,19 +34,19 @@ def scale_by_local_rate(
     eta: float = 0.02,
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Adds the decay to each gradient and multiplies it by its layer's relative rate.
+    """Adds weight decay to each gradient and scales it by the relative rate of its layer.
 
     For parameters p with gradient g the update is `min(local / learning_rate, 1) * (g + weight_decay * p)`,
-    where `local = eta * |p| / (|g| + weight_decay * |p| + epsilon)`. Where p or g is zero, g passes as it is.
+    where `local = eta * |p| / (|g| + weight_decay * |p| + epsilon)`. If p or g is zero, g is left unchanged.
 
     Args:
-      learning_rate: the global rate that later multiplies the updates: a number or a schedule of the step.
-      weight_decay: coefficient of the decay.
-      eta: trust coefficient (Eq. 6 of the paper).
-      epsilon: keeps the quotient finite.
+        learning_rate: The global rate that later multiplies the updates: a scalar or a schedule of the step.
+        weight_decay: Coefficient of the decay.
+        eta: Trust coefficient (Eq. 6 of the paper).
+        epsilon: Keeps the quotient finite.
 
     Returns:
-      A transformation that needs `params` in its update.
+        A transformation that needs `params` in its update.
     """
 
     def init(params: Any) -> LocalRateState:
@@ -62,6 +62,7 @@ def scale_by_local_rate(
             p_norm, g_norm = _norm(parameter), _norm(gradient)
             local = eta * p_norm / (g_norm + weight_decay * p_norm + epsilon)
             ratio = jnp.minimum(local / jnp.asarray(rate, local.dtype), 1.0)
+            # Division by the global rate cancels its later multiplication: the step is `min(local, rate)`.
             decayed = ratio * (gradient + weight_decay * parameter)
             return jnp.where((p_norm > 0.0) & (g_norm > 0.0), decayed, gradient)
 
@@ -80,13 +81,13 @@ def lars(
     """Clipped LARS with heavy-ball momentum; vectors (biases, norms) are trained by plain momentum SGD.
 
     Args:
-      learning_rate: the global rate: a number or a schedule of the step, positive.
-      weight_decay: coupled decay of every parameter that is not a vector.
-      momentum: momentum before the learning rate, as in PyTorch's SGD.
-      eta: trust coefficient.
+        learning_rate: The global rate: a positive scalar or a schedule of the step.
+        weight_decay: Coupled decay of every parameter that is not a vector.
+        momentum: Momentum before the learning rate, as in PyTorch's SGD.
+        eta: Trust coefficient.
 
     Returns:
-      An optax transformation.
+        An optax transformation.
     """
     return optax.chain(
         optax.masked(scale_by_local_rate(learning_rate, weight_decay=weight_decay, eta=eta), _not_vectors),
@@ -96,10 +97,10 @@ def lars(
 
 
 def _not_vectors(params: chex.ArrayTree) -> chex.ArrayTree:
-    """True for the leaves that are decayed and scaled."""
+    """Maps parameters to a mask that is true for the leaves with weight decay and scaling."""
     return jax.tree.map(lambda leaf: leaf.ndim != 1, params)
 
 
 def _norm(x: Array) -> Array:
-    """Euclidean norm of all entries."""
+    """Computes the Euclidean norm over all entries."""
     return jnp.sqrt(jnp.sum(jnp.square(x)))

@@ -1,4 +1,4 @@
-"""The network that the teacher's training optimises, and the features that remain of it."""
+"""Network of the teacher's training (backbone and projector), and feature extraction with the trained backbone."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from ssdd_jax.runtime import devices, files
 Array = jax.Array
 Variables = dict[str, Any]
 
-# Images that go through the backbone together on a CPU; 32 took 3 % longer, all 256 a quarter.
+# Images per forward pass on a CPU, at 64x64; 32 took 3 % longer, all 256 took 25 % longer.
 EVAL_CHUNK = 16
-# Of large images.
+# Fewest images per forward pass, for large images.
 LEAST_CHUNK = 2
 
 # The variance of PyTorch's linear layers.
@@ -37,11 +37,11 @@ _linear_init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "normal")
 class Projector(nn.Module):
     """Three linear layers with batch norm and ReLU between them.
 
-    No biases: batch norm, and at the end the loss, would subtract what a bias adds.
+    The layers have no biases: batch norm, and after the last layer the loss, subtract the mean over the batch.
 
     Attributes:
-      hidden: width of both hidden layers.
-      output: number of projected dimensions P.
+        hidden: Width of both hidden layers.
+        output: Number of projected dimensions P.
     """
 
     hidden: int
@@ -57,13 +57,13 @@ class Projector(nn.Module):
 
 
 class Network(nn.Module):
-    """Backbone and projector, as they are trained.
+    """Backbone followed by the projector, as used in training.
 
     Attributes:
-      width: the backbone's width.
-      blocks: the backbone's blocks per stage.
-      hidden: the projector's hidden width.
-      output: number of projected dimensions P.
+        width: The backbone's width.
+        blocks: The backbone's blocks per stage.
+        hidden: The projector's hidden width.
+        output: Number of projected dimensions P.
     """
 
     width: int
@@ -79,24 +79,26 @@ class Network(nn.Module):
 
 
 def initialize(key: Array, network: nn.Module, image_shape: tuple[int, int, int]) -> Variables:
-    """Variables distributed as `network.init` draws them, from one draw of normal numbers.
+    """Initialises variables with the distribution of `network.init`, from a single normal draw.
 
     Each random kernel of `network.init` compiles a generator of its own, which takes five seconds or more on
     two CPU cores; this takes less than one.
 
     Args:
-      key: PRNG key.
-      network: the network; it is called with `train`.
-      image_shape: `(H, W, C)`.
+        key: PRNG key.
+        network: A module whose call takes `train`.
+        image_shape: `(H, W, C)`.
 
     Returns:
-      `params` and `batch_stats`, float32.
+        `params` and `batch_stats`, float32.
     """
+    # Abstract evaluation gives the shapes without compiling a generator.
     zeros = jnp.zeros((1, *image_shape))
     shapes = jax.eval_shape(partial(network.init, train=False), key, zeros)
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     kernels = [leaf for _, leaf in leaves if leaf.ndim > 1]
     normal = iter(_split(jax.random.normal(key, (sum(leaf.size for leaf in kernels),)), kernels))
+    # Vectors are the parameters and statistics of batch norm, and biases: their initial values are constants.
     constants = {"scale": jnp.ones, "var": jnp.ones, "bias": jnp.zeros, "mean": jnp.zeros}
     values = []
     for path, leaf in leaves:
@@ -111,53 +113,54 @@ def normalize(images: Array, mean: Sequence[float] | Array, std: Sequence[float]
     """Subtracts each channel's mean and divides by its standard deviation.
 
     Args:
-      images: `(..., C)` in [0, 1].
-      mean: C numbers.
-      std: C numbers.
+        images: `(..., C)` in [0, 1].
+        mean: Mean of each channel `(C,)`.
+        std: Standard deviation of each channel `(C,)`.
 
     Returns:
-      An array like `images`.
+        An array with the shape and dtype of `images`.
     """
     shape = (1,) * (images.ndim - 1) + (images.shape[-1],)
-    mean, std = (jnp.asarray(numbers, images.dtype).reshape(shape) for numbers in (mean, std))
+    mean, std = (jnp.asarray(values, images.dtype).reshape(shape) for values in (mean, std))
     return (images - mean) / std
 
 
 def load(folder: pathlib.Path) -> tuple[Variables, dict[str, Any]]:
-    """Variables of the trained teacher that a run keeps in `folder`, and its description.
+    """Loads the variables of a run's trained teacher from `folder`, and the content of its `teacher.json`.
 
     Raises:
-        UserError: If it is not there, or damaged.
+        UserError: If a file is missing or damaged.
     """
     about = files.read_json(folder / "teacher.json")
     return files.read_tensors(folder / "teacher.safetensors", about["sha256"]), about
 
 
 def backbone(variables: Variables) -> Variables:
-    """Variables of the backbone alone, out of those of a `Network`."""
+    """Selects the variables of the backbone from those of a `Network`."""
     return {name: collection["backbone"] for name, collection in variables.items()}
 
 
 def features_of_inputs(backbone: Variables | Frozen, x: Array) -> Array:
-    """Features of normalised images, in evaluation mode, without the projector.
+    """Computes features of normalised images, in evaluation mode, without the projector.
 
     Args:
         backbone: `params` and `batch_stats` of a `ResNet`, or a `models.frozen.Frozen` network.
-        x: images `(n, H, W, C)`, normalised as in training.
+        x: Images `(n, H, W, C)`, normalised as in training.
 
     Returns:
         Features `(n, D)`, float32; `D = 8 * width` of a `ResNet` of basic blocks.
     """
     network = frozen.of(backbone)
 
-    def some(images: Array) -> Array:
+    def apply(images: Array) -> Array:
         return jnp.asarray(network.apply(images))
 
-    return chunks.through(some, x, _together(network, x))
+    # On a CPU, activations of a small chunk stay in the cache.
+    return chunks.through(apply, x, _chunk_size(network, x))
 
 
-def _together(network: Frozen, x: Array) -> int:
-    """Images that go through a network together on a CPU: the larger they are, the fewer."""
+def _chunk_size(network: Frozen, x: Array) -> int:
+    """Number of images per forward pass on a CPU, in inverse proportion to their pixels."""
     pixels = network.size**2 or x.shape[1] * x.shape[2]
     return max(LEAST_CHUNK, min(EVAL_CHUNK, EVAL_CHUNK * 64**2 // pixels))
 
@@ -170,14 +173,14 @@ def features(
     std: Sequence[float] | Array,
     batch_size: int = 256,
 ) -> np.ndarray:
-    """Features of a trained teacher, in evaluation mode, without the projector.
+    """Computes features of images with a trained teacher, in evaluation mode, without the projector.
 
     Args:
         variables: `params` and `batch_stats` of a `Network`, or a `models.frozen.Frozen` one.
         images: uint8 `(n, H, W, C)`.
-        mean: mean of each channel, as in training.
-        std: standard deviation of each channel, as in training.
-        batch_size: images at a time.
+        mean: Mean of each channel `(C,)`, as in training.
+        std: Standard deviation of each channel `(C,)`, as in training.
+        batch_size: Images per batch.
 
     Returns:
         Features `(n, D)`, float32; `D = 8 * width` of a `Network`.
@@ -194,14 +197,15 @@ def feature_batches(
     batch_size: int = 256,
     mesh: Mesh | None = None,
 ) -> Iterator[np.ndarray]:
-    """The same `features`, a batch of images after the other: `(batch_size, D)`, of the last batch fewer.
+    """Yields the result of `features` batch by batch: `(batch_size, D)`, and fewer for the last batch.
 
-    One compiled program serves all batches: the last one is padded. With a mesh each of its devices has `batch_size` of
-    the images, and all processes get all features.
+    One compiled program serves all batches, as the last one is padded. With a mesh, each of its devices has
+    `batch_size` of the images, and every process gets all features.
     """
     chex.assert_rank(images, 4)
     constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     network = variables if isinstance(variables, Frozen) else backbone(variables)
+    # Placed once: the variables would otherwise be transferred with every batch.
     arguments = devices.place(mesh, (jax.tree.map(jnp.asarray, network), *constants))
     batch_size *= mesh.size if mesh else 1
     for begin in range(0, len(images), batch_size):
@@ -219,15 +223,16 @@ def _features_of_bytes(
 
 
 def _kernel_std(shape: tuple[int, ...]) -> float:
-    """Standard deviation of a new kernel: `(h, w, I, O)` of a convolution, `(I, O)` of a linear layer."""
+    """Initial standard deviation of a kernel: `(h, w, I, O)` of a convolution, `(I, O)` of a linear layer."""
+    # He et al. with fan-out for convolutions; for linear layers PyTorch's variance.
     if len(shape) == 4:
         height, width, _, outputs = shape
         return math.sqrt(2.0 / (height * width * outputs))
     return math.sqrt(1.0 / (3.0 * shape[0]))
 
 
-def _split(numbers: Array, leaves: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
-    """Cuts `(n,)` into arrays of the leaves' shapes."""
+def _split(values: Array, leaves: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
+    """Splits `(n,)` into arrays of the leaves' shapes."""
     ends = [sum(leaf.size for leaf in leaves[: i + 1]) for i in range(len(leaves) - 1)]
-    parts = jnp.split(numbers, ends)
+    parts = jnp.split(values, ends)
     return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]

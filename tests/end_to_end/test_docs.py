@@ -1,4 +1,4 @@
-"""The pages: built without a warning, one for every module, links that lead somewhere, examples that run."""
+"""The documentation site: it builds without warnings, has a page per module, valid links, and examples that run."""
 
 import functools
 import importlib.util
@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import tiny_runs
+from helpers import bytes_and_features
 from tiny_runs import ROOT
 
 import ssdd_jax
@@ -25,7 +26,7 @@ def hooks():
 
 
 def public_modules():
-    """As the import system sees them."""
+    """Names of the public modules, as the import system finds them."""
     found = ["ssdd_jax", *(one.name for one in pkgutil.walk_packages(ssdd_jax.__path__, "ssdd_jax."))]
     return [name for name in found if not any(part.startswith("_") for part in name.split("."))]
 
@@ -42,7 +43,7 @@ def site(tmp_path_factory):
 
 
 class Page(HTMLParser):
-    """Links, what is loaded, anchors and text of a page."""
+    """Links, loaded files, anchors and text of a page."""
 
     def __init__(self, file):
         super().__init__()
@@ -116,6 +117,19 @@ def test_links_lead_somewhere_and_nothing_is_fetched(site):
     assert checked > 1000
 
 
+def test_the_navigation_has_every_guide(site):
+    start = read(site / "index.html")
+    names = [file.stem for file in (ROOT / "docs" / "guides").glob("*.md")]
+    assert len(names) > 10 and all(f"guides/{name}.html" in start.links for name in names)
+    assert set(hooks().GUIDES) == set(names)
+
+
+def test_links_to_source_files_lead_to_pages_of_modules(site):
+    page = read(site / "guides" / "architecture.html")
+    assert "../modules/ssdd_jax.krr.html" in page.links
+    assert not [link for link in page.links if link.endswith(".py")]
+
+
 def test_groups_name_modules_that_there_are():
     known = {name.split(".")[1] for name in public_modules() if "." in name}
     named = [name for names in hooks().GROUPS.values() for name in names.split()]
@@ -123,18 +137,17 @@ def test_groups_name_modules_that_there_are():
 
 
 def test_the_examples_of_the_first_page_run(tmp_path, monkeypatch):
-    """Each in three lines; with settings as small as they get."""
-    from test_distill_api import FEATURES, IMAGES
-
+    """Each has at most three lines; the settings are replaced by the smallest possible."""
     monkeypatch.chdir(tmp_path)
+    images, features = bytes_and_features(60)
     distill, train, evaluate = ssdd_jax.distill, ssdd_jax.train, ssdd_jax.evaluate
     options = {"models": ["convnet_4_8_bn"], "seeds": 1, "epochs": 1, "full_epochs": 1, "linear_steps": 5}
     monkeypatch.setattr(ssdd_jax, "distill", functools.partial(distill, N=6, method="random"))
     monkeypatch.setattr(ssdd_jax, "train", lambda distilled, model: train(distilled, "resnet10_2", epochs=1))
     monkeypatch.setattr(ssdd_jax, "evaluate", functools.partial(evaluate, **options))
     labels = np.arange(60) % 3
-    names = {"images": IMAGES, "features": FEATURES, "train_images": IMAGES, "train_labels": labels}
-    names |= {"test_images": IMAGES[:9], "test_labels": labels[:9]}
+    names = {"images": images, "features": features, "train_images": images, "train_labels": labels}
+    names |= {"test_images": images[:9], "test_labels": labels[:9]}
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.S)
     assert len(blocks) == 4
     with tiny_runs.quick_compilation():
@@ -142,6 +155,6 @@ def test_the_examples_of_the_first_page_run(tmp_path, monkeypatch):
             assert len([line for line in block.splitlines() if not line.startswith("import")]) <= 3
             exec(block, names)
     assert names["inputs"].shape[1:] == (8, 8, 3) and names["targets"].shape == (len(names["inputs"]), 6)
-    assert names["found"].shape[0] == 9 and np.isfinite(names["found"]).all()
+    assert names["embeddings"].shape[0] == 9 and np.isfinite(names["embeddings"]).all()
     entries = {row["entry"] for row in names["result"]["rows"]}
     assert {"distilled", "random_real", "random_init", "full_data", "chance"} <= entries

@@ -1,4 +1,4 @@
-"""Every command of the README: typed here, or in the list of those that take too long."""
+"""Every command of the README and the guides: run here, or checked for its words and listed with the reason."""
 
 import os
 import pathlib
@@ -16,39 +16,79 @@ from ssdd_jax import main
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.evaluate import __main__ as evaluate
 
-README = (ROOT / "README.md").read_text()
+FILES = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 
 MINUTES, HOURS = "minutes on two cores", "hours on an accelerator"
 DOWNLOADED = "needs images that are not in the repository"
-# What is not typed here, and why; the first two are what `.ci/run` types.
-TOO_LONG = {
+MAIN, EVALUATE = "python -m ssdd_jax.main", "python -m ssdd_jax.evaluate"
+# Commands that are not run here, and why. Those of `ssdd_jax.main` and `ssdd_jax.evaluate` are parsed below.
+NOT_RUN = {
+    # The two commands that `.ci/run` types.
     "python -m pip install . && python -m ssdd_jax.main": MINUTES,
     "python -m pip install '.[test]' && python -m pytest -n 2 --dist loadfile": "runs this test",
+    "python -m pip install .": MINUTES,
     "python -m ssdd_jax.main": MINUTES,
-    "python -m ssdd_jax.main --dry_run": "a minute",  # `tests/test_plan.py`, in small
+    "python -m ssdd_jax.main --dry_run": "a minute",  # tests/dry_run/test_dry_run.py runs it on small data
+    "python -m ssdd_jax.main --help": "printed by tests/test_main.py",
+    "python -m ssdd_jax.main --help_config": "printed by tests/test_main.py",
+    "python -m ssdd_jax.main --config.storage.N=10 --config.distill.steps=300 --workdir=runs/small": MINUTES,
+    "python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.data.data_dir=DIR": DOWNLOADED,
+    "python -m ssdd_jax.main --config=configs/cifar10.py --config.data.data_dir=DIR": HOURS,
+    "python -m ssdd_jax.main --config=configs/cifar10.py --config.data.name=npz:mine.npz "
+    "--config.teacher.features=features.npz": HOURS,
+    "python -m ssdd_jax.main --config=configs/cifar10.py --config.teacher.source=resnet50.safetensors "
+    "--config.data.data_dir=DIR": HOURS,
+    "python -m ssdd_jax.main --config=configs/cifar10.py --config.devices.data=4": HOURS,
+    "python -m ssdd_jax.main --config=configs/cifar10.py --config.pool.size=8 --config.pool.models_per_step=8": HOURS,
+    "python -m ssdd_jax.main --config=configs/cifar100.py:mkdt --shared=runs/cifar100-shared "
+    "--config.data.data_dir=DIR": HOURS,
+    "python -m ssdd_jax.main --config=configs/digits.py:mkdt --config.evaluate.own_rate=True "
+    '--config.student.norm=instance "--config.student.widths=(32,32,32)"': MINUTES,
+    "python -m ssdd_jax.main --config=configs/folder.py:PATH": MINUTES,  # tests/api/test_photos.py, on small data
+    "python -m ssdd_jax.main --config=configs/folder.py:PATH --config.teacher.source=FILE": MINUTES,
+    "python -m ssdd_jax.main --config=configs/imagenet64.py --config.data.cache_dir=CACHE "
+    "--config.data.data_dir=DIR": HOURS,
+    "python -m ssdd_jax.main --config=configs/tinyimagenet.py --config.data.data_dir=tiny-imagenet-200.zip": HOURS,
+    # tests/runtime/test_processes.py runs two processes on one machine.
+    "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,0": "needs two hosts",
+    "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,1": "needs two hosts",
+    "python -m ssdd_jax.evaluate": MINUTES,
+    "python -m ssdd_jax.evaluate --set=runs/digits/distilled": MINUTES,
+    "python -m ssdd_jax.evaluate --set=PATH --models=convnet,resnet18 --targets=cifar10,stanford_dogs "
+    "--protocol=linear,finetune --data_dir=DIR": HOURS,
+    "python -m ssdd_jax.evaluate --set=PATH --models=convnet,resnet18,vit_tiny --targets=cifar10,stanford_dogs "
+    "--protocol=linear,finetune,few_labels,zero_shot_kd --seeds=5 --data_dir=DIR": HOURS,
+    "python -m ssdd_jax.evaluate --set=ours=runs/a/distilled,theirs=krr_st_folder --source=runs/a": MINUTES,
+    "python -m ssdd_jax.evaluate --set=runs/cifar10-cpu/distilled --edition=cpu "
+    "--models=convnet_32_64_128_bn,convnet_32_64_128_in --protocol=linear,knn --seeds=3 --data_dir=DIR": DOWNLOADED,
+    # tests/test_export.py and tests/report/test_report.py run every form.
+    "python -m ssdd_jax.export --set=runs/digits/distilled --form=npz": "as the form krr_st below",
+    "python -m ssdd_jax.export --set=runs/digits/distilled --form=png": "as the form krr_st below",
+    "python -m ssdd_jax.report": "as the comparison below",
+    "python -m ssdd_jax.report runs/digits": "as the comparison below",
+    # tests/experiments runs these on small data, except for those that need a download or an accelerator.
+    "python -m experiments.accelerator": MINUTES,
+    "python -m experiments.agreement --repository=DIR --set=DIR --models=convnet_32_64_128_bn,convnet_32_64_128_in "
+    "--data_dir=DIR": DOWNLOADED,
+    "python -m experiments.benchmark": MINUTES,
+    "python -m experiments.benchmark --stages=inner,outer,whole,approximation,evaluation --official=selfsup_dd "
+    "--pairs=100,400 --repeats=3": MINUTES,
+    "python -m experiments.benchmark --stages=inner,outer,whole,approximation,evaluation --official=selfsup_dd "
+    "--pairs=100,400 --repeats=3 --output=experiments/results/benchmark.json": MINUTES,
+    "python -m experiments.benchmark --stages=teacher --teacher-steps=25 --repeats=1 --no-compile "
+    "--output=experiments/results/benchmark-teacher.json": MINUTES,
     "python -m experiments.compare": MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --N=50 --seeds=1 --methods=boost,krr_st,random "
     "--config.data.data_dir=DIR": DOWNLOADED,
-    "python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.data.data_dir=DIR": DOWNLOADED,
-    "python -m ssdd_jax.main --config=configs/cifar100.py:mkdt --shared=runs/cifar100-shared "
-    "--config.data.data_dir=DIR": HOURS,
-    "python -m ssdd_jax.main --config=configs/folder.py:PATH": MINUTES,  # `tests/test_folder_config.py`, in small
-    "python -m ssdd_jax.main --config=configs/folder.py:PATH --config.teacher.source=FILE": MINUTES,
-    "python -m ssdd_jax.main --config=configs/cifar10.py --config.data.data_dir=DIR": HOURS,
-    "python -m ssdd_jax.main --config=configs/tinyimagenet.py --config.data.data_dir=tiny-imagenet-200.zip": HOURS,
-    "python -m ssdd_jax.main --config=configs/cifar10.py --config.data.name=npz:mine.npz "
-    "--config.teacher.features=features.npz": HOURS,
-    "python -m ssdd_jax.evaluate": MINUTES,
-    "python -m ssdd_jax.evaluate --set=PATH --models=convnet,resnet18,vit_tiny --targets=cifar10,stanford_dogs "
-    "--protocol=linear,finetune,few_labels,zero_shot_kd --seeds=5 --data_dir=DIR": HOURS,
-    "python -m experiments.benchmark": MINUTES,  # `tests/test_benchmark.py`, in small
-    "python -m experiments.benchmark --stages=inner,outer,whole,approximation,evaluation --official=selfsup_dd "
-    "--pairs=100,400 --repeats=3": MINUTES,
-    "python -m experiments.accelerator": MINUTES,
-    "python -m experiments.resident": MINUTES,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --N=50 --seeds=1 "
+    "--methods=boost,krr_st,random,kmeans --config.data.data_dir=DIR": DOWNLOADED,
+    "python -m experiments.convolutions": MINUTES,
+    "python -m experiments.cost_curves --output=experiments/results/cost_curves.json": MINUTES,
+    "python -m experiments.measure_reader": MINUTES,
+    "python -m experiments.resident --workdir=DIR --output=FILE -- --config=...": MINUTES,
 }
-# What is typed, and what it then says or leaves.
-TYPED = {
+# Commands that are run here, and text or a file that they leave.
+RUN = {
     "python -m ssdd_jax.report runs/digits runs/digits-krr_st --out=side_by_side.html": "side_by_side.html",
     "python -m ssdd_jax.export --set=PATH --form=krr_st": "krr_st",
     "python -m pydoc ssdd_jax.krr": "predict(",
@@ -57,29 +97,52 @@ TYPED = {
 
 
 def commands():
-    """Lines of the blocks, without what is said beside them, and what stands in backticks."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
-    lines = [line.split("  #")[0].split(" # ")[0].strip() for line in blocks.splitlines()]
-    return {line for line in [*lines, *re.findall(r"`(python -m [^`]+)`", README)] if line}
+    """Python commands of the shell blocks, without comments, and those in backquotes."""
+    found = set()
+    for text in (file.read_text() for file in FILES):
+        blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+        lines = [line.split("  #")[0].split(" # ")[0].strip() for line in blocks.splitlines()]
+        found |= {line for line in lines if line.startswith("python -m ")}
+        found |= set(re.findall(r"`(python -m [^`]+)`", text))
+    return found
 
 
-def test_every_command_is_typed_or_too_long():
-    assert commands() == set(TOO_LONG) | set(TYPED)
+def launched():
+    """Commands of `ssdd_jax.main` inside those of a cluster."""
+    text = (ROOT / "docs" / "guides" / "devices.md").read_text()
+    return re.findall(r"(?:srun|gcloud) .*?(python -m ssdd_jax\.main[^'\n]*)", text)
 
 
-@pytest.mark.parametrize("command", sorted(c for c in TOO_LONG if c.startswith("python -m ssdd_jax.main")))
-def test_the_words_of_a_long_command_are_known(command, tmp_path, monkeypatch):
+def test_every_command_is_run_or_listed():
+    assert commands() == set(NOT_RUN) | set(RUN)
+
+
+@pytest.mark.parametrize(
+    "command", sorted({c for c in NOT_RUN if c.startswith(MAIN) and "--help" not in c} | set(launched()))
+)
+def test_the_words_of_a_command_that_is_not_run_are_known(command, tmp_path, monkeypatch):
     (tmp_path / "PATH").mkdir()
     for i in range(30):
         Image.new("RGB", (50, 40)).save(tmp_path / "PATH" / f"{i}.png")
     monkeypatch.chdir(tmp_path)
     options = commandline.parse(shlex.split(command)[3:])
-    assert options.stage == "report" and options.workdir.parent == pathlib.Path("runs")
+    assert options.stage == "report" and options.workdir.parent in (pathlib.Path("runs"), pathlib.Path("/shared"))
+
+
+@pytest.mark.parametrize("command", sorted(command for command in NOT_RUN if command.startswith(EVALUATE)))
+def test_the_options_of_an_evaluation_are_known(command):
+    words = shlex.split(command)[3:]
+    assert all(word.split("=")[0] in evaluate.HELP for word in words)
+    assert evaluate.parse(words) is not None
+
+
+def test_a_cluster_has_commands():
+    assert len(launched()) == 2
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A place with the runs that the commands name, in small."""
+    """A folder with small versions of the runs that the commands name."""
     path = tmp_path_factory.mktemp("readme")
     tiny_runs.write_data(path)
     with tiny_runs.quick_compilation():
@@ -89,17 +152,12 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("command", sorted(TYPED))
-def test_typed(command, folder):
+@pytest.mark.parametrize("command", sorted(RUN))
+def test_run(command, folder):
     words = shlex.split(command.replace("PATH", "runs/digits/distilled"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
     done = subprocess.run(
         [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, timeout=560
     )
     assert done.returncode == 0, done.stderr
-    assert TYPED[command] in done.stdout + done.stderr
-
-
-def test_the_long_evaluation_has_these_options():
-    lines = [line.split()[3:] for line in TOO_LONG if line.startswith("python -m ssdd_jax.evaluate")]
-    assert all(word.split("=")[0] in evaluate.HELP for words in lines for word in words)
+    assert RUN[command] in done.stdout + done.stderr

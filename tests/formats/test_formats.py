@@ -195,7 +195,7 @@ def test_nothing_else_is_overwritten(tmp_path):
 def test_a_diverged_set_is_not_written(tmp_path):
     images, targets = plain().pairs()
     made = distilled.from_pairs(images, targets.at[0, 0].set(jnp.nan), plain().preprocessing)
-    with pytest.raises(UserError, match="the set's targets holds numbers that are not finite"):
+    with pytest.raises(UserError, match="the set's targets holds values that are not finite"):
         formats.write(made, tmp_path / "new", "npz")
     assert not (tmp_path / "new").exists()
 

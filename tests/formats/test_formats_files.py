@@ -62,9 +62,9 @@ ARCHIVES = {
     "channels first": ({"images": np.zeros((6, 3, 8, 8))}, r"channels first: save it as \(P,H,W,C\), transposed by"),
     "grey without an axis": ({"images": np.zeros((6, 8, 8), np.uint8)}, r"images in .* has the shape \(6, 8, 8\)"),
     "integers": ({"images": np.zeros((6, 8, 8, 3), np.int32)}, "holds int32: network inputs as floats are needed"),
-    "words": ({"targets": np.array([["a"]] * 6)}, "targets in .* holds <U1, labels as it seems"),
-    "labels": ({"targets": np.arange(6)}, "holds int64, labels as it seems: target features"),
-    "not finite": ({"targets": np.full((6, 2), np.nan)}, "targets in .* holds numbers that are not finite"),
+    "words": ({"targets": np.array([["a"]] * 6)}, "targets in .* holds <U1, apparently labels"),
+    "labels": ({"targets": np.arange(6)}, "holds int64, apparently labels: target features"),
+    "not finite": ({"targets": np.full((6, 2), np.nan)}, "targets in .* holds values that are not finite"),
     "counts": ({"targets": np.zeros((7, 2))}, "holds 6 images and 7 targets"),
     "half the constants": ({"image_mean": np.zeros(3)}, "image_mean and image_std are given together or not at all"),
     "short constants": ({"target_mean": np.zeros(2)}, "target_mean must be 6 finite numbers"),
@@ -150,13 +150,13 @@ def no_images(path):
 
 FOLDERS = {
     "counts": (lambda p: np.save(p / "features.npy", np.zeros((5, 2))), "holds 6 images and 5 targets"),
-    "labels": (lambda p: np.save(p / "features.npy", np.arange(6)), "features.npy holds int64, labels as it seems"),
+    "labels": (lambda p: np.save(p / "features.npy", np.arange(6)), "features.npy holds int64, apparently labels"),
     "one axis": (lambda p: np.save(p / "features.npy", np.zeros(6)), r"features.npy has the shape \(6,\)"),
     "pickled": (lambda p: np.save(p / "features.npy", np.array([Bomb()])), "features.npy holds pickled objects"),
     "damaged": (lambda p: (p / "a1.png").write_text("no image"), "a1.png is not an image that can be read"),
     "another size": (another_size, r"differ in size: .*a0.png is 8x8 and .*a2.png is 8x9 \(width x height\)"),
     "no images": (no_images, "holds no images"),
-    "no features": (lambda p: (p / "features.npy").unlink(), "what is understood is .*features.npy or features.npz"),
+    "no features": (lambda p: (p / "features.npy").unlink(), "the supported forms are .*features.npy or features.npz"),
     "constants of other channels": (
         lambda p: files.write_json(p / "constants.json", {"image_mean": [0.5], "image_std": [0.5]}),
         "image_mean must be 3 finite numbers",
@@ -199,7 +199,7 @@ def test_parquet_of_others(tmp_path):
 
 PARQUETS = {
     "no inputs": ({"pixel_values": None}, "has no column 'pixel_values': pixel_values and target are needed"),
-    "labels": ({"target": list(range(COUNT))}, "target in .* holds int64, labels as it seems"),
+    "labels": ({"target": list(range(COUNT))}, "target in .* holds int64, apparently labels"),
     "ragged": ({"target": [[1.0], [1.0, 2.0]] * 3}, "target in .* has rows of different sizes"),
     "empty cells": ({"target": [None, [1.0]] * 3}, "target in .* has empty cells"),
     "words": ({"target": [["a"]] * COUNT}, "target in .* holds string: floats are needed"),

@@ -84,7 +84,7 @@ def test_files_of_mkdt(tmp_path):
 
 
 TENSORS = {
-    "integer labels": (lambda t: {"y": t.arange(COUNT)}, "y_syn.pt holds int64, labels as it seems: target features"),
+    "integer labels": (lambda t: {"y": t.arange(COUNT)}, "y_syn.pt holds int64, apparently labels: target features"),
     "labels as floats": (lambda t: {"y": t.arange(COUNT).float()}, r"y_syn.pt has the shape \(6,\): target features"),
     "channels last": (lambda t: {"x": t.zeros(COUNT, 8, 8, 3)}, r"channels last: save it as \(P,C,H,W\), transposed"),
     "two axes": (lambda t: {"x": t.zeros(COUNT, 64)}, r"x_syn.pt has the shape \(6, 64\): \(P,C,H,W\) with 1 or 3"),
@@ -93,7 +93,7 @@ TENSORS = {
     "bytes": (lambda t: {"x": t.zeros(COUNT, 3, 8, 8, dtype=t.uint8)}, "holds uint8: network inputs as floats"),
     "complex": (lambda t: {"x": t.zeros(COUNT, 3, 8, 8, dtype=t.complex64)}, "holds complex64: network inputs as"),
     "other count": (lambda t: {"y": t.zeros(5, DIM)}, "holds 6 images and 5 targets: one target each is needed"),
-    "not finite": (lambda t: {"y": t.full((COUNT, DIM), t.inf)}, "y_syn.pt holds numbers that are not finite"),
+    "not finite": (lambda t: {"y": t.full((COUNT, DIM), t.inf)}, "y_syn.pt holds values that are not finite"),
     "too large": (lambda t: {"y": t.full((COUNT, DIM), 1e300, dtype=t.float64)}, "not finite in float32"),
     "a dictionary": (lambda t: {"x": {"x": t.zeros(1)}}, "x_syn.pt is not a file of one plain tensor"),
     "sparse": (lambda t: {"y": t.zeros(COUNT, DIM).to_sparse()}, "y_syn.pt is not a file of one plain tensor"),

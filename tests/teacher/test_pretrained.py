@@ -189,7 +189,7 @@ def test_a_wrong_or_partial_match_is_refused_with_a_list(tmp_path):
     text = refused(path, state | {"layer2.0.conv2.weight": torch.zeros(8, 2, 3, 3)})
     assert "1 of another shape (layer2.0.conv2.weight (3, 3, 2, 8), not (3, 3, 8, 8))" in text
     assert "5 left over" in refused(path, state | {f"extra.{i}": torch.zeros(1) for i in range(5)})
-    assert "not finite" in refused(path, state | {"bn1.bias": torch.full((4,), torch.nan)})
+    assert "values that are not finite" in refused(path, state | {"bn1.bias": torch.full((4,), torch.nan)})
     assert "neither 3x3 nor 7x7" in refused(path, state | {"conv1.weight": torch.zeros(4, 3, 5, 5)})
     assert "no ResNet or vision transformer" in refused(path, {"encoder.weight": torch.zeros(2)})
     twice = {f"{copy}.{name}": value for copy in ("one", "two") for name, value in state.items()}
@@ -217,14 +217,14 @@ def test_files_that_are_not_weights_are_refused_in_one_line(tmp_path):
     (tmp_path / "text.msgpack").write_text("no weights")
     (tmp_path / "odd.xyz").write_text("no weights")
     expected = {
-        "text.pt": "no file of PyTorch's",
-        "object.pt": "objects that loading would run",
+        "text.pt": "not a PyTorch file",
+        "object.pt": "objects that loading would execute",
         "empty.pt": "no named tensors",
         "text.safetensors": "not a safetensors file",
-        "text.msgpack": "not a file of Flax's",
-        "odd.xyz": "no known kind",
+        "text.msgpack": "not a Flax file",
+        "odd.xyz": "not in a supported format",
         "nothing.pt": "no file or folder",
-        ".": "no known kind",
+        ".": "not in a supported format",
     }
     for name, words in expected.items():
         with pytest.raises(UserError, match=words) as error:

@@ -1,4 +1,4 @@
-"""Networks that were trained elsewhere: their files read, recognised by names and shapes, and converted."""
+"""Pretrained networks: read weight files, recognise the network by tensor names and shapes, and convert it."""
 
 from ssdd_jax.teacher.pretrained.loading import Options, load
 

@@ -1,4 +1,4 @@
-"""Which images a network takes: side, mean and standard deviation, and how they are resized."""
+"""Input preprocessing of pretrained networks: side, mean and standard deviation, and interpolation."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ CONSTANTS: dict[str, tuple[Numbers, Numbers]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-"""Mean and standard deviation by name: torchvision's, the usual ones of vision transformers, pixels as they are, and
-those of solo-learn for the two CIFARs."""
+"""Mean and standard deviation by name: those of torchvision, the usual ones of vision transformers, unnormalised
+pixels, and those of solo-learn for the two CIFARs."""
 WORDS = {"imagenet": "ImageNet's mean and std", "half": "mean and std 0.5", "unit": "pixels in 0..1"}
+# Pillow's numbers, which Hugging Face stores, and timm's names.
 _RESAMPLE = {1: "lanczos3", 2: "linear", 3: "cubic", "bilinear": "linear", "bicubic": "cubic", "lanczos": "lanczos3"}
 
 
 class Inputs(NamedTuple):
-    """What is said of a network's images.
+    """Preprocessing that the files of a network specify.
 
     Attributes:
-        mean: Of each channel; None where nothing is said.
-        std: Of each channel; likewise.
-        size: Side in pixels; 0 where nothing is said.
-        resize: One of `models.frozen.RESIZE`.
+        mean: Mean of each channel; None if unspecified.
+        std: Standard deviation of each channel; None if unspecified.
+        size: Side in pixels; 0 if unspecified.
+        resize: Interpolation, one of `models.frozen.RESIZE`.
     """
 
     mean: Numbers | None = None
@@ -38,38 +39,54 @@ class Inputs(NamedTuple):
     resize: str = "linear"
 
 
-def said(facts: Mapping[str, Any], path: str) -> Inputs:
-    """What the files beside the weights say: Hugging Face's preprocessor, timm's `pretrained_cfg`, a run's teacher.
+def from_files(facts: Mapping[str, Any], path: str) -> Inputs:
+    """Reads the preprocessing from the files beside the weights.
+
+    Args:
+        facts: Content of the files, as in `reading.Weights`: `preprocessor` of Hugging Face, `config` with timm's
+            `pretrained_cfg`, or `about` of a run's teacher.
+        path: The file or folder, for messages.
+
+    Returns:
+        The preprocessing; its defaults without such files.
 
     Raises:
-        UserError: If they ask for what is not known here.
+        UserError: If the interpolation is not supported.
     """
+    # In order of preference: a run's teacher, timm, Hugging Face.
     if "about" in facts:
         about = facts["about"]
         return Inputs(
             _numbers(about["mean"]), _numbers(about["std"]), about.get("size", 0), about.get("resize", "linear")
         )
     if "pretrained_cfg" in facts.get("config", {}):
-        found = facts["config"]["pretrained_cfg"]
-        size = found.get("input_size", (0,))[-1]
-        return Inputs(
-            _numbers(found.get("mean")), _numbers(found.get("std")), size, _resize(found, "interpolation", path)
-        )
-    found = facts.get("preprocessor")
-    if found is None:
+        timm = facts["config"]["pretrained_cfg"]
+        size = timm.get("input_size", (0,))[-1]
+        return Inputs(_numbers(timm.get("mean")), _numbers(timm.get("std")), size, _resize(timm, "interpolation", path))
+    processor = facts.get("preprocessor")
+    if processor is None:
         return Inputs()
-    mean, std = _numbers(found.get("image_mean")), _numbers(found.get("image_std"))
-    if not found.get("do_normalize", True):
+    mean, std = _numbers(processor.get("image_mean")), _numbers(processor.get("image_std"))
+    if not processor.get("do_normalize", True):
         mean, std = CONSTANTS["unit"]
-    crop = found.get("crop_size") if found.get("do_center_crop") else None
-    return Inputs(mean, std, _side(crop or found.get("size")), _resize(found, "resample", path))
+    # With a centre crop, `size` is the side before cropping: the network is given the crop.
+    crop = processor.get("crop_size") if processor.get("do_center_crop") else None
+    return Inputs(mean, std, _side(crop or processor.get("size")), _resize(processor, "resample", path))
 
 
 def channels_of(constants: tuple[Numbers, Numbers], channels: int, images: int) -> tuple[Numbers, Numbers]:
-    """Mean and std for a network of so many channels, which is given images of so many: one becomes three equal ones.
+    """Expands mean and standard deviation to the channels of a network.
+
+    Args:
+        constants: Mean and standard deviation of each channel; a single one is repeated for all channels.
+        channels: Number of channels that the network takes.
+        images: Number of channels of the data set's images; grey images are repeated for a colour network.
+
+    Returns:
+        Mean and standard deviation, with one value per channel of the network.
 
     Raises:
-        UserError: If they do not go together.
+        UserError: If the constants or the images do not match the channels of the network.
     """
     if images not in (1, channels):
         raise UserError(
@@ -90,14 +107,14 @@ def _numbers(values: Any) -> Numbers | None:
 
 
 def _side(size: int | Mapping[str, int] | Sequence[int] | None) -> int:
-    """The side that a preprocessor's `size` names: a number, sides, or the shortest one."""
+    """Returns the side in a preprocessor's `size`: a number, a sequence of sides, or a mapping with named sides."""
     if isinstance(size, Mapping):
         return int(size.get("height") or size.get("shortest_edge") or 0)
     return int(size[0] if isinstance(size, Sequence) else size or 0)
 
 
-def _resize(found: Mapping[str, Any], key: str, path: str) -> str:
-    how = found.get(key, 2)
-    if how not in _RESAMPLE:
-        raise UserError(f"{path}: images resized by {key}={how!r} are not known here; set it to 2, bilinear")
-    return _RESAMPLE[how]
+def _resize(processor: Mapping[str, Any], key: str, path: str) -> str:
+    resample = processor.get(key, 2)
+    if resample not in _RESAMPLE:
+        raise UserError(f"{path}: the interpolation {key}={resample!r} is not supported; set it to 2, bilinear")
+    return _RESAMPLE[resample]

@@ -1,4 +1,4 @@
-"""From a file of weights to a network's variables and what it is; whatever does not fit is refused."""
+"""Load a pretrained network: its variables and its description. A file that does not match exactly is refused."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ssdd_jax.teacher.pretrained import inputs, reading, recognising
 from ssdd_jax.teacher.pretrained.naming import COUNTERS, HEADS
 from ssdd_jax.teacher.pretrained.recognising import Tensors
 
-# Names of a list that a message gives.
+# Most tensor names that an error message lists per kind.
 SHOWN = 20
-# The side that ImageNet's networks were trained with.
+# Input side of networks trained on ImageNet.
 IMAGENET_SIDE = 224
 
 
 class Options(NamedTuple):
-    """What the user says of a file, where it does not say it itself; the defaults leave all to the file.
+    """User settings for properties that a weight file may not specify; the defaults take them from the file.
 
     Attributes:
-        size: Side of the network's inputs in pixels; 0 for what it was made for.
+        size: Side of the network's inputs in pixels; 0 for the side that the network was trained with.
         preprocessing: A key of `inputs.CONSTANTS`, `dataset` for the data set's moments, or `auto`.
-        stem_padding: Of a 3x3 stem: solo-learn and KRR-ST have 2.
-        heads: Of a vision transformer; 0 for what the file says, else one for each 64 numbers.
+        stem_padding: Padding of a 3x3 stem, 2 in solo-learn and KRR-ST.
+        heads: Number of attention heads; 0 for the number in the file, or else one per 64 dimensions of the width.
     """
 
     size: int = 0
@@ -48,131 +48,140 @@ def load(
     moments: tuple[Any, Any],
     options: Options = Options(),
 ) -> tuple[dict[str, Any], Description]:
-    """A network that was trained elsewhere.
+    """Loads a pretrained network.
 
     Args:
         path: A file or folder; see `reading.KNOWN`.
         image_shape: `(H,W,C)` of the data set.
         moments: Mean and standard deviation of its channels, `(C,)` each.
-        options: What the user says.
+        options: User settings.
 
     Returns:
         `params` and, with batch norm, `batch_stats` of `Description.network`, float32; and the description.
 
     Raises:
         UserError: If the file cannot be read, no network is recognised, a tensor is missing, left over or of another
-            shape, or the network does not take the data set's images.
+            shape, or the network does not accept the data set's images.
     """
-    found = reading.read(path)
-    given = recognising.tensors(found)
+    weights = reading.read(path)
+    tensors = recognising.tensors(weights)
     network: Backbone
-    if "network" in found.facts.get("about", {}):
-        network = description.read(found.facts["about"], found.path).network
+    # The description of a run's own teacher is complete; any other network is inferred from names and shapes.
+    if "network" in weights.facts.get("about", {}):
+        network = description.read(weights.facts["about"], weights.path).network
     else:
-        known = {"stem_padding": options.stem_padding, "heads": options.heads}
-        network = recognising.network(given, found.facts, **known)
-    variables, channels = _converted(given, network)
-    described = _described(given, network, channels, found, image_shape, moments, options)
+        inferred = {"stem_padding": options.stem_padding, "heads": options.heads}
+        network = recognising.network(tensors, weights.facts, **inferred)
+    variables, channels = _converted(tensors, network)
+    described = _described(tensors, network, channels, weights, image_shape, moments, options)
     return variables, described
 
 
-def _converted(given: Tensors, network: Backbone) -> tuple[dict[str, Any], int]:
-    """The network's variables, and the number of channels that it takes."""
-    channels = given.get(("stem" if isinstance(network, ResNet) else "patches") + "/kernel").shape[2]
-    side = 64 if isinstance(network, ResNet) else recognising.grid(given) * network.patch
+def _converted(tensors: Tensors, network: Backbone) -> tuple[dict[str, Any], int]:
+    """Converts tensors to the network's variables, and returns these and the number of input channels."""
+    # Parameter shapes of a ResNet do not depend on the images' side; a transformer's positions do.
+    channels = tensors.get(("stem" if isinstance(network, ResNet) else "patches") + "/kernel").shape[2]
+    side = 64 if isinstance(network, ResNet) else recognising.grid(tensors) * network.patch
     images = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
     shapes: Any = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), images)
-    wanted = traverse_util.flatten_dict({name: tree for name, tree in shapes.items()}, sep="/")
-    paths = {path: path.partition("/")[2] for path in wanted}
-    missing = [name for here in paths.values() for name in given.names(here) if name not in given.arrays]
-    arrays = {path: given.get(here) for path, here in paths.items() if given.has(here)}
+    expected = traverse_util.flatten_dict({name: tree for name, tree in shapes.items()}, sep="/")
+    # Collections are not part of a leaf's name in the tables: `params/stem/kernel` is `stem/kernel` there.
+    leaves = {path: path.partition("/")[2] for path in expected}
+    missing = [name for leaf in leaves.values() for name in tensors.names(leaf) if name not in tensors.arrays]
+    arrays = {path: tensors.get(leaf) for path, leaf in leaves.items() if tensors.has(leaf)}
     misshapen = [
-        f"{given.names(paths[path])[0]} {tuple(array.shape)}, not {wanted[path].shape}"
+        f"{tensors.names(leaves[path])[0]} {tuple(array.shape)}, not {expected[path].shape}"
         for path, array in arrays.items()
-        if array.shape != wanted[path].shape
+        if array.shape != expected[path].shape
     ]
-    used = {name for here in paths.values() for name in given.used(here)}
-    over = sorted(name for name in given.arrays if name not in used and not _aside(name, given.prefix))
-    _refuse(given, network, missing=missing, misshapen=misshapen, over=over)
+    # A tensor that is not used may change the features (a squeeze-and-excite block, say), so it is refused too.
+    used = {name for leaf in leaves.values() for name in tensors.used(leaf)}
+    over = sorted(name for name in tensors.arrays if name not in used and not _ignored(name, tensors.prefix))
+    _refuse(tensors, network, missing=missing, misshapen=misshapen, over=over)
     if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise UserError(f"{given.path} holds numbers that are not finite: it is damaged, or its training diverged")
+        raise UserError(f"{tensors.path} holds values that are not finite: it is damaged, or its training diverged")
     return traverse_util.unflatten_dict(arrays, sep="/"), channels
 
 
-def _aside(name: str, prefix: str) -> bool:
-    """Whether a tensor is known to be no part of the network: a head, the second network of a method, or a counter."""
+def _ignored(name: str, prefix: str) -> bool:
+    """Returns whether a tensor is not part of the network: a head, a method's second network, or a counter."""
     if name.rpartition(".")[2] in COUNTERS:
         return True
+    # Heads may stand beside the backbone or beside any module that contains it: `head` for `model.backbone.`.
     parts = prefix.split(".")[:-1]
     outer = ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts) + 1)]
     return any(name.startswith(before) and name[len(before) :].split(".")[0] in HEADS for before in outer)
 
 
 def _refuse(
-    given: Tensors, network: Backbone, *, missing: Sequence[str], misshapen: Sequence[str], over: Sequence[str]
+    tensors: Tensors, network: Backbone, *, missing: Sequence[str], misshapen: Sequence[str], over: Sequence[str]
 ) -> None:
-    told = [
+    mismatches = [
         f"{len(names)} {words} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
         for names, words in ((missing, "missing"), (misshapen, "of another shape"), (over, "left over"))
         if names
     ]
-    if told:
+    if mismatches:
         raise UserError(
-            f"{given.path} is not quite a {recognising.words(network)} in the names of {given.origin.name}, tensors "
-            f"are {', '.join(told)}: give the whole state_dict of a network that is known here"
+            f"{tensors.path} does not match a {recognising.words(network)} in the names of {tensors.origin.name}, "
+            f"tensors are {', '.join(mismatches)}: give the whole state_dict of a supported network"
         )
 
 
 def _described(
-    given: Tensors,
+    tensors: Tensors,
     network: Backbone,
     channels: int,
-    found: reading.Found,
+    weights: reading.Weights,
     image_shape: tuple[int, ...],
     moments: tuple[Any, Any],
     options: Options,
 ) -> Description:
-    known = inputs.said(found.facts, given.path)
+    # `auto` means the constants in the files. Without them, a ResNet with a 3x3 stem was most likely trained on images
+    # of the data set's kind, and any other network with the usual constants of its origin.
+    specified = inputs.from_files(weights.facts, tensors.path)
     name = options.preprocessing
     imagenet = isinstance(network, ResNet) and network.stem_size == 7
     if name == "auto" and isinstance(network, ResNet) and not imagenet:
-        name = "dataset" if known.mean is None else name
-    if name == "auto" and (known.mean is None or known.std is None):
-        name = given.origin.preprocessing
+        name = "dataset" if specified.mean is None else name
+    if name == "auto" and (specified.mean is None or specified.std is None):
+        name = tensors.origin.preprocessing
     if name == "auto":
-        assert known.mean is not None and known.std is not None
-        constants = known.mean, known.std
+        assert specified.mean is not None and specified.std is not None
+        constants = specified.mean, specified.std
     elif name == "dataset":
         mean, std = (tuple(float(value) for value in values) for values in moments)
         constants = mean, std
     else:
         constants = inputs.CONSTANTS[name]
     mean, std = inputs.channels_of(constants, channels, image_shape[2])
-    size = _size(given, network, options.size, known.size)
-    shown = f"{size}x{size}" if size else f"{image_shape[0]}x{image_shape[1]}"
-    telling = {"auto": "the file's own mean and std", "dataset": "the data set's mean and std", **inputs.WORDS}
+    size = _size(tensors, network, options.size, specified.size)
+    # The summary is logged and stored, so that the user can check what was inferred.
+    sides = f"{size}x{size}" if size else f"{image_shape[0]}x{image_shape[1]}"
+    origins = {"auto": "the file's own mean and std", "dataset": "the data set's mean and std", **inputs.WORDS}
     stem = f"{network.stem_size}x{network.stem_size} stem" if isinstance(network, ResNet) else ""
     if stem and not imagenet:
         stem += f" with padding {network.stem_padding}"
     words = (
-        f"{recognising.words(network)} in the names of {given.origin.name}"
-        f"{f' under {given.prefix}' if given.prefix else ''}",
+        f"{recognising.words(network)} in the names of {tensors.origin.name}"
+        f"{f' under {tensors.prefix}' if tensors.prefix else ''}",
         *([stem] if stem else []),
-        f"{shown} inputs",
-        telling.get(name, f"solo-learn's mean and std for {name}"),
+        f"{sides} inputs",
+        origins.get(name, f"solo-learn's mean and std for {name}"),
         f"{network.features:,} features",
     )
-    return Description(network, mean, std, size, known.resize, ", ".join(words))
+    return Description(network, mean, std, size, specified.resize, ", ".join(words))
 
 
-def _size(given: Tensors, network: Backbone, asked: int, said: int) -> int:
-    """Side of the network's inputs; 0 for images as they are."""
+def _size(tensors: Tensors, network: Backbone, requested: int, specified: int) -> int:
+    """Selects the side of the network's inputs; 0 to leave images in their size."""
     if isinstance(network, ResNet):
-        return asked or said or (IMAGENET_SIDE if network.stem_size == 7 else 0)
-    side = recognising.grid(given) * network.patch
-    if asked not in (0, side):
+        return requested or specified or (IMAGENET_SIDE if network.stem_size == 7 else 0)
+    # Positions are not interpolated, so that a transformer takes images of one size only.
+    side = recognising.grid(tensors) * network.patch
+    if requested not in (0, side):
         raise UserError(
-            f"config.teacher.input_size={asked} does not fit {given.path}, whose positions are for {side}x{side}: "
-            f"set it to 0 or {side}"
+            f"config.teacher.input_size={requested} does not fit {tensors.path}, whose positions are for "
+            f"{side}x{side}: set it to 0 or {side}"
         )
     return side

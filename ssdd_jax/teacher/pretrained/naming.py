@@ -1,8 +1,9 @@
-"""How others name the tensors of the networks that are known here: one table per origin, names here to names there.
+"""Tensor names of supported networks in other libraries: one table per origin, from this package's names to theirs.
 
-A table maps a layer here to a layer there. `{i}`, `{s}`, `{b}` and `{k}` are numbers (a transformer's block, counted
-from 0; a ResNet's stage, block and convolution, from 1), `{s0}`, `{b0}` and `{k0}` the same from 0; `{leaf}` stands for
-PyTorch's name of a layer's tensor. Several layers there are joined into one.
+A table maps a layer of this package to a layer of the origin. `{i}`, `{s}`, `{b}` and `{k}` are numbers (a
+transformer's block, counted from 0; a ResNet's stage, block and convolution, from 1), `{s0}`, `{b0}` and `{k0}` the
+same numbers counted from 0. `{leaf}` stands for PyTorch's name of a layer's tensor. A tuple of layers is concatenated
+into one.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import NamedTuple
 Table = Mapping[str, str | tuple[str, ...]]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-"""PyTorch's names of a layer's tensors; those of single parameters (`class_token`) are in the tables."""
+"""PyTorch's names of a layer's tensors; parameters without a layer (`class_token`) are in the tables."""
 
 HEADS = frozenset(
     (
-        # classifiers, and layers between the features and them
+        # classifiers, and layers between the features and a classifier
         *("fc", "head", "heads", "classifier", "pooler", "pre_logits"),
         # self-supervised training: what comes after the backbone (`bn` is Barlow Twins'), and queues of MoCo
         *("projector", "predictor", "prototypes", "bn", "queue", "queue_ptr", "dino_loss_func"),
@@ -30,22 +31,22 @@ HEADS = frozenset(
         "decoder_pred",
     )
 )
-"""First parts of names that are no part of a backbone, and are left aside."""
+"""First parts of names of tensors that do not belong to a backbone and are ignored."""
 COUNTERS = frozenset(("num_batches_tracked", "position_ids", "mask_token"))
 """Last parts of names of tensors that no feature depends on."""
 
 
 class Origin(NamedTuple):
-    """How one library names a kind of network.
+    """Naming scheme of one library for one kind of network.
 
     Attributes:
-        name: For people, of the first library that used these names.
+        name: Human-readable name, that of the first library that used these names.
         kind: `resnet` or `vit`.
-        table: See above; empty for this package's own names, which need no translation.
-        anchor: A tensor that tells this origin from the others; what stands before it is a prefix of all names.
-        scales: Layers here, and the factors there of what comes out of them (DINOv2's layer scale).
-        epsilon: Of the norms of a transformer, unless a `config.json` says otherwise.
-        preprocessing: What its networks are given unless a file says otherwise, a key of `inputs.CONSTANTS`.
+        table: Table of layers, see the module's docstring; empty for this package's own names.
+        anchor: A tensor that identifies this origin; the part of its name before the anchor prefixes all names.
+        scales: Maps layers of this package to the origin's factors of their outputs (DINOv2's layer scale).
+        epsilon: Epsilon of a transformer's norms, unless a `config.json` specifies it.
+        preprocessing: Default preprocessing of its networks, a key of `inputs.CONSTANTS`.
     """
 
     name: str
@@ -57,29 +58,31 @@ class Origin(NamedTuple):
     preprocessing: str = "imagenet"
 
     def names(self, path: str) -> tuple[str, ...]:
-        """What a leaf here, such as `stem/kernel`, is called there, without prefix."""
+        """Returns the origin's names, without prefix, of a leaf of this package such as `stem/kernel`."""
         if not self.table:
             return (path.replace("/", "."),)
         layer, _, leaf = path.rpartition("/")
         return _filled(self.table, layer or leaf, LEAVES.get(leaf, leaf))
 
     def scale(self, path: str) -> tuple[str, ...]:
-        """The factor there of the layer that a leaf here belongs to; nothing where there is none."""
+        """Returns the name of the origin's output factor for the layer of a leaf; empty if there is none."""
         layer, _, leaf = path.rpartition("/")
         return _filled(self.scales, layer, leaf) if leaf in ("kernel", "bias") else ()
 
 
 def _filled(table: Table, layer: str, leaf: str) -> tuple[str, ...]:
-    for pattern, there in table.items():
-        found = re.fullmatch(re.sub(r"{(\w)}", r"(?P<\1>\\d+)", pattern), layer)
-        if found:
-            numbers = {name: int(value) for name, value in found.groupdict().items()}
+    # Placeholders of one letter become named groups of digits; their numbers fill the names of the origin.
+    for pattern, targets in table.items():
+        match = re.fullmatch(re.sub(r"{(\w)}", r"(?P<\1>\\d+)", pattern), layer)
+        if match:
+            numbers = {name: int(value) for name, value in match.groupdict().items()}
             numbers |= {f"{name}0": value - 1 for name, value in numbers.items()}
-            return tuple(name.format(leaf=leaf, **numbers) for name in ((there,) if isinstance(there, str) else there))
+            names = (targets,) if isinstance(targets, str) else targets
+            return tuple(name.format(leaf=leaf, **numbers) for name in names)
     return ()
 
 
-# timm's, solo-learn's, KRR-ST's and DINO's as well.
+# torchvision's names, also used by timm, solo-learn, KRR-ST and DINO.
 _RESNET = {
     "stem": "conv1.{leaf}",
     "stem_norm": "bn1.{leaf}",
@@ -96,7 +99,7 @@ _HF_RESNET = {
     "stage{s}_block{b}/shortcut": "encoder.stages.{s0}.layers.{b0}.shortcut.convolution.{leaf}",
     "stage{s}_block{b}/shortcut_norm": "encoder.stages.{s0}.layers.{b0}.shortcut.normalization.{leaf}",
 }
-# DINO's, MAE's and solo-learn's as well.
+# timm's names, also used by DINO, MAE and solo-learn.
 _TIMM_VIT = {
     "patches": "patch_embed.proj.{leaf}",
     "class_token": "cls_token",
@@ -141,7 +144,7 @@ _HF_VIT: Table = {
     "block{i}/mlp1": "encoder.layer.{i}.intermediate.dense.{leaf}",
     "block{i}/mlp2": "encoder.layer.{i}.output.dense.{leaf}",
 }
-# As the module of transformers 5 calls them; what it saves has the names before.
+# Names of the modules in transformers 5; its saved files still have the earlier names.
 _HF_VIT_5: Table = {
     **_HF_ENDS,
     "block{i}/attention/qkv": tuple(f"layers.{{i}}.attention.{part}_proj.{{leaf}}" for part in "qkv"),
@@ -193,4 +196,4 @@ ORIGINS = (
     Origin("ssdd_jax", "resnet", {}, "stage1_block1.conv1.kernel", preprocessing="dataset"),
     Origin("ssdd_jax", "vit", {}, "block0.attention.qkv.kernel", preprocessing="dataset"),
 )
-"""All that are known. Of the two of Hugging Face with the same anchor, the longer name is meant where both fit."""
+"""All supported origins. An anchor of Hugging Face ends in another one: if both match, the longer anchor applies."""
