@@ -15,7 +15,7 @@ from ssdd_jax import models
 from ssdd_jax.models import ConvNet, network
 from ssdd_jax.models.convolution import depthwise
 from ssdd_jax.models.layers import max_pool
-from ssdd_jax.models.mobilenet import STAGES, MobileNet, Stage
+from ssdd_jax.models.mobilenet import STAGES, BlockGroup, MobileNet
 from ssdd_jax.models.plain import ALEXNET, VGG11, Layer, Plain
 from ssdd_jax.models.resnet import ResNetClassifier
 from ssdd_jax.models.vit import VisionTransformer
@@ -28,7 +28,7 @@ SMALL = {
     "convnet": (ConvNet((4, 8), DIM), (8, 8, 3)),
     "convnet_in": (ConvNet((4, 8), DIM, "instance"), (8, 8, 3)),
     "plain": (Plain((Layer(4, 5, True), Layer(6)), DIM), (8, 8, 1)),
-    "mobilenet": (MobileNet(DIM, (Stage(1, 4, 1, 1), Stage(2, 6, 1, 2)), 4, 16), (9, 9, 3)),
+    "mobilenet": (MobileNet(DIM, (BlockGroup(1, 4, 1, 1), BlockGroup(2, 6, 1, 2)), 4, 16), (9, 9, 3)),
     "resnet10": (ResNetClassifier(DIM, 4, (1, 1)), (8, 8, 3)),
     "resnet50": (ResNetClassifier(DIM, 2, (2,), bottleneck=True), (8, 8, 3)),
     "vit": (VisionTransformer(DIM, 4, 12, 1, 3), (8, 16, 3)),
@@ -408,7 +408,7 @@ def torch_vit(torch):
 
 VGG_PLAN = [2, "M", 4, "M", 8, 8, "M", 16, 16, "M", 16, 16, "M"]
 ALEXNET_PLAN = [4, "M", 6, "M", 8, 6, 6, "M"]
-MOBILENET = MobileNet(DIM, (Stage(1, 4, 1, 1), Stage(2, 6, 2, 2), Stage(2, 8, 1, 1)), 4, 16)
+MOBILENET = MobileNet(DIM, (BlockGroup(1, 4, 1, 1), BlockGroup(2, 6, 2, 2), BlockGroup(2, 8, 1, 1)), 4, 16)
 
 
 def thin(layers):

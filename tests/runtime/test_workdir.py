@@ -124,7 +124,7 @@ def test_an_error_lets_the_shared_folder_go(work):
 HOLD = """
 import pathlib, sys, time
 from ssdd_jax import config
-from ssdd_jax.workdir import Workdir
+from ssdd_jax.runtime.workdir import Workdir
 run, shared, stop = map(pathlib.Path, sys.argv[1:])
 with Workdir(run, shared).bound("probe", config.default(), ("data",)):
     print("held", flush=True)

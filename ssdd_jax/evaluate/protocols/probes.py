@@ -80,7 +80,7 @@ def fit_linear(key: Array, train: tuple[Array, Array], *, classes: int, settings
     Returns:
         Weights `(F+1,classes)`; the last row is the bias.
     """
-    features, labels = train
+    features, labels = map(jnp.asarray, train)
     chex.assert_rank([features, labels], [2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
     key_init, key_order = jax.random.split(key)
@@ -166,7 +166,7 @@ def fit_lbfgs(train: tuple[Array, Array], *, classes: int, settings: LbfgsSettin
     Returns:
         Weights `(F+1,classes)` for the raw features; the last row is the bias.
     """
-    features, labels = train
+    features, labels = map(jnp.asarray, train)
     chex.assert_rank([features, labels], [2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
     mean = features.mean(0)
@@ -279,6 +279,7 @@ def knn(
     Returns:
         Test accuracy in percent, a scalar.
     """
+    train, test = jax.tree.map(jnp.asarray, (train, test))
     chex.assert_rank([train[0], test[0]], 2)
     count = min(neighbours, len(train[0]))
     # Scaling the products instead of the training features avoids a copy of the features.
@@ -306,6 +307,7 @@ def logits(weights: Array, features: Array) -> Array:
     Returns:
         Logits `(n,classes)`.
     """
+    features, weights = jnp.asarray(features), jnp.asarray(weights)
     return features @ weights[:-1] + weights[-1][None]
 
 
@@ -345,6 +347,7 @@ def few_shot(train: tuple[Array, Array], test: tuple[Array, Array], shots: Array
     Returns:
         Test accuracy in percent, a scalar.
     """
+    train, test = jax.tree.map(jnp.asarray, (train, test))
     mean, deviation = train[0].mean(0), train[0].std(0)
     # Constant features are centred only: their rounding errors would be scaled up.
     scale = jnp.where(deviation > 1e-6 * deviation.max(), deviation, 1.0)
@@ -390,6 +393,7 @@ def feature_r2(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array:
     Returns:
         R2 over all D dimensions together, at most 1, a scalar.
     """
+    train, test = jax.tree.map(jnp.asarray, (train, test))
     chex.assert_equal_shape_prefix(train, 1)
     chex.assert_equal_shape_prefix(test, 1)
     held_out = np.arange(len(train[0])) % 10 == 0

@@ -97,7 +97,7 @@ def loss(pairs: tuple[Array, Array], rate: Array, start: Student, target: Studen
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves((images, targets, rate, start, target)))
     images, targets, rate, start, target = jax.tree.map(
-        lambda leaf: leaf.astype(dtype), (images, targets, rate, start, target)
+        lambda leaf: jnp.asarray(leaf).astype(dtype), (images, targets, rate, start, target)
     )
 
     def step(student: Student, batch: Array) -> tuple[Student, None]:
@@ -153,6 +153,7 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
 def init(params: Params, *, settings: Settings = Settings()) -> State:
     """The state before the first outer step; images `(P,H,W,C)`, targets `(P,D)`, rate a scalar."""
     chex.assert_rank([params.images, params.targets, params.rate], [4, 2, 0])
+    params = jax.tree.map(jnp.asarray, params)
     return State(params, optimizer(settings).init(params))
 
 
@@ -175,6 +176,7 @@ def step(
     def value(params: Params) -> Array:
         return loss((params.images, params.targets), params.rate, start, target, rows)
 
+    state = jax.tree.map(jnp.asarray, state)
     matching_loss, gradient = jax.value_and_grad(value)(state.params)
     updates, opt_state = optimizer(settings).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
