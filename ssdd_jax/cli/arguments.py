@@ -199,15 +199,17 @@ def config_page() -> str:
     begin = next(i for i, line in enumerate(lines) if line.startswith("config.seed"))
     page, group = [], ""
     for line in lines[begin:]:
-        header = re.match(r"config\.(\w+) = \w+ = ConfigDict\(\)", line)
+        header = re.match(r"config\.(\w+) = \w+ = ConfigDict\(\)(?:  # (.*))?", line)
         if header:
             group = header.group(1)
+            if header.group(2):
+                page.append(f"# {group}: {header.group(2)}")
             continue
         if line.startswith("return"):
             break
         if group and line.startswith(f"{group}."):
             line = f"config.{line}"
-        page.append(f"--{line}" if line else line)
+        page.append(line if not line or line.startswith("#") else f"--{line}")
     return "\n".join(page)
 
 

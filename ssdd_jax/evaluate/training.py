@@ -65,30 +65,30 @@ def train(
         preprocessing: Constants of the data set.
         settings: Passes, batch size and SGD.
         together: Networks side by side in one program; 0: as many as the memory holds.
-        name: What the progress bar says; no bar if empty.
+        name: Label of the progress bar; no bar if empty.
 
     Returns:
         Variables with a leading axis of seeds.
     """
     images, targets = pairs
-    own = images.ndim == 5
-    chex.assert_equal_shape_prefix([images, targets], 2 if own else 1)
-    shape, examples = images.shape[-3:], images.shape[1] if own else len(images)
+    per_seed = images.ndim == 5
+    chex.assert_equal_shape_prefix([images, targets], 2 if per_seed else 1)
+    shape, examples = images.shape[-3:], images.shape[1] if per_seed else len(images)
     size, per_epoch = epochs.batch_of(examples, settings.batch_size)
     together = together or side_by_side(network, (size, *shape))
     piece = -(-settings.epochs // PIECES)
-    fixed = settings._replace(epochs=0)  # which makes no other program
+    fixed = settings._replace(epochs=0)  # the number of epochs must not cause a recompilation
     trained = []
     with loop.bar(name, len(keys) * settings.epochs * per_epoch) as bar:
         for begin in range(0, len(keys), together):
-            some = slice(begin, begin + together)
-            chosen = (images[some], targets[some]) if own else pairs
-            state, orders = _start(keys[some], network=network, image_shape=shape, settings=fixed)
-            weight = len(keys[some]) * per_epoch
+            group = slice(begin, begin + together)
+            group_pairs = (images[group], targets[group]) if per_seed else pairs
+            state, orders = _start(keys[group], network=network, image_shape=shape, settings=fixed)
+            weight = len(keys[group]) * per_epoch
             for first, count in loop.calls(bar, settings.epochs, per_call=piece, weight=weight):
                 span = jnp.int32(first), jnp.int32(first + count)
-                state = _advance(state, orders, span, chosen, preprocessing, network=network, settings=fixed)
-                if not bar.disable:  # what is drawn must be done
+                state = _advance(state, orders, span, group_pairs, preprocessing, network=network, settings=fixed)
+                if not bar.disable:  # the bar shows steps that are done, not those that are dispatched
                     jax.block_until_ready(state)
             trained.append(state.variables)
     return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
@@ -111,7 +111,7 @@ def train_streamed(
         pairs: Images and features.
         settings: Passes, batch size and SGD.
         together: Networks side by side in one program, each with batches of its own; 0: as many as the memory holds.
-        name: What the progress bar says; no bar if empty.
+        name: Label of the progress bar; no bar if empty.
 
     Returns:
         Variables with a leading axis of seeds.
@@ -123,11 +123,11 @@ def train_streamed(
     trained = []
     with loop.bar(name, len(keys) * steps) as bar:
         for begin in range(0, len(keys), together):
-            some = keys[begin : begin + together]
-            start, orders = _start(some, network=network, image_shape=shape, settings=settings._replace(epochs=0))
+            group = keys[begin : begin + together]
+            start, orders = _start(group, network=network, image_shape=shape, settings=settings._replace(epochs=0))
             read, _ = streaming.shuffled(orders, pairs, batch_size=settings.batch_size)
-            per_call = streaming.steps_per_call(pairs, len(some) * size, steps)
-            after = None if bar.disable else functools.partial(_update, bar, len(some))
+            per_call = streaming.steps_per_call(pairs, len(group) * size, steps)
+            after = None if bar.disable else functools.partial(_update, bar, len(group))
             state = streaming.run(advance, start, read, steps=steps, per_call=per_call, after=after)
             trained.append(state.variables)
     return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)

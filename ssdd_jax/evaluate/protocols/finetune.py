@@ -281,7 +281,7 @@ def fit(
         variables: Their variables, with a leading axis S; donated.
         train: Images uint8 `(n,H,W,C)` and labels int32 `(n,)`.
         settings: How they are trained.
-        name: What the progress bar says; no bar if empty.
+        name: Label of the progress bar; no bar if empty.
         **options: `classes`, `mean` and `std`, as `step` takes them.
 
     Returns:
