@@ -1,13 +1,13 @@
-"""Everything that is worth knowing of one accelerator, in one command and within a time.
+"""Benchmark one accelerator in one command, within a time limit.
 
     python -m experiments.accelerator --minutes=9
     python -m experiments.accelerator --quick --output=/tmp/accelerator.json
 
 The paper's sizes for CIFAR-100: N = 100 (M = 400 decoded images in four views), L = 10 models, 1,024 real images per
-step, ConvNet 128-256-512; with one and with all models per step, in bfloat16 and float32; beside PyTorch
-where it can use the same device. Then a run of many steps in one call and what 30,000 would take, the stages around a
-distillation, and the table of convolutions. What no longer fits into the time is left out, and said. The report is
-written after each part, to `experiments/results/accelerator.json` and `.md` unless said otherwise.
+step, ConvNet 128-256-512; with one and with all models per step, in bfloat16 and float32; compared with PyTorch if it
+can use the same device. Further parts: a run of many steps in one call with its extrapolation to 30,000, the stages
+around a distillation, and the table of convolutions. Parts that do not fit into the time are skipped, with a note. The
+report is written after each part, by default to `experiments/results/accelerator.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ CONVOLUTIONS = {
     "paper": ["--batch=1024", "--models=10"],
     "quick": ["--batch=2", "--models=2", "--widths=4", "--size=8"],
 }
-# The one that an accelerator is for first.
+# In order of importance, in case the time runs out: accelerators are built for bfloat16.
 PRECISIONS = ("bfloat16", "float32")
 DEFAULT = pathlib.Path(__file__).parent / "results" / "accelerator.json"
 STEPS = 30_000
-# A part begins only if the longest so far would fit, and this at least.
+# A part begins only if at least these seconds are left, and as many as the longest part so far took.
 LEAST_SECONDS = 30.0
 
 
 class Budget:
-    """The time there is. `notes` say what was left out.
+    """Time limit of the measurement; `notes` lists the skipped parts.
 
     Args:
-        minutes: From now on.
+        minutes: Limit, counted from now on.
     """
 
     def __init__(self, minutes: float):
         self.end, self.longest, self.notes = time.monotonic() + 60 * minutes, LEAST_SECONDS, list[str]()
 
     def left(self) -> float:
-        """Seconds."""
+        """Return the remaining seconds."""
         return self.end - time.monotonic()
 
     def spend(self, name: str, part: Callable[[], Any]) -> Any:
-        """What the part returns; None, and a note, where no time or no memory is left for it."""
+        """Run a part and return its result; None, with a note, if there is not enough time or memory."""
         if self.left() < self.longest:
             self.notes.append(f"{name}: left out, {max(0, self.left()):.0f} s were left.")
             return None
@@ -76,12 +76,12 @@ class Budget:
 
 
 def memory_full(error: RuntimeError) -> bool:
-    """Whether JAX or PyTorch found no memory on the device."""
+    """Return whether JAX or PyTorch ran out of device memory."""
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error)
 
 
 def that_fit(part: Callable[[int], Any], models: int) -> Any:
-    """The part with as many models side by side as the device's memory holds: all, or half of them, and so on."""
+    """Run the part with as many models in parallel as fit in the device's memory: all, or half of them, and so on."""
     try:
         return part(models)
     except RuntimeError as error:
@@ -93,66 +93,68 @@ def that_fit(part: Callable[[int], Any], models: int) -> Any:
 def options_for(
     asked: argparse.Namespace, stages: Sequence[str], precision: str, models: int = 1, together: int = 1
 ) -> argparse.Namespace:
-    """The benchmark's options at these sizes; `models` per step, `together` of them side by side."""
-    given = (QUICK if asked.quick else PAPER) | {"models-per-step": models, "vectorize": together}
-    given |= {"precision": precision}
-    line = [f"--{name}={value}" for name, value in given.items() if name != "run"]
-    off = [flag for flag, wanted in (("--no-torch", not asked.torch), ("--no-compile", not asked.compile)) if wanted]
-    return benchmark.parse([*line, *off, "--no-scan", f"--stages={','.join(stages)}"])
+    """Build the benchmark's options at these sizes, with `models` per step, `together` of them in parallel."""
+    values = (QUICK if asked.quick else PAPER) | {"models-per-step": models, "vectorize": together}
+    values |= {"precision": precision}
+    line = [f"--{name}={value}" for name, value in values.items() if name != "run"]
+    disabled = [
+        flag for flag, active in (("--no-torch", not asked.torch), ("--no-compile", not asked.compile)) if active
+    ]
+    return benchmark.parse([*line, *disabled, "--no-scan", f"--stages={','.join(stages)}"])
 
 
 def steps(asked: argparse.Namespace, precision: str, models: int, together: int) -> dict[str, Any]:
-    """The benchmark of outer, inner and whole step."""
+    """Benchmark the outer, inner and whole step."""
     return benchmark.measure(options_for(asked, ("inner", "outer", "whole"), precision, models, together))
 
 
 def around(asked: argparse.Namespace) -> dict[str, Any]:
-    """The benchmark of the stages around a distillation."""
+    """Benchmark the stages around a distillation."""
     return benchmark.measure(options_for(asked, (*benchmark.TEACHER, "approximation", "evaluation"), "float32"))
 
 
 def run(asked: argparse.Namespace, precision: str, models: int, together: int) -> dict[str, Any]:
-    """Many whole steps in one call, and what 30,000 of them would take."""
+    """Time many whole steps in one call, and extrapolate to 30,000."""
     options = options_for(asked, ("whole",), precision, models, together)
     options.steps = -(-(QUICK if asked.quick else PAPER)["run"] // models)
     options = benchmark.sized(options, options.pairs[0])
     timed = jax_loops.loop("whole", jax_loops.make_problem(options), options).timed()
     began = time.perf_counter()
     timed.call()
-    taken = time.perf_counter() - began
+    seconds = time.perf_counter() - began
     return {
         "precision": precision,
         "models_per_step": models,
         "vectorize": together,
         "steps": timed.steps,
-        "seconds": taken,
-        "hours_for_30000": taken / timed.steps * STEPS / 3600,
+        "seconds": seconds,
+        "hours_for_30000": seconds / timed.steps * STEPS / 3600,
         "compile_seconds": timed.compile_seconds,
         "memory_bytes": timed.memory(),
     }
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """All parts, as far as the time goes; the report is written after each."""
+    """Run all parts that fit into the time; the report is written after each."""
     budget = Budget(asked.minutes)
     report: dict[str, Any] = {"machine": machine.describe(), "minutes": asked.minutes, "steps": [], "runs": []}
     report |= {"around": None, "convolutions": None, "notes": budget.notes}
-    every = (QUICK if asked.quick else PAPER)["pool"]
-    # What is asked about first comes first.
-    ways = sorted({(1, 1), (every, 1), (every, every)})
-    for models, together, precision in [(*way, precision) for way in ways for precision in PRECISIONS]:
+    all_models = (QUICK if asked.quick else PAPER)["pool"]
+    # Few models per step first: those are the cases that readers ask about first.
+    cases = sorted({(1, 1), (all_models, 1), (all_models, all_models)})
+    for models, together, precision in [(*case, precision) for case in cases for precision in PRECISIONS]:
         name = f"{precision}, {models} per step, {together} side by side"
         for kind, part in (("steps", steps), ("runs", run)):
             if kind == "steps" and together > 1:
-                continue  # the run says whether that is faster
-            fitting = functools.partial(that_fit, functools.partial(part, asked, precision, models), together)
-            found = budget.spend(f"{kind} in {name}", fitting)
-            report[kind] += [found] if found else []
+                continue  # the run alone shows whether that is faster
+            measurement = functools.partial(that_fit, functools.partial(part, asked, precision, models), together)
+            result = budget.spend(f"{kind} in {name}", measurement)
+            report[kind] += [result] if result else []
             output.write(asked.output, report, table(report))
     report["around"] = budget.spend("the stages around", lambda: around(asked))
     output.write(asked.output, report, table(report))
     sizes = CONVOLUTIONS["quick" if asked.quick else "paper"]
-    # The table stops by itself after the last row that was begun in time.
+    # The table has its own time limit: it starts no row after it.
     line = [*sizes, "--repeats=3", f"--minutes={max(0.0, budget.left() / 60 - 0.5)}"]
     report["convolutions"] = budget.spend("convolutions", lambda: convolutions.measure(convolutions.parse(line)))
     report["device_peak_bytes"] = machine.device_peak_bytes()
@@ -161,7 +163,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Every part's table under a heading."""
+    """Format the tables of all parts, each under a heading."""
     parts = ["# One accelerator", tables.machine(report["machine"])]
     if report["runs"]:
         head = [
@@ -194,14 +196,16 @@ def table(report: dict[str, Any]) -> str:
 
 
 def parse(line: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
-    made = argparse.ArgumentParser(prog="python -m experiments.accelerator", description=__doc__.splitlines()[0])
-    made.add_argument("--minutes", type=float, default=9.0, help="begin nothing that would not end within this")
-    made.add_argument("--quick", action="store_true", help="tiny sizes: whether everything runs")
-    made.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True, help="PyTorch beside it")
-    made.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile as well")
-    made.add_argument("--output", type=output.path, default=DEFAULT, help="the report; its table goes beside it")
-    return made.parse_args(line)
+    """Parse the options."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.accelerator", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit; parts that would exceed it are skipped")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that everything runs")
+    parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True, help="compare with PyTorch")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile as well")
+    parser.add_argument(
+        "--output", type=output.path, default=DEFAULT, help="JSON report; the table is written beside it"
+    )
+    return parser.parse_args(line)
 
 
 def main(line: Sequence[str] | None = None) -> dict[str, Any]:

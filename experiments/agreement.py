@@ -1,11 +1,11 @@
-"""The same set on the same data in KRR-ST's own evaluation: its published PyTorch modules, as they are.
+"""Evaluate a set with the published PyTorch code of KRR-ST, unchanged, for comparison with this package's evaluation.
 
     git clone https://github.com/db-Lee/selfsup_dd
     python -m ssdd_jax.export --set=runs/cifar10-cpu/distilled --form=krr_st --out=exported
     python -m experiments.agreement --repository=selfsup_dd --set=exported --models=convnet_32_64_128_bn --data_dir=DIR
 
-prints the accuracy of every seed. Beside it belongs `python -m ssdd_jax.evaluate --edition=cpu --protocol=linear
---references=none --seeds=5` with the same set and models. Needs PyTorch; epochs and steps are those of the edition cpu.
+prints the accuracy of every seed. Compare with `python -m ssdd_jax.evaluate --edition=cpu --protocol=linear
+--references=none --seeds=5` on the same set and models. Needs PyTorch; epochs and steps are those of the edition cpu.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ssdd_jax.evaluate import options, summary
 
 
 def modules(repository: pathlib.Path) -> tuple[Any, Any]:
-    """The repository's `pretrain_krr_st` and `linear_eval`; what they import but do not use is stood in for."""
+    """Import `pretrain_krr_st` and `linear_eval` of the repository, with stubs for libraries that they never use."""
     if not (repository / "algorithms" / "linear_eval.py").is_file():
         raise UserError(f"{repository} is not a clone of db-Lee/selfsup_dd: name one with --repository=DIR")
     for name in ("kornia", "kornia.augmentation", "torchvision", "torchvision.models"):
@@ -43,7 +43,7 @@ def modules(repository: pathlib.Path) -> tuple[Any, Any]:
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """Accuracies by architecture, one per seed, as `summary` gives them."""
+    """Evaluate every architecture with every seed; returns the accuracies as `summary` has them."""
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -63,28 +63,29 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     )
     mean = train.tensors[0].mean((0, 2, 3)).reshape(1, -1, 1, 1)
     std = train.tensors[0].std((0, 2, 3)).reshape(1, -1, 1, 1)
-    made = options.make(options.edition("cpu"), {})
-    given = argparse.Namespace(
+    # The settings of both sides must be equal; theirs are named differently.
+    preset = options.make(options.edition("cpu"), {})
+    settings = argparse.Namespace(
         img_shape=(channels, height, width), num_pretrain_classes=features.shape[1], num_classes=data.classes,
-        pre_opt="sgd", pre_lr=made.learning_rate, pre_wd=made.weight_decay, pre_epoch=made.epochs,
-        pre_batch_size=made.batch_size, test_opt="sgd", test_lr=made.linear_learning_rate, test_wd=0.0,
-        test_iteration=made.linear_steps, test_batch_size=made.linear_batch_size,
+        pre_opt="sgd", pre_lr=preset.learning_rate, pre_wd=preset.weight_decay, pre_epoch=preset.epochs,
+        pre_batch_size=preset.batch_size, test_opt="sgd", test_lr=preset.linear_learning_rate, test_wd=0.0,
+        test_iteration=preset.linear_steps, test_batch_size=preset.linear_batch_size,
     )  # fmt: skip
-    found: dict[str, Any] = {}
+    accuracies: dict[str, Any] = {}
     for model in asked.models.split(","):
         values = []
         for seed in range(asked.seeds):
             torch.manual_seed(seed)
-            network = pretrain.run(given, "cpu", model, images, features)
-            loaders = [DataLoader(part, given.test_batch_size, shuffle=part is train) for part in (train, test)]
-            values.append(probe.run(given, "cpu", model, network, *loaders, None, lambda x: (x - mean) / std)[1])
+            network = pretrain.run(settings, "cpu", model, images, features)
+            loaders = [DataLoader(part, settings.test_batch_size, shuffle=part is train) for part in (train, test)]
+            values.append(probe.run(settings, "cpu", model, network, *loaders, None, lambda x: (x - mean) / std)[1])
             print(f"agreement: {model}, seed {seed}: {values[-1]:.2f}", flush=True)
-        found[model] = summary(values)
-    return found
+        accuracies[model] = summary(values)
+    return accuracies
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.agreement", description=__doc__.splitlines()[0])
     parser.add_argument("--repository", required=True, help="a clone of db-Lee/selfsup_dd")
     parser.add_argument("--set", required=True, help="a folder with x_syn.pt and y_syn.pt")
@@ -92,10 +93,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--target", default="cifar10")
     parser.add_argument("--data_dir", default="")
     parser.add_argument("--seeds", type=int, default=5)
-    asked = parser.parse_args(arguments)
+    command = parser.parse_args(arguments)
 
     def work() -> None:
-        for model, row in measure(asked).items():
+        for model, row in measure(command).items():
             print(f"{model}: {row['mean']:.1f} ± {row['std']:.1f} over {row['seeds']} seeds")
 
     return console.answer(work, memory="--seeds", name="agreement")

@@ -1,30 +1,30 @@
-"""How fast every stage is, beside the machine's matrix product and the same arithmetic in PyTorch, in one run.
+"""Benchmark every stage against the machine's matrix product and the same arithmetic in PyTorch.
 
     python -m experiments.benchmark --quick
     python -m experiments.benchmark --pairs=100,400 --stages=outer,inner,whole --official=CLONE --output=benchmark.json
 
-Stages: `teacher` (a Barlow Twins step), `features` (the teacher's, of a batch), `inner` (a full-batch step of SGD of
-one model on the pairs), `outer` (views decoded, features of synthetic and real images, kernel regression, gradient,
-AdamW), `whole` (both, as `methods.boost` does them, and with one model per step beside it that of KRR-ST's published
-loop: see `experiments.torch_side.official`), `approximation` (a step of the fit), `evaluation` (a step of SGD on a
-mini-batch).
+Stages: `teacher` (a Barlow Twins step), `features` (the teacher's features of a batch), `inner` (a full-batch SGD step
+of one model on the pairs), `outer` (decoding of views, features of synthetic and real images, kernel regression,
+gradient, AdamW), `whole` (both, as in `methods.boost`; with one model per step also a step of KRR-ST's published loop,
+see `experiments.torch_side.official`), `approximation` (a step of the fit), `evaluation` (an SGD step on a mini-batch).
 
-On the JAX side a step is timed inside its compiled loop, as in a run. The sides take turns, so that a machine that
-drifts slows all; ratios are of medians. The teacher's step draws and makes its random views on the JAX side; PyTorch's
-is given its views. Of PyTorch's two layouts of images the faster is taken. Measure on an idle machine.
+On the JAX side a step is timed inside its compiled loop, as in a run. The sides take turns, so that drift of the
+machine affects all of them; ratios are of medians. On the JAX side the teacher's step includes the random views;
+PyTorch's step gets views that are already augmented. PyTorch uses the faster of its two memory formats. Measure on an
+idle machine.
 
-Memory is what XLA's compiler counts (arguments, results, temporaries), and for PyTorch what its allocator does on a
-GPU; `process` is by how much the whole process grew during a call, which shows large arrays only. Operations are those
-of direct convolution: one with fewer multiplications can have a share above 1 of the rate of matrix products.
+Memory is the count of XLA's compiler (arguments, results, temporaries), and for PyTorch that of its allocator on a GPU;
+`process` is the growth of the whole process during a call, which shows large arrays only. Operations are those of
+direct convolution: an algorithm with fewer multiplications can exceed the rate of matrix products (a share above 1).
 """
 
 from __future__ import annotations
 
 import os
 
-# As in a run: LAPACK's own threads stand in the way of XLA's. PyTorch's products are not done by OpenBLAS.
+# As in a run: LAPACK's threads compete with XLA's. PyTorch's products do not use OpenBLAS.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# PyTorch needs a part of a GPU's memory, which JAX would take whole. Read when JAX meets its device.
+# By default JAX reserves most of a GPU's memory, and PyTorch needs some. Must be set before JAX initializes the GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import argparse
@@ -54,7 +54,7 @@ NO_TORCH = "PyTorch is not installed: pip install 'ssdd_jax[torch]' adds the com
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """The report of everything that was asked for; each row is printed when it is there."""
+    """Measure the selected stages and return the report; each row is printed as soon as it is measured."""
     sides, notes = torch_sides(options)
     report: dict[str, Any] = {
         "machine": machine.describe(),
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         rows = of_stage(stage, pairs, calls, flops, report["product_gflops"], options)
         report["rows"] += rows
         for row in rows:
-            _say(f"{stage} {pairs or ''} {row['side']}: {row['seconds']:.4g} s per step")
+            _log(f"{stage} {pairs or ''} {row['side']}: {row['seconds']:.4g} s per step")
     if "inner" in options.stages and options.scan:
         train, steps = timing.take_turns(
             jax_loops.train_and_steps(jax_loops.make_problem(sized(options, options.pairs[0])), options),
@@ -85,27 +85,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepared(sides: Any, options: argparse.Namespace) -> Iterator[tuple[str, int | None, dict[str, Timed], Any]]:
-    """Every stage, its number of pairs, its calls by side, and its counts of operations by stage."""
-    asked = tuple(stage for stage in TEACHER if stage in options.stages)
-    if asked:
+    """Yield for every stage its name, the number of pairs, the calls by side, and the operation counts by stage."""
+    selected = tuple(stage for stage in TEACHER if stage in options.stages)
+    if selected:
         flops = counts.stages(sizes(options))
-        made = jax_stages.make_teacher(options)
-        others = sides.teacher(made, asked) if sides else {}
-        for stage in asked:
-            call = jax_stages.teacher_loop(made, options).timed() if stage == "teacher" else None
-            yield stage, None, {"jax": call or jax_stages.features(made, options), **others.get(stage, {})}, flops
-    asked = tuple(stage for stage in DISTILLATION if stage in options.stages)
-    for pairs in options.pairs if asked else ():
-        one = sized(options, pairs)
-        flops = counts.stages(sizes(one))
-        problem = jax_loops.make_problem(one)
-        others = sides.distillation(problem, one, asked) if sides else {}
-        for stage in asked:
-            yield stage, pairs, {"jax": jax_call(stage, problem, one), **others.get(stage, {})}, flops
+        teacher = jax_stages.make_teacher(options)
+        others = sides.teacher(teacher, selected) if sides else {}
+        for stage in selected:
+            call = jax_stages.teacher_loop(teacher, options).timed() if stage == "teacher" else None
+            yield stage, None, {"jax": call or jax_stages.features(teacher, options), **others.get(stage, {})}, flops
+    selected = tuple(stage for stage in DISTILLATION if stage in options.stages)
+    for pairs in options.pairs if selected else ():
+        sized_options = sized(options, pairs)
+        flops = counts.stages(sizes(sized_options))
+        problem = jax_loops.make_problem(sized_options)
+        others = sides.distillation(problem, sized_options, selected) if sides else {}
+        for stage in selected:
+            yield stage, pairs, {"jax": jax_call(stage, problem, sized_options), **others.get(stage, {})}, flops
 
 
 def jax_call(stage: str, problem: jax_loops.Problem, options: argparse.Namespace) -> Timed:
-    """Our side of a stage of the distillation."""
+    """Return the JAX side of a stage of the distillation."""
     if stage == "approximation":
         return jax_stages.approximation(problem, options)
     if stage == "evaluation":
@@ -121,46 +121,46 @@ def of_stage(
     rates: dict[str, dict[str, float]],
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """The rows of one stage, one per side, measured in turns."""
-    found = dict(zip(calls, timing.take_turns(list(calls.values()), options.repeats), strict=True))
+    """Measure one stage, with the sides in turns; returns a row per side."""
+    results = dict(zip(calls, timing.take_turns(list(calls.values()), options.repeats), strict=True))
     rows = []
-    for side, measured in found.items():
-        used = used_precision(stage, side, options)
+    for side, measured in results.items():
+        dtype = used_precision(stage, side, options)
         count = flops["official" if side == "official" else stage]
-        rate = rates["jax" if side == "jax" else "torch"][used]
-        row: dict[str, Any] = {"stage": stage, "pairs": pairs, "side": side, "precision": used}
+        rate = rates["jax" if side == "jax" else "torch"][dtype]
+        row: dict[str, Any] = {"stage": stage, "pairs": pairs, "side": side, "precision": dtype}
         row |= timing.summary(measured, count, rate)
         row["compile_seconds"] = calls[side].compile_seconds
-        row["jax_over_this"] = None if side == "jax" else timing.compared(found["jax"].seconds, measured.seconds)
+        row["jax_over_this"] = None if side == "jax" else timing.compared(results["jax"].seconds, measured.seconds)
         rows.append(row)
     return rows
 
 
 def used_precision(stage: str, side: str, options: argparse.Namespace) -> str:
-    """What a side computes a stage in: the precision asked for is that of the students."""
+    """Return the precision in which a side computes a stage: `--precision` applies to the students only."""
     lowered = stage in ("inner", "outer", "whole", "evaluation") and side != "official"
     return jax_loops.precision(options) if lowered else "float32"
 
 
 def products(sides: Any, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """GFLOP/s of matrix products, by side and precision."""
+    """Measure the rate of matrix products in GFLOP/s, by side and precision."""
     makers = {"jax": lambda dtype: machine.product(options.product, dtype)}
     makers |= {"torch": sides.product} if sides else {}
     calls = {(side, dtype): make(dtype) for side, make in makers.items() for dtype in machine.DTYPES}
-    found = timing.take_turns(list(calls.values()), max(options.repeats, 5))
+    results = timing.take_turns(list(calls.values()), max(options.repeats, 5))
     rates: dict[str, dict[str, float]] = {side: {} for side in makers}
-    for (side, dtype), measured in zip(calls, found, strict=True):
+    for (side, dtype), measured in zip(calls, results, strict=True):
         rates[side][dtype] = machine.gflops(measured, options.product)
     return rates
 
 
 def torch_sides(options: argparse.Namespace) -> tuple[Any, list[str]]:
-    """`torch_sides.Sides`, or None and a note why there is no comparison."""
+    """Return `torch_sides.Sides` and notes, or None and a note that explains why there is no comparison."""
     if options.no_torch:
         return None, []
     if util.find_spec("torch") is None:
         return None, [NO_TORCH]
-    # Threads of OpenMP that wait for work asleep leave the cores to the other side. Read when PyTorch is loaded.
+    # OpenMP's threads sleep while idle, which leaves the cores to the JAX side. Must be set before importing torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
@@ -176,31 +176,31 @@ def torch_sides(options: argparse.Namespace) -> tuple[Any, list[str]]:
 
 
 def sized(options: argparse.Namespace, pairs: int) -> argparse.Namespace:
-    """The options with as many images as make so many pairs."""
+    """Return the options with the number of images that yields this number of pairs."""
     return argparse.Namespace(**vars(options) | {"images": pairs // options.views})
 
 
 def sizes(options: argparse.Namespace) -> counts.Sizes:
-    """The shapes that operations are counted from."""
-    known = {name: getattr(options, name) for name in counts.Sizes._fields if hasattr(options, name)}
-    known |= {"images": getattr(options, "images", 1)}
-    return counts.Sizes(**known, bases=max(1, known["images"] // 2), hidden=jax_stages.HIDDEN)
+    """Return the sizes that the operation counts depend on."""
+    values = {name: getattr(options, name) for name in counts.Sizes._fields if hasattr(options, name)}
+    values |= {"images": getattr(options, "images", 1)}
+    return counts.Sizes(**values, bases=max(1, values["images"] // 2), hidden=jax_stages.HIDDEN)
 
 
 def count(text: str) -> int:
-    """A number above 0."""
+    """Parse a positive integer."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return int(text)
 
 
 def several(text: str) -> tuple[int, ...]:
-    """Numbers above 0."""
+    """Parse positive integers separated by commas."""
     return tuple(count(part) for part in text.split(","))
 
 
 def stages(text: str) -> tuple[str, ...]:
-    """Names of stages, in the order of `STAGES`."""
+    """Parse names of stages, and sort them in the order of `STAGES`."""
     for name in text.split(","):
         if name not in STAGES:
             raise argparse.ArgumentTypeError(f"there is no stage {name}: choose among {', '.join(STAGES)}")
@@ -208,48 +208,53 @@ def stages(text: str) -> tuple[str, ...]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
-    made.add_argument("--stages", type=stages, default=STAGES, help=f"out of {', '.join(STAGES)}")
-    made.add_argument("--pairs", type=several, default=(100, 400), help="numbers of pairs: views of decoded images")
-    made.add_argument("--images", type=count, help="decoded images M, instead of --pairs")
-    made.add_argument("--views", type=count, default=4, help=f"views of each, out of {', '.join(augment.VIEWS)}")
-    made.add_argument("--batch", type=count, default=256, help="real images: of an outer step, of the teacher's")
-    made.add_argument("--data", type=count, help="images of the data set; default: four batches")
-    made.add_argument("--size", type=count, default=32, help="side of an image in pixels")
-    made.add_argument("--widths", type=several, default=(128, 256, 512), help="channels of the blocks: 128,256,512")
-    made.add_argument("--dim", type=count, default=512, help="length of a target")
-    made.add_argument("--models-per-step", type=count, default=1)
-    made.add_argument("--pool", type=count, default=2, help="inner models")
-    made.add_argument("--vectorize", type=count, default=1, help="models computed side by side (JAX)")
-    made.add_argument("--teacher-width", type=count, default=64, help="channels of its first stage")
-    made.add_argument("--teacher-blocks", type=several, default=(2, 2, 2, 2), help="blocks in each stage: 2,2,2,2")
-    made.add_argument("--projector", type=count, default=2048, help="width of the projector's layers")
-    made.add_argument("--evaluation-batch", type=count, default=256, help="pairs of a step of the evaluation")
-    made.add_argument("--steps", type=count, default=3, help="steps in one call")
-    made.add_argument("--teacher-steps", type=count, default=1, help="steps in one call of the teacher's stages")
-    made.add_argument("--fit-steps", type=count, default=200, help="steps of the approximation's fit")
-    made.add_argument("--repeats", type=count, default=3, help="calls that are timed")
-    made.add_argument("--product", type=count, help="side of the matrices whose product is timed")
-    made.add_argument("--quick", action="store_true", help="small sizes: within three minutes on two cores")
-    made.add_argument(
-        "--scan", action=argparse.BooleanOptionalAction, default=True, help="a scan of inner steps beside single ones"
+    """Create the parser of the command line."""
+    command = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.splitlines()[0])
+    command.add_argument("--stages", type=stages, default=STAGES, help=f"out of {', '.join(STAGES)}")
+    command.add_argument("--pairs", type=several, default=(100, 400), help="numbers of pairs: views of decoded images")
+    command.add_argument("--images", type=count, help="decoded images M, instead of --pairs")
+    command.add_argument("--views", type=count, default=4, help=f"views of each, out of {', '.join(augment.VIEWS)}")
+    command.add_argument("--batch", type=count, default=256, help="real images: of an outer step, of the teacher's")
+    command.add_argument("--data", type=count, help="images of the data set; default: four batches")
+    command.add_argument("--size", type=count, default=32, help="side of an image in pixels")
+    command.add_argument("--widths", type=several, default=(128, 256, 512), help="channels of the blocks: 128,256,512")
+    command.add_argument("--dim", type=count, default=512, help="length of a target")
+    command.add_argument("--models-per-step", type=count, default=1)
+    command.add_argument("--pool", type=count, default=2, help="inner models")
+    command.add_argument("--vectorize", type=count, default=1, help="models computed in parallel (JAX)")
+    command.add_argument("--teacher-width", type=count, default=64, help="channels of its first stage")
+    command.add_argument("--teacher-blocks", type=several, default=(2, 2, 2, 2), help="blocks in each stage: 2,2,2,2")
+    command.add_argument("--projector", type=count, default=2048, help="width of the projector's layers")
+    command.add_argument("--evaluation-batch", type=count, default=256, help="pairs of a step of the evaluation")
+    command.add_argument("--steps", type=count, default=3, help="steps in one call")
+    command.add_argument("--teacher-steps", type=count, default=1, help="steps in one call of the teacher's stages")
+    command.add_argument("--fit-steps", type=count, default=200, help="steps of the approximation's fit")
+    command.add_argument("--repeats", type=count, default=3, help="calls that are timed")
+    command.add_argument("--product", type=count, help="side of the matrices whose product is timed")
+    command.add_argument("--quick", action="store_true", help="small sizes: within three minutes on two cores")
+    command.add_argument(
+        "--scan",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare a scan of inner steps with single ones",
     )
-    made.add_argument("--no-torch", action="store_true", help="leave the comparison out")
-    made.add_argument(
+    command.add_argument("--no-torch", action="store_true", help="skip the comparison")
+    command.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="time torch.compile as well"
     )
-    made.add_argument(
+    command.add_argument(
         "--official", default="", metavar="CLONE",
         help="a clone of db-Lee/selfsup_dd, whose loop is timed; without one it is written from its description",
     )  # fmt: skip
-    made.add_argument("--output", type=output.path, help="write the report here as JSON, and its table beside it")
-    made.add_argument("--precision", choices=precision.NAMES, default="float32", help="of the students' convolutions")
-    return made
+    command.add_argument("--output", type=output.path, help="write the report here as JSON, and its table beside it")
+    command.add_argument(
+        "--precision", choices=precision.NAMES, default="float32", help="of the students' convolutions"
+    )
+    return command
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, checked."""
+    """Parse and check the options."""
     line = parser()
     if line.parse_args(arguments).quick:
         line.set_defaults(**QUICK)
@@ -274,12 +279,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(f"benchmark: {line}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print a table, write the report where asked to, and return it."""
+    """Measure, print a table, write the report if `--output` is set, and return it."""
     options = parse(arguments)
     report = measure(options)
     table = tables.benchmark(report)

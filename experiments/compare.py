@@ -1,14 +1,14 @@
-"""All methods at equal storage: the same data, teacher and evaluator, several seeds and sizes, one table and one plot.
+"""Compare all methods at equal storage: same data, teacher and evaluator, several seeds and sizes, one table and plot.
 
     python -m experiments.compare [--config=configs/digits.py] [--methods=boost,krr_st,...] [--N=10,20] [--seeds=3]
                                   [--workdir=runs/compare-digits] [--config.KEY=VALUE ...]
 
-Every run is a folder of its own in the work dir; the teacher, its features, MKDT's experts and SC-DD's probe are made
-once for all. The same command continues where it stopped, and adds what a longer list of methods, sizes or seeds asks
-for. A method that refuses, say because a size is too small for it, is listed under the table.
-In the end it writes comparison.json, comparison.md, comparison.png and report.html into the work dir.
+Every run has its own folder in the work dir; the teacher, its features, MKDT's experts and SC-DD's probe are computed
+once and shared. The same command resumes an interrupted comparison; with more methods, sizes or seeds it adds the
+missing runs. A method that cannot run, for example because a size is too small for it, is listed below the table.
+Finally comparison.json, comparison.md, comparison.png and report.html are written to the work dir.
 
-Where the config names M, the number of decoded images, it grows with N.
+If the config sets M, the number of decoded images, M is scaled in proportion to N.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 
 USAGE = "--config=FILE --methods=A,B --N=10,20 --seeds=3 --workdir=DIR and --config.KEY=VALUE are understood"
-# What tells the runs apart cannot be changed for all of them.
+# Config keys that distinguish the runs, and the options that set them: they cannot be changed for all runs.
 OWNED = {
     "method": "--methods",
     "storage.N": "--N",
@@ -43,7 +43,7 @@ OWNED = {
 
 
 class Options(NamedTuple):
-    """What to compare: config file, methods (editions of it), sizes N, seeds, the folder, and further changes."""
+    """Options of a comparison: config file, methods (its editions), sizes N, seeds, folder, and further changes."""
 
     config: str = commandline.DEFAULT
     methods: tuple[str, ...] = tuple(configuration.EDITIONS)
@@ -60,24 +60,24 @@ class Options(NamedTuple):
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Read the command line; every mistake is a UserError."""
-    found: dict[str, Any] = {}
+    """Parse the command line; raises a UserError for every mistake."""
+    values: dict[str, Any] = {}
     changes = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name.startswith("--config.") and equals:
             changes.append(argument)
         elif name in ("--config", "--workdir") and value:
-            found[name[2:]] = value
+            values[name[2:]] = value
         elif name == "--methods" and value:
-            found["methods"] = tuple(dict.fromkeys(filter(None, value.split(","))))
+            values["methods"] = tuple(dict.fromkeys(filter(None, value.split(","))))
         elif name == "--N" and all(part.isdecimal() and int(part) for part in value.split(",")):
-            found["sizes"] = tuple(sorted({int(part) for part in value.split(",")}))
+            values["sizes"] = tuple(sorted({int(part) for part in value.split(",")}))
         elif name == "--seeds" and value.isdecimal() and int(value):
-            found["seeds"] = int(value)
+            values["seeds"] = int(value)
         else:
             raise UserError(f"cannot read {argument!r}: {USAGE}")
-    options = Options(**found, changes=tuple(changes))
+    options = Options(**values, changes=tuple(changes))
     _check(options)
     return options
 
@@ -85,22 +85,22 @@ def parse(arguments: Sequence[str]) -> Options:
 def _check(options: Options) -> None:
     unknown = [name for name in options.methods if name not in configuration.EDITIONS]
     if unknown or not options.methods:
-        wrong = f"unknown method {unknown[0]!r}" if unknown else "no method is named"
-        raise UserError(f"{wrong}: there are {', '.join(configuration.EDITIONS)}")
+        problem = f"unknown method {unknown[0]!r}" if unknown else "no method is named"
+        raise UserError(f"{problem}: there are {', '.join(configuration.EDITIONS)}")
     for change in options.changes:
         key = change.partition("=")[0].removeprefix("--config.")
         owner = "--N" if key in _size_keys() else OWNED.get(key)
         if owner is not None:
             raise UserError(f"config.{key} differs between the runs of a comparison: {owner} chooses it")
-    named = set(options.config.partition(":")[2].split(",")) & set(configuration.EDITIONS)
-    if named:
-        raise UserError(f"{options.config} names a method: name it with --methods={named.pop()}")
+    editions = set(options.config.partition(":")[2].split(",")) & set(configuration.EDITIONS)
+    if editions:
+        raise UserError(f"{options.config} names a method: name it with --methods={editions.pop()}")
     for method in options.methods:
         config_of(options, method, options.sizes[0], 0)
 
 
 def config_of(options: Options, method: str, N: int, seed: int) -> Any:
-    """The config of one run: its edition, with M in proportion to N."""
+    """Build the config of one run: the method's edition, with M in proportion to N."""
     path, _, edition = options.config.partition(":")
     line = [f"--config={path}:{','.join(filter(None, (edition, method)))}", *options.changes]
     config = commandline.parse(line).config
@@ -112,42 +112,42 @@ def config_of(options: Options, method: str, N: int, seed: int) -> Any:
 
 
 def _size_keys() -> list[str]:
-    """Config keys beside `storage.N` by which methods choose how many images they store."""
+    """Return the config keys, besides `storage.N`, that set the number of images a method stores."""
     return [key for definition in methods.METHODS.values() for key in definition.size_keys]
 
 
 def run_all(options: Options) -> Comparison:
-    """Run what is missing.
+    """Run everything that is missing.
 
     Raises:
-        UserError: If nothing can run.
+        UserError: If no method can run.
     """
-    # What depends neither on a method nor on N is measured beside one cheap set; it comes first, so that a mistake in
-    # the data or the teacher is told before anything else.
+    # The references depend neither on a method nor on N: they are measured once, along with one cheap set. They come
+    # first, so that an error in the data or the teacher is reported before anything else.
     seeds = range(options.seeds)
     references = [_run(options, "references", "random", 1, seed, REFERENCES) for seed in seeds]
-    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    completed: dict[tuple[str, int], list[dict[str, Any]]] = {}
     refused = []
     for N in options.sizes:
         for method in options.methods:
             try:
-                found[method, N] = [_run(options, f"{method}-N{N}", method, N, seed) for seed in seeds]
+                completed[method, N] = [_run(options, f"{method}-N{N}", method, N, seed) for seed in seeds]
             except UserError as error:
                 refused.append(f"{label(method)} at N = {N}: {' '.join(str(error).split())}")
                 print(f"compare: {refused[-1]}", flush=True)
-    if not found:
+    if not completed:
         raise UserError(f"no method could run: {refused[0]}")
-    spent = [one["seconds"] for results in (references, *found.values()) for one in results]
-    # Whichever run came first has made what the others use.
-    own = {stage for seconds in spent for stage in seconds if stage not in pipeline.STAGES}
-    shared = sorted(stage for stage in own if (options.folder / "shared" / stage).is_dir())
-    prepared = {stage: max(seconds.get(stage, 0.0) for seconds in spent) for stage in shared}
+    seconds_by_run = [one["seconds"] for results in (references, *completed.values()) for one in results]
+    # Shared stages took time only in the run that computed them: the maximum over the runs is their cost.
+    method_stages = {stage for seconds in seconds_by_run for stage in seconds if stage not in pipeline.STAGES}
+    shared = sorted(stage for stage in method_stages if (options.folder / "shared" / stage).is_dir())
+    prepared = {stage: max(seconds.get(stage, 0.0) for seconds in seconds_by_run) for stage in shared}
     return Comparison(
-        [_row(method, N, results, prepared) for (method, N), results in found.items()],
+        [_row(method, N, results, prepared) for (method, N), results in completed.items()],
         {name: _values(references, name) for name in REFERENCES},
         refused,
         options.seeds,
-        max(seconds["teacher"] + seconds["features"] for seconds in spent),
+        max(seconds["teacher"] + seconds["features"] for seconds in seconds_by_run),
     )
 
 
@@ -168,11 +168,11 @@ def _folder(options: Options, name: str, seed: int) -> pathlib.Path:
 
 
 def _finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
-    """What a run of this config found, if it has come to its end: its report is its last work."""
-    ends = (folder / "results.json", folder / "config.json", folder / "report.html")
-    if not all(path.exists() for path in ends) or files.read_json(ends[1]) != configuration.flatten(config):
+    """Return the results of a completed run of this config, or None; the report is the last file that a run writes."""
+    outputs = (folder / "results.json", folder / "config.json", folder / "report.html")
+    if not all(path.exists() for path in outputs) or files.read_json(outputs[1]) != configuration.flatten(config):
         return None
-    return files.read_json(ends[0])
+    return files.read_json(outputs[0])
 
 
 def _values(results: list[dict[str, Any]], entry: str) -> dict[str, list[float]]:
@@ -184,7 +184,7 @@ def _values(results: list[dict[str, Any]], entry: str) -> dict[str, list[float]]
 
 
 def _row(method: str, N: int, results: list[dict[str, Any]], prepared: dict[str, float]) -> Row:
-    spent = [one["seconds"] for one in results]
+    seconds = [one["seconds"] for one in results]
     return Row(
         method,
         N,
@@ -192,13 +192,13 @@ def _row(method: str, N: int, results: list[dict[str, Any]], prepared: dict[str,
         results[0]["storage"]["budget"],
         _values(results, "distilled"),
         [value for one in results for value in one.get("post_training", {}).get("top1", {}).get("values", [])],
-        round(float(np.mean([s["samples"] + s["distill"] + s["approximate"] for s in spent])), 1),
-        round(sum(value for stage, value in prepared.items() if stage in spent[0]), 1),
+        round(float(np.mean([s["samples"] + s["distill"] + s["approximate"] for s in seconds])), 1),
+        round(sum(value for stage, value in prepared.items() if stage in seconds[0]), 1),
     )
 
 
 def write(options: Options, found: Comparison) -> str:
-    """Write comparison.json, .md and .png; returns the table."""
+    """Write comparison.json, .md and .png, and return the table."""
     content = {
         "config": options.config,
         "changes": list(options.changes),
@@ -216,7 +216,7 @@ def write(options: Options, found: Comparison) -> str:
 
 
 def write_page(options: Options, found: Comparison, arguments: Sequence[str]) -> None:
-    """Write report.html: the sets side by side, with the images of the first seed."""
+    """Write report.html, which compares the sets and shows the images of the first seed."""
     sides = [
         report.side_of(
             f"{label(row.method)}, N = {row.N}",
@@ -237,7 +237,7 @@ def write_page(options: Options, found: Comparison, arguments: Sequence[str]) ->
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line and return the exit status."""
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
@@ -247,11 +247,11 @@ def main(arguments: Sequence[str]) -> int:
 def _compare(arguments: Sequence[str]) -> None:
     options = parse(arguments)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # The runs of a method differ in seed and size only: what is compiled for one serves the next.
+        # The runs of a method differ in seed and size only: they share compiled programs.
         jax.config.update("jax_compilation_cache_dir", str((options.folder / "compiled").absolute()))
-    found = run_all(options)
-    words = write(options, found)
-    write_page(options, found, arguments)
+    results = run_all(options)
+    words = write(options, results)
+    write_page(options, results, arguments)
     print(f"\n{words}\n\ncomparison.json, .md and .png and report.html are in {options.folder}", flush=True)
 
 

@@ -1,10 +1,10 @@
-"""How fast each form of the convolution is where the networks use it: alone, in a scan, under a vmap over kernels.
+"""Benchmark the implementations of the convolution: alone, in a scan, and under a vmap over kernels.
 
     python -m experiments.convolutions --output=convolutions.json
 
-At the three layers of the ConvNet, forward and forward with both derivatives, in float32 and bfloat16, for every form
-in `ssdd_jax.models.convolution.FORMS`. Under a vmap over kernels XLA turns `lax` into a grouped convolution. Times are
-those of one convolution; in a scan or under a vmap there are `--models` of them. Measure on an idle machine.
+Measures the three layers of the ConvNet, forward and forward with both derivatives, in float32 and bfloat16, for every
+form in `ssdd_jax.models.convolution.FORMS`. Under a vmap over kernels XLA turns `lax` into a grouped convolution. Times
+are per convolution; a scan or vmap contains `--models` of them. Measure on an idle machine.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ Array = jax.Array
 
 CONTEXTS = ("alone", "scan", "vmap")
 DIRECTIONS = ("forward", "both")
-# A call is repeated until it takes so long, that a clock and a queue do not matter.
+# Calls are repeated for at least this long, so that the clock's resolution and the dispatch do not matter.
 LEAST_SECONDS = 0.02
-# What takes longer than this is timed once.
+# Calls that take longer than this are timed once.
 LONG_SECONDS = 1.0
 
 
 def layers(options: argparse.Namespace) -> list[tuple[int, int, int]]:
-    """Side, input and output channels of each layer."""
+    """Return the side, the input channels and the output channels of each layer."""
     inputs = (3, *options.widths)
     return [(options.size // 2**i, inputs[i], width) for i, width in enumerate(options.widths)]
 
 
 def direction(name: str, form: convolution.Form) -> Callable[..., Any]:
-    """What is computed of images `(B,H,W,I)`, a kernel `(3,3,I,O)` and a gradient `(B,H,W,O)`."""
+    """Return a function of images `(B,H,W,I)`, a kernel `(3,3,I,O)` and a gradient `(B,H,W,O)` to be timed."""
 
     def forward(x: Array, kernel: Array, _: Array) -> Any:
         return form(x, kernel, 1, 1)
@@ -55,7 +55,7 @@ def direction(name: str, form: convolution.Form) -> Callable[..., Any]:
 
 
 def within(context: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of stacked arguments in that context; `alone` it gets the first of them."""
+    """Wrap a function for stacked arguments in a context; `alone` applies it to the first of them."""
     if context == "alone":
         return lambda *stacked: function(*(array[0] for array in stacked))
     if context == "vmap":
@@ -64,18 +64,18 @@ def within(context: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def arguments(layer: tuple[int, int, int], dtype: str, options: argparse.Namespace) -> tuple[Array, Array, Array]:
-    """Images, kernels and gradients of `--models` convolutions."""
+    """Draw images, kernels and gradients for `--models` convolutions."""
     side, before, after = layer
     shapes = ((options.batch, side, side, before), (3, 3, before, after), (options.batch, side, side, after))
     keys = jax.random.split(jax.random.key(0), 3)
-    made = [
+    arrays = [
         jax.random.normal(key, (options.models, *shape)).astype(dtype) for key, shape in zip(keys, shapes, strict=True)
     ]
-    return made[0], made[1], made[2]
+    return arrays[0], arrays[1], arrays[2]
 
 
 def seconds(function: Callable[..., Any], given: Sequence[Array], repeats: int) -> float:
-    """Median time of a call of the compiled function."""
+    """Measure the median time of a call of the compiled function."""
     compiled = jax.jit(function).lower(*given).compile()
 
     def timed(calls: int) -> float:
@@ -92,31 +92,31 @@ def seconds(function: Callable[..., Any], given: Sequence[Array], repeats: int) 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """A row per layer, precision and form, as far as `--minutes` go."""
+    """Measure a row per layer, precision and form, within `--minutes`."""
     end = time.monotonic() + 60 * options.minutes
     report: dict[str, Any] = {"machine": machine.describe(), "options": output.plain(options), "rows": [], "notes": []}
     for layer in layers(options):
         for dtype in machine.DTYPES:
-            given = arguments(layer, dtype, options)
+            inputs = arguments(layer, dtype, options)
             for name, form in convolution.FORMS.items():
                 if time.monotonic() > end:
-                    left = f"{layer[0]}x{layer[0]}, {layer[1]} to {layer[2]}, {dtype}, {name}"
-                    report["notes"].append(f"Left out after {options.minutes:g} minutes: {left}.")
+                    skipped = f"{layer[0]}x{layer[0]}, {layer[1]} to {layer[2]}, {dtype}, {name}"
+                    report["notes"].append(f"Left out after {options.minutes:g} minutes: {skipped}.")
                     continue
                 row: dict[str, Any] = {
                     "side": layer[0], "inputs": layer[1], "outputs": layer[2], "dtype": dtype, "form": name,
-                    "chosen": convolution.form(given[0][0], given[1][0], 1, 1) == name, "seconds": {},
+                    "chosen": convolution.form(inputs[0][0], inputs[1][0], 1, 1) == name, "seconds": {},
                 }  # fmt: skip
                 for kind in DIRECTIONS:
                     for context in CONTEXTS:
-                        found = seconds(within(context, direction(kind, form)), given, options.repeats)
-                        row["seconds"][f"{context} {kind}"] = found / (1 if context == "alone" else options.models)
+                        duration = seconds(within(context, direction(kind, form)), inputs, options.repeats)
+                        row["seconds"][f"{context} {kind}"] = duration / (1 if context == "alone" else options.models)
                 report["rows"].append(row)
     return report
 
 
 def table(report: dict[str, Any]) -> str:
-    """Milliseconds of one convolution."""
+    """Format a table with the milliseconds per convolution."""
     columns = [f"{context} {kind}" for kind in DIRECTIONS for context in CONTEXTS]
     head = ["layer", "precision", "form", *(f"{name}, ms" for name in columns)]
     rows = [
@@ -129,28 +129,28 @@ def table(report: dict[str, Any]) -> str:
         for row in report["rows"]
     ]
     images, models = report["options"]["batch"], report["options"]["models"]
-    below = f"{images} images, {models} convolutions in a scan or a vmap; bold: what `conv` takes here."
+    legend = f"{images} images, {models} convolutions in a scan or a vmap; bold: the form that `conv` chooses here."
     return "\n\n".join(
-        [tables.machine(report["machine"]), tables.markdown(head, rows, 3), "\n".join([below, *report["notes"]])]
+        [tables.machine(report["machine"]), tables.markdown(head, rows, 3), "\n".join([legend, *report["notes"]])]
     )
 
 
 def parse(line: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
-    made = argparse.ArgumentParser(prog="python -m experiments.convolutions", description=__doc__.splitlines()[0])
+    """Parse the options."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.convolutions", description=__doc__.splitlines()[0])
     small = jax.default_backend() == "cpu"
-    made.add_argument("--batch", type=int, default=16 if small else 1024, help="images")
-    made.add_argument("--models", type=int, default=2 if small else 10, help="convolutions in a scan or under a vmap")
-    made.add_argument("--size", type=int, default=32, help="side of an image in pixels")
-    made.add_argument("--widths", type=lambda text: tuple(map(int, text.split(","))), default=(128, 256, 512))
-    made.add_argument("--repeats", type=int, default=5)
-    made.add_argument("--minutes", type=float, default=3.5, help="begin nothing more after this")
-    made.add_argument("--output", type=output.path, help="write the report here as JSON, and its table beside it")
-    return made.parse_args(line)
+    parser.add_argument("--batch", type=int, default=16 if small else 1024, help="images")
+    parser.add_argument("--models", type=int, default=2 if small else 10, help="convolutions in a scan or under a vmap")
+    parser.add_argument("--size", type=int, default=32, help="side of an image in pixels")
+    parser.add_argument("--widths", type=lambda text: tuple(map(int, text.split(","))), default=(128, 256, 512))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=3.5, help="start no further row after this time")
+    parser.add_argument("--output", type=output.path, help="write the report here as JSON, and its table beside it")
+    return parser.parse_args(line)
 
 
 def main(line: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print the table, write the report where asked to, and return it."""
+    """Measure, print the table, write the report if `--output` is set, and return it."""
     options = parse(line)
     report = measure(options)
     print(table(report))

@@ -1,11 +1,11 @@
-"""How the time and the memory of a whole step grow with each size, the others held fixed.
+"""Measure how the time and memory of a whole step scale with each size, with the others held fixed.
 
     python -m experiments.cost_curves --output=cost_curves.json
 
-Varied are M (`images`), L (`pool`), `models_per_step`, the real batch, the side of an image and the number n of images
-in the data set, each alone around a small base. The exponent is the slope of a line through the logarithms, with its
-standard error: n and L should have none in time, the others at most 1, the side 2. A figure is drawn beside the report.
-Measure on an idle machine.
+The sizes are M (`images`), L (`pool`), `models_per_step`, the real batch, the side of an image and the number n of
+images in the data set; each is varied alone around a small base. The exponent is the slope of a line through the
+logarithms, with its standard error. Expected exponents of time: 0 for n and L, 2 for the side, at most 1 for the
+others. A figure is written next to the report. Measure on an idle machine.
 """
 
 from __future__ import annotations
@@ -47,24 +47,26 @@ NAMES = {
 
 
 def point(name: str, value: int, options: argparse.Namespace) -> timing.Timed:
-    """A whole step with one size changed."""
+    """Prepare a whole step with one size changed."""
     sizes = BASE | {name: value}
-    given = [f"--{key.replace('_', '-')}={number}" for key, number in sizes.items()]
+    arguments = [f"--{key.replace('_', '-')}={number}" for key, number in sizes.items()]
     widths = ",".join(map(str, options.widths))
-    one = benchmark.parse([*given, f"--widths={widths}", f"--dim={options.dim}", f"--steps={options.steps}"])
-    one = benchmark.sized(one, one.pairs[0])
-    return jax_loops.loop("whole", jax_loops.make_problem(one), one).timed()
+    point_options = benchmark.parse(
+        [*arguments, f"--widths={widths}", f"--dim={options.dim}", f"--steps={options.steps}"]
+    )
+    point_options = benchmark.sized(point_options, point_options.pairs[0])
+    return jax_loops.loop("whole", jax_loops.make_problem(point_options), point_options).timed()
 
 
 def curve(name: str, values: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per step and bytes at each value, measured in turns, and their exponents."""
-    found = timing.take_turns([point(name, value, options) for value in values], options.repeats)
-    seconds = [statistics.median(one.seconds) for one in found]
-    memory = [one.memory for one in found]
+    """Measure seconds per step and bytes at each value, in turns, and fit their exponents."""
+    measured = timing.take_turns([point(name, value, options) for value in values], options.repeats)
+    seconds = [statistics.median(entry.seconds) for entry in measured]
+    memory = [entry.memory for entry in measured]
     return {
         "values": list(values),
         "seconds": seconds,
-        "repeats": [one.seconds for one in found],
+        "repeats": [entry.seconds for entry in measured],
         "memory_bytes": memory,
         "time_exponent": exponent(values, seconds),
         "memory_exponent": None if None in memory else exponent(values, memory),
@@ -72,7 +74,7 @@ def curve(name: str, values: Sequence[int], options: argparse.Namespace) -> dict
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[Any]) -> dict[str, float]:
-    """Slope of the least-squares line through the logarithms of at least three points, and its standard error."""
+    """Fit a line through the logarithms of at least three points; returns its slope and standard error."""
     x, y = np.log(np.asarray(sizes, float)), np.log(np.asarray(costs, float))
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
@@ -81,7 +83,7 @@ def exponent(sizes: Sequence[float], costs: Sequence[Any]) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """A curve for each size that was asked for."""
+    """Measure a curve for each selected size."""
     report: dict[str, Any] = {"machine": machine.describe(), "base": BASE, "options": output.plain(options)}
     report["curves"] = {}
     for name in options.sizes:
@@ -92,7 +94,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """A row per size."""
+    """Format a table with a row per size."""
     head = ["size", "values", "ms per step", "exponent of time", "memory MB", "exponent of memory"]
     rows = [
         [
@@ -114,7 +116,7 @@ def _slope(found: dict[str, float] | None) -> str:
 
 
 def draw(report: dict[str, Any], path: pathlib.Path) -> None:
-    """A column per size: time above, memory below, both axes logarithmic."""
+    """Draw a column of panels per size: time above, memory below, both axes logarithmic."""
     from matplotlib.figure import Figure
 
     from ssdd_jax.report import figures
@@ -131,7 +133,7 @@ def draw(report: dict[str, Any], path: pathlib.Path) -> None:
             axes.set_title(f"exponent {_slope(one[kind])}", fontsize=9)
             axes.set_xticks(one["values"], [str(value) for value in one["values"]])
             axes.minorticks_off()
-            # Room for a curve that is level, which an axis fitted to it would make look steep.
+            # A tight axis would make a flat curve look steep.
             axes.set_ylim(min(costs) / 3, max(costs) * 3)
         panels[1, column].set_xlabel(NAMES[name], fontsize=9)
     panels[0, 0].set_ylabel("ms per step")
@@ -140,7 +142,7 @@ def draw(report: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def parse(line: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
 
     def chosen(text: str) -> tuple[str, ...]:
         for name in text.split(","):
@@ -148,18 +150,18 @@ def parse(line: Sequence[str] | None) -> argparse.Namespace:
                 raise argparse.ArgumentTypeError(f"there is no size {name}: choose among {', '.join(VALUES)}")
         return tuple(text.split(","))
 
-    made = argparse.ArgumentParser(prog="python -m experiments.cost_curves", description=__doc__.splitlines()[0])
-    made.add_argument("--sizes", type=chosen, default=tuple(VALUES), help=f"out of {', '.join(VALUES)}")
-    made.add_argument("--widths", type=benchmark.several, default=(32, 64, 128), help="channels of the blocks")
-    made.add_argument("--dim", type=benchmark.count, default=128, help="length of a target")
-    made.add_argument("--steps", type=benchmark.count, default=5, help="steps in one call")
-    made.add_argument("--repeats", type=benchmark.count, default=5, help="calls that are timed")
-    made.add_argument("--output", type=output.path, help="write the report here as JSON, table and figure beside it")
-    return made.parse_args(line)
+    parser = argparse.ArgumentParser(prog="python -m experiments.cost_curves", description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=chosen, default=tuple(VALUES), help=f"out of {', '.join(VALUES)}")
+    parser.add_argument("--widths", type=benchmark.several, default=(32, 64, 128), help="channels of the blocks")
+    parser.add_argument("--dim", type=benchmark.count, default=128, help="length of a target")
+    parser.add_argument("--steps", type=benchmark.count, default=5, help="steps in one call")
+    parser.add_argument("--repeats", type=benchmark.count, default=5, help="calls that are timed")
+    parser.add_argument("--output", type=output.path, help="JSON report; table and figure are written beside it")
+    return parser.parse_args(line)
 
 
 def main(line: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure, print the table, write report and figure where asked to, and return the report."""
+    """Measure, print the table, write report and figure if `--output` is set, and return the report."""
     options = parse(line)
     report = measure(options)
     print(table(report))

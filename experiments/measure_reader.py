@@ -1,7 +1,7 @@
-"""How fast random rows are read from memory-mapped images and features: `python -m experiments.measure_reader`.
+"""Benchmark random reads from memory-mapped images and features: `python -m experiments.measure_reader`.
 
-Writes made-up files of the size asked for (`--rows`), reads them cold, where the system can be made to forget them, and
-warm, and removes them.
+Writes random files with `--rows` rows, reads them cold (after dropping them from the page cache, where the system
+supports it) and warm, and removes them.
 """
 
 import argparse
@@ -19,6 +19,7 @@ BLOCK, SIDE, DIM = 10_000, 64, 512
 
 
 def write(folder, count):
+    """Write random images and features with `count` rows, and return their paths."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (BLOCK, SIDE, SIDE, 3), dtype=np.uint8)
     features = generator.normal(size=(BLOCK, DIM)).astype(np.float32)
@@ -30,13 +31,13 @@ def write(folder, count):
 
 
 def forget(path):
-    """Drop a file from the system's cache."""
+    """Drop a file from the system's page cache."""
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def measure(pairs, *, steps, batch, per_call):
-    """Seconds for so many steps."""
+    """Measure the seconds that a number of steps takes."""
 
     def read(step):
         return pairs.take(np.random.default_rng(step).integers(0, len(pairs.images), batch))
@@ -54,20 +55,20 @@ def main():
     parser.add_argument("--rows", type=int, default=400_000, help=f"a multiple of {BLOCK}")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=1024)
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        paths = write(pathlib.Path(folder), asked.rows)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        paths = write(pathlib.Path(folder), options.rows)
         images, features = (mapped.read(path) for path in paths)
         constants = preprocess.fit(images[:BLOCK], features[:BLOCK])
         pairs = streaming.Pairs(images, features, constants)
-        size = asked.batch * (images[0].nbytes + features[0].nbytes) / 1e6
+        size = options.batch * (images[0].nbytes + features[0].nbytes) / 1e6
         for name in ("cold", "warm", "warm"):
             if name == "cold":
                 for path in paths:
                     forget(path)
-            each = measure(pairs, steps=asked.steps, batch=asked.batch, per_call=10) / asked.steps
-            rows = f"{asked.batch / each:,.0f} rows/s, {size / each:,.0f} MB/s"
-            print(f"{name}: {rows}, {each * 1e3:.0f} ms for {asked.batch} rows")
+            seconds = measure(pairs, steps=options.steps, batch=options.batch, per_call=10) / options.steps
+            rows = f"{options.batch / seconds:,.0f} rows/s, {size / seconds:,.0f} MB/s"
+            print(f"{name}: {rows}, {seconds * 1e3:.0f} ms for {options.batch} rows")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The resident memory of a run, stage by stage, and whether it grows with the steps of the distillation.
+"""Measure the resident memory of a run by stage, and its growth with the steps of the distillation.
 
     python -m experiments.resident --workdir=runs/resident --output=resident.json -- --config=configs/digits.py
 
-What follows `--` is given to `python -m ssdd_jax.main`, whose process is looked at every half second. The growth is the
-slope of a line through memory against steps, over the second half of the distillation's steps. Linux only.
+Arguments after `--` are passed to `python -m ssdd_jax.main`, whose process is sampled every half second. The growth is
+the slope of a line through memory against steps, over the second half of the distillation's steps. Linux only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECONDS = 0.5
 
 
 class Sample(NamedTuple):
-    """One look: the stage that wrote its metrics last, its steps done, and resident megabytes."""
+    """Sample of the process: the stage that wrote metrics last, its completed steps, and the resident megabytes."""
 
     stage: str
     step: int
@@ -33,17 +33,17 @@ class Sample(NamedTuple):
 
 
 def watch(arguments: Sequence[str], workdir: pathlib.Path) -> tuple[list[Sample], float]:
-    """Run the command; what was seen of it, and the most it ever held, as the system counts it."""
+    """Run the command; returns the samples, and the process's peak memory as reported by the system."""
     samples: list[Sample] = []
     highest = 0.0
     process = subprocess.Popen([sys.executable, "-m", "ssdd_jax.main", f"--workdir={workdir}", *arguments])
     while process.poll() is None:
-        held = _resident(process.pid)
-        if held is not None:
+        memory = _resident(process.pid)
+        if memory is not None:
             lines = loop.read_metrics(workdir / "metrics.jsonl")
             last: dict[str, Any] = lines[-1] if lines else {"stage": "start", "step": 0}
-            samples.append(Sample(last["stage"], last["step"], held["VmRSS"]))
-            highest = held["VmHWM"]
+            samples.append(Sample(last["stage"], last["step"], memory["VmRSS"]))
+            highest = memory["VmHWM"]
         time.sleep(SECONDS)
     if process.returncode:
         raise SystemExit(process.returncode)
@@ -51,21 +51,21 @@ def watch(arguments: Sequence[str], workdir: pathlib.Path) -> tuple[list[Sample]
 
 
 def _resident(pid: int) -> dict[str, float] | None:
-    """Megabytes by name; None if the process has just ended."""
+    """Read current and peak megabytes by name; None if the process has just ended."""
     try:
         lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return None
-    found = {line.split(":")[0]: float(line.split()[1]) / 1000 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
-    return found if len(found) == 2 else None
+    sizes = {line.split(":")[0]: float(line.split()[1]) / 1000 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+    return sizes if len(sizes) == 2 else None
 
 
 def report(samples: Sequence[Sample], highest: float) -> dict[str, Any]:
-    """The peak, the peak after each stage's first metrics, and the growth over the distillation."""
+    """Report the peak, the peak after each stage's first metrics, and the growth over the distillation."""
     stages = {name: max(s.megabytes for s in samples if s.stage == name) for name in {s.stage for s in samples}}
     steps = np.array([(s.step, s.megabytes) for s in samples if s.stage == "distill"])
     later = steps[steps[:, 0] >= steps[:, 0].max() / 2] if len(steps) else steps
-    # Once the last step is done the next stages begin: what they take is not the loop's.
+    # Samples after the last step belong to the next stages, which have not logged metrics yet.
     later = later[later[:, 0] < steps[:, 0].max()] if len(later) else later
     growth = None
     if len(set(later[:, 0])) > 2:
@@ -80,17 +80,17 @@ def report(samples: Sequence[Sample], highest: float) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run, look, print the report, write it where asked to, and return it."""
+    """Run and sample the command, print the report, write it if `--output` is set, and return it."""
     parser = argparse.ArgumentParser(prog="python -m experiments.resident", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, help="write the report here, as JSON")
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="the run's folder; a new one")
-    parser.add_argument("given", nargs="*", help="after --: what python -m ssdd_jax.main is given")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a new folder for the run")
+    parser.add_argument("given", nargs="*", help="after --: arguments for python -m ssdd_jax.main")
     options = parser.parse_args(arguments)
-    found = report(*watch(options.given, options.workdir)) | {"arguments": options.given}
-    print(json.dumps(found, indent=1))
+    result = report(*watch(options.given, options.workdir)) | {"arguments": options.given}
+    print(json.dumps(result, indent=1))
     if options.output:
-        options.output.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 if __name__ == "__main__":

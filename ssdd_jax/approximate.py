@@ -1,7 +1,7 @@
-"""Approximation: the targets of the other views, predicted from those of the first (Boost-SSDD, section 3.3).
+"""Approximation networks: predict the targets of the further views from those of the first (Boost-SSDD, section 3.3).
 
-After distillation one two-layer network per further view learns the shift `Cy_v - Cy_0` from `Cy_0`. Only `Cy_0` and
-the networks are stored.
+After distillation, one two-layer network per further view learns to predict the shift `Cy_v - Cy_0` from `Cy_0`. Only
+`Cy_0` and the networks are stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 class Networks(NamedTuple):
-    """One network per view but the first: `shift = relu(c W1 + b1) W2 + b2`.
+    """Parameters of one network per view except the first: `shift = relu(c W1 + b1) W2 + b2`.
 
     Attributes:
         hidden_kernel: W1 `(views-1,V,hidden)`.
@@ -34,7 +34,13 @@ class Networks(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Hidden units, full-batch Adam steps and Adam's rate at the start (cosine decay to zero)."""
+    """Settings of the fit.
+
+    Attributes:
+        hidden: Number of hidden units.
+        steps: Number of full-batch Adam steps.
+        learning_rate: Initial learning rate of Adam; decays to zero along a cosine.
+    """
 
     hidden: int = 4
     steps: int = 3000
@@ -42,13 +48,16 @@ class Settings(NamedTuple):
 
 
 def init(key: Array, views: int, bases: int, hidden: int) -> Networks:
-    """Networks that predict no shift yet.
+    """Initialize networks whose predicted shift is zero.
 
     Args:
         key: PRNG key.
         views: Number of views, the first included.
         bases: Number of feature bases V.
-        hidden: Hidden units.
+        hidden: Number of hidden units.
+
+    Returns:
+        One network per view except the first. The output layer is zero; the hidden layer is He-initialized.
     """
     kernel = jax.random.normal(key, (views - 1, bases, hidden)) * (2 / bases) ** 0.5
     return Networks(
@@ -60,16 +69,17 @@ def init(key: Array, views: int, bases: int, hidden: int) -> Networks:
 
 
 def apply(networks: Networks, coefficients_0: Array) -> Array:
-    """The coefficients of every view.
+    """Compute the coefficients of every view.
 
     Args:
-        networks: One network per view but the first.
+        networks: One network per view except the first.
         coefficients_0: Coefficients of the first view `(M,V)`.
 
     Returns:
-        `(views,M,V)`; the first is `coefficients_0` itself.
+        Coefficients `(views,M,V)`; the first entry is `coefficients_0` itself.
     """
     chex.assert_rank(coefficients_0, 2)
+    # The stored set is decoded through these products, so they are as exact as float32 allows on every backend.
     with jax.default_matmul_precision("highest"):
         hidden = jnp.einsum("mk,vkh->vmh", coefficients_0, networks.hidden_kernel)
         hidden = jax.nn.relu(hidden + networks.hidden_bias[:, None])
@@ -78,19 +88,19 @@ def apply(networks: Networks, coefficients_0: Array) -> Array:
 
 
 def error(networks: Networks, coefficients: Array, bases: Array | None = None) -> Array:
-    """Mean squared error of the views but the first.
+    """Compute the mean squared error over all views except the first.
 
     Args:
-        networks: One network per view but the first.
+        networks: One network per view except the first.
         coefficients: Coefficients of every view `(views,M,V)`.
-        bases: Feature bases `(V,D)`: the error is then that of the targets, not of the coefficients.
+        bases: Feature bases `(V,D)`. If given, the error is measured on the targets instead of the coefficients.
 
     Returns:
-        A scalar.
+        The error, a scalar.
     """
-    wrong = apply(networks, coefficients[0])[1:] - coefficients[1:]
+    residual = apply(networks, coefficients[0])[1:] - coefficients[1:]
     with jax.default_matmul_precision("highest"):
-        return jnp.mean(jnp.square(wrong if bases is None else wrong @ bases))
+        return jnp.mean(jnp.square(residual if bases is None else residual @ bases))
 
 
 def fit(key: Array, coefficients: Array, *, bases: Array | None = None, settings: Settings = Settings()) -> Networks:
@@ -99,15 +109,16 @@ def fit(key: Array, coefficients: Array, *, bases: Array | None = None, settings
     Args:
         key: PRNG key.
         coefficients: Coefficients of every view `(views,M,V)`.
-        bases: Feature bases `(V,D)`. With them the error of the targets is what is made small: the few hidden units
-            then go to the directions in which the targets vary, rather than to all alike.
-        settings: Hidden units, steps and rate.
+        bases: Feature bases `(V,D)`. If given, the error of the targets is minimised, so that the few hidden units
+            serve the directions in which the targets vary, rather than all directions alike.
+        settings: Hidden units, steps and learning rate.
 
     Returns:
-        One network per view but the first; no network (leading axis 0) where there is a single view.
+        One network per view except the first; no network (leading axis 0) if there is a single view.
     """
     chex.assert_rank(coefficients, 3)
     views, _, count = coefficients.shape
+    # The networks share the key but not the draw: one array holds the kernels of all of them.
     networks = init(key, views, count, settings.hidden)
     if views == 1:
         return networks
@@ -120,10 +131,12 @@ def fit(key: Array, coefficients: Array, *, bases: Array | None = None, settings
             updates, opt_state = optimizer.update(gradient, opt_state)
         return (optax.apply_updates(networks, updates), opt_state), None
 
+    # The networks have independent errors: minimising their mean fits each of them separately.
+    # One scan: thousands of steps on a problem this small would otherwise be dominated by dispatch.
     (networks, _), _ = lax.scan(step, (networks, optimizer.init(networks)), length=settings.steps)
     return networks
 
 
 def numbers(views: int, bases: int, hidden: int) -> int:
-    """How many numbers the networks hold."""
+    """Count the numbers that the networks of `views - 1` views store."""
     return (views - 1) * (bases * hidden + hidden + hidden * bases + bases)

@@ -1,4 +1,4 @@
-"""The configuration: every key with its default, what values are allowed, and how a config file is found and read."""
+"""Configuration: all keys with defaults and allowed values, and the search for config files."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from ssdd_jax import augment, decoder
 from ssdd_jax.errors import UserError
 from ssdd_jax.models import convnet, precision
 
-# `config.devices.hosts` of a process that is told where the others are.
+# Format of `config.devices.hosts` that names the coordinator and the index of the process.
 HOSTS = re.compile(r"(?P<address>[^,\s]+:\d+),(?P<count>\d+),(?P<index>\d+)")
 
 
 def default() -> ConfigDict:
-    """Every key, with Boost-SSDD's values for 32x32 images where the paper gives one."""
+    """Build the default config, with the published values of Boost-SSDD for 32x32 images where there are any."""
     config = ConfigDict()
     config.seed = 0
     config.method = "boost"  # boost | krr_st | mkdt | scdd | subset | noise
 
-    config.precision = "auto"  # of the pool and the teacher: float32 | bfloat16 | auto (bfloat16 on accelerators)
+    config.precision = "auto"  # for the pool and the teacher: float32 | bfloat16 | auto (bfloat16 on accelerators)
 
     config.data = data = ConfigDict()
     data.name = "digits"  # digits | tfds:NAME | tiny_imagenet | aircraft | folder:PATH | npz:PATH | npy:PATH
-    data.data_dir = ""  # where TFDS keeps its data, or the original files of Tiny ImageNet or FGVC-Aircraft are
+    data.data_dir = ""  # folder of TFDS data, or of the original files of Tiny ImageNet or FGVC-Aircraft
     data.train_split = "train"
     data.test_split = "test"
-    data.image_size = 0  # side in pixels; 0: as stored
-    data.train_limit = 0  # use so many training images; 0: all
-    data.test_fraction = 0.2  # held out where the data have no test split
-    data.cache_dir = ""  # a folder to keep decoded images in, mapped from there instead of held in memory
+    data.image_size = 0  # side in pixels; 0: the stored size
+    data.train_limit = 0  # number of training images to use; 0: all
+    data.test_fraction = 0.2  # share that is held out if the data have no test split
+    data.cache_dir = ""  # folder for decoded images, which are memory-mapped from it; empty: images stay in memory
 
-    config.devices = devices = ConfigDict()  # may change from one start of a run to the next
-    devices.pool = 0  # devices to split the models of a step over; 0: as many as divide them and the devices there are
-    devices.data = 0  # devices to split batches of images over; 0: those that are left, as far as they divide these
-    devices.gigabytes = 0.0  # images and features that take more are streamed from the host; 0: half of the memory
-    devices.hosts = ""  # several processes: auto (SLURM, GKE, TPU pods), or ADDRESS:PORT,COUNT,INDEX
+    config.devices = devices = ConfigDict()  # may differ between starts of the same run
+    devices.pool = 0  # devices to split the models of a step over; 0: the most that divide both models and devices
+    devices.data = 0  # devices to split batches of images over; 0: the remaining ones, as far as they divide these
+    devices.gigabytes = 0.0  # images and features above this size are streamed from the host; 0: half of the memory
+    devices.hosts = ""  # for several processes: auto (SLURM, GKE, TPU pods), or ADDRESS:PORT,COUNT,INDEX
 
     config.teacher = teacher = ConfigDict()
-    teacher.seed = 0  # of the teacher and of what else runs may share
-    teacher.features = ""  # a .npy or .npz file that replaces training a teacher
-    teacher.source = ""  # weights of a network that was trained elsewhere, and replaces training one
-    teacher.input_size = 0  # side in pixels of what such a network is given; 0: what it was made for
+    teacher.seed = 0  # seed of the teacher and of other outputs that runs may share
+    teacher.features = ""  # .npy or .npz file of precomputed features, instead of training a teacher
+    teacher.source = ""  # weights of a pretrained network, instead of training a teacher
+    teacher.input_size = 0  # input side of a pretrained network in pixels; 0: the side it was made for
     teacher.preprocessing = "auto"  # auto | dataset | imagenet | half | unit | cifar10 | cifar100
-    teacher.stem_padding = 2  # of a 3x3 stem; the weights do not tell. solo-learn and KRR-ST: 2; others: 1
-    teacher.heads = 0  # of a vision transformer; 0: what the files say, or one for each 64 numbers
-    teacher.blocks = (2, 2, 2, 2)  # in each of four stages: ResNet-18; (1, 1, 1, 1) is ResNet-10
-    teacher.width = 64  # of the first stage; features have 8 times as many numbers
+    teacher.stem_padding = 2  # padding of a 3x3 stem, which weights do not reveal. solo-learn and KRR-ST: 2; others: 1
+    teacher.heads = 0  # attention heads of a vision transformer; 0: as in the files, or one per 64 channels
+    teacher.blocks = (2, 2, 2, 2)  # blocks in each of four stages: ResNet-18; (1, 1, 1, 1) is ResNet-10
+    teacher.width = 64  # channels of the first stage; features are 8 times as long
     teacher.projector_hidden = 2048
     teacher.projector_out = 2048
     teacher.off_diagonal = 0.0051
@@ -63,16 +63,16 @@ def default() -> ConfigDict:
     teacher.weight_decay = 1e-4
     teacher.crop_scale = (0.08, 1.0)
     teacher.flip_probability = 0.5
-    teacher.solarize_probability = 0.2  # of the second view
+    teacher.solarize_probability = 0.2  # probability for the second view
     teacher.steps_per_call = 50
     teacher.save_every = 2000
 
-    # Of Boost-SSDD, like storage.M to hidden, distill.start and approximate; other methods have no views.
+    # For Boost-SSDD only, like storage.M to storage.hidden, distill.start and approximate.
     config.views = ("rot0", "rot90", "rot180", "rot270")
 
     config.storage = storage = ConfigDict()
-    storage.N = 100  # the set must fit in the storage of so many images and their features
-    storage.M = 0  # decoded images; 0, here and below: chosen to use the budget
+    storage.N = 100  # budget: the set must fit in the storage of N images and their features
+    storage.M = 0  # decoded images; 0, also for U and V: chosen so that the budget is used
     storage.U = 0  # image bases
     storage.V = 0  # feature bases
     storage.base_size = 16  # low resolution of the image bases, in pixels
@@ -89,13 +89,13 @@ def default() -> ConfigDict:
 
     config.pool = pool = ConfigDict()
     pool.size = 10
-    pool.steps = 1000  # age at which a model is renewed
+    pool.steps = 1000  # age in steps at which a model is reinitialized
     pool.models_per_step = 1
-    pool.vectorize = 1  # models computed side by side
+    pool.vectorize = 1  # number of models computed in parallel
 
     config.distill = distill = ConfigDict()
-    distill.samples = "random"  # the images a method starts from, or a subset is: random | kmeans | high_loss
-    distill.start = "pca"  # of Boost-SSDD's parameters: pca | random | samples
+    distill.samples = "random"  # images that a method starts from, or a subset consists of: random | kmeans | high_loss
+    distill.start = "pca"  # initialization of Boost-SSDD's parameters: pca | random | samples
     distill.steps = 30_000
     distill.batch_size = 1024
     distill.learning_rate = 1e-3
@@ -108,17 +108,17 @@ def default() -> ConfigDict:
     approximate.steps = 3000
     approximate.learning_rate = 1e-2
 
-    config.experts = experts = ConfigDict()  # the students whose training MKDT imitates, and high_loss looks at
+    config.experts = experts = ConfigDict()  # students that MKDT imitates, and whose losses high_loss uses
     experts.count = 100
     experts.widths = (128, 128, 128)
     experts.norm = "instance"  # instance | batch
-    experts.start_epochs = 2  # a piece of a trajectory begins after 0 to start_epochs - 1 epochs
-    experts.epochs = 2  # and ends so many later
+    experts.start_epochs = 2  # a section of a trajectory begins after 0 to start_epochs - 1 epochs
+    experts.epochs = 2  # and ends this many epochs later
     experts.batch_size = 256
     experts.learning_rate = 0.1
     experts.momentum = 0.9
     experts.weight_decay = 1e-4
-    experts.vectorize = 1  # experts trained side by side
+    experts.vectorize = 1  # number of experts trained in parallel
 
     config.mkdt = mkdt = ConfigDict()
     mkdt.unroll = 40  # steps on the distilled set
@@ -127,70 +127,70 @@ def default() -> ConfigDict:
     mkdt.target_learning_rate = 1.0
     mkdt.rate_learning_rate = 1e-4
     mkdt.momentum = 0.5
-    mkdt.rate = 0.1  # the student's rate at the start
+    mkdt.rate = 0.1  # initial value of the student's learned rate
 
     config.scdd = scdd = ConfigDict()
-    scdd.images_per_class = 0  # 0: as many as the budget holds
-    scdd.group_size = 100  # images recovered together, which share batch norm's statistics
+    scdd.images_per_class = 0  # 0: as many as fit the budget
+    scdd.group_size = 100  # images recovered together, which share batch statistics
     scdd.bn_weight = 0.005
     scdd.first_bn_weight = 10.0
     scdd.jitter = 4  # largest cyclic shift in pixels
-    scdd.vectorize = 1  # groups recovered side by side
-    scdd.post_epochs = 200  # of its own post-training; 0: without
+    scdd.vectorize = 1  # number of groups recovered in parallel
+    scdd.post_epochs = 200  # epochs of SC-DD's post-training; 0: skip it
     scdd.post_batch_size = 64
     scdd.post_learning_rate = 1e-3
     scdd.post_weight_decay = 0.01
     scdd.temperature = 30.0
     scdd.mixup = 0.8
-    scdd.padding = 4  # pixels around an image before a random crop
-    scdd.flip = 0.5  # probability
+    scdd.padding = 4  # pixels added on every side before a random crop
+    scdd.flip = 0.5  # probability of a horizontal flip
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.entries = ("distilled", "random_real", "random_init", "full_data", "teacher")  # rows of the results
     evaluate.seeds = 3
     evaluate.epochs = 1000
-    evaluate.full_epochs = 100  # of the same network on all images
+    evaluate.full_epochs = 100  # epochs of the same network on all images
     evaluate.batch_size = 256
     evaluate.learning_rate = 0.1
     evaluate.momentum = 0.9
     evaluate.weight_decay = 1e-3
-    evaluate.own_rate = False  # train on the distilled set at the rate that it came with (MKDT)
+    evaluate.own_rate = False  # train on the distilled set at its stored learning rate (MKDT)
     evaluate.probe_steps = 5000
     evaluate.probe_batch_size = 512
     evaluate.probe_learning_rate = 0.2
     return config
 
 
-# Changes that a method makes on every data set, by edition. A config file adds those for its own data. Filled by
-# `ssdd_jax.methods`, where each method states its editions.
+# Presets, called editions: changes to the defaults of every data set, by name. `ssdd_jax.methods` fills the table from
+# the methods' definitions. A config file may add changes for its own data.
 EDITIONS: dict[str, dict[str, Any]] = {}
 
 
 def edit(config: ConfigDict, edition: str, own: Mapping[str, Mapping[str, Any]] = {}) -> ConfigDict:  # noqa: B006
-    """Change a config as its editions say, such as `cpu,mkdt`: in turn, and last what they change together.
+    """Apply editions, such as `cpu,mkdt`, to a config: each in turn, and last the changes for their combination.
 
     Args:
-        config: What to change, in place.
-        edition: Names with commas between them, or nothing.
-        own: What the config file's own editions change, dotted keys to values. An edition of `EDITIONS` that is here
-            too adds to it; a key such as `cpu,mkdt` is for the two together.
+        config: The config, changed in place.
+        edition: Names separated by commas; may be empty.
+        own: Changes of the config file's editions, dotted keys to values. They are applied after those of `EDITIONS` of
+            the same name. A name such as `cpu,mkdt` applies if both editions are chosen.
 
     Returns:
         The config.
 
     Raises:
-        ValueError: If an edition is unknown; all are listed.
+        ValueError: If an edition is unknown; the message lists all.
     """
     names = [name for name in edition.split(",") if name]
-    known = [name for name in own if "," not in name] + [name for name in EDITIONS if name not in own]
+    available = [name for name in own if "," not in name] + [name for name in EDITIONS if name not in own]
     for name in names:
-        if name not in known:
-            raise ValueError(f"unknown edition {name!r}: there are {', '.join(known)}")
+        if name not in available:
+            raise ValueError(f"unknown edition {name!r}: there are {', '.join(available)}")
     chosen = [name for name in names if name in EDITIONS]
     if len(set(chosen)) > 1:
         raise ValueError(f"the editions {' and '.join(chosen)} name two methods: choose one")
-    together = [key for key in own if "," in key and set(key.split(",")) <= set(names)]
-    for name in (*names, *together):
+    combinations = [key for key in own if "," in key and set(key.split(",")) <= set(names)]
+    for name in (*names, *combinations):
         config.update_from_flattened_dict({**EDITIONS.get(name, {}), **own.get(name, {})})
     return config
 
@@ -216,8 +216,8 @@ def _widths(value: Any) -> bool:
 
 
 def _hosts(value: str) -> bool:
-    found = HOSTS.fullmatch(value)
-    return value in ("", "auto") or (found is not None and int(found["index"]) < int(found["count"]))
+    match = HOSTS.fullmatch(value)
+    return value in ("", "auto") or (match is not None and int(match["index"]) < int(match["count"]))
 
 
 _COUNTS = (
@@ -287,44 +287,44 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Check every value on its own, and those that belong together; `methods.make` knows which methods there are.
+    """Check every value, and combinations of values. The method's name is checked by `methods.make`.
 
     Raises:
-        UserError: Naming the key, the value and what is allowed.
+        UserError: If a value is not allowed; the message names the key, the value and the allowed values.
     """
     unknown = sorted(set(flatten(config)) ^ set(flatten(default())))
     if unknown:
         raise UserError(f"unknown or missing config key config.{unknown[0]}; --help_config lists them all")
-    for key, (allowed, words) in RULES.items():
+    for key, (allowed, requirement) in RULES.items():
         value = get(config, key)
         if not allowed(value):
-            raise UserError(f"config.{key}={value!r} is out of range: it must be {words}")
+            raise UserError(f"config.{key}={value!r} is out of range: it must be {requirement}")
     if config.pool.models_per_step > config.pool.size:
         raise UserError(
             f"config.pool.models_per_step={config.pool.models_per_step} is out of range: "
             f"it must be at most pool.size={config.pool.size}"
         )
-    source, brought = config.teacher.source, config.teacher.features
-    if source and brought and source != brought:
+    source, features = config.teacher.source, config.teacher.features
+    if source and features and source != features:
         raise UserError(
-            f"config.teacher.source={source!r} and config.teacher.features={brought!r} are two: leave one empty"
+            f"config.teacher.source={source!r} and config.teacher.features={features!r} are both set: leave one empty"
         )
     if config.views[0] != "rot0":
         raise UserError(f"config.views={config.views!r} is out of range: the first view must be 'rot0'")
 
 
 def resolved(config: ConfigDict) -> ConfigDict:
-    """The config, with a `teacher.source` that is a file of features where those are named otherwise."""
+    """Return the config, with a `teacher.source` that is a file of features moved to `teacher.features`."""
     if not config.teacher.source.endswith(FEATURES):
         return config
-    found = config.copy_and_resolve_references()
-    with found.unlocked():
-        found.teacher.features, found.teacher.source = config.teacher.source, ""
-    return found
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.teacher.features, changed.teacher.source = config.teacher.source, ""
+    return changed
 
 
 def get(config: ConfigDict, key: str) -> Any:
-    """The value under a dotted key."""
+    """Return the value of a dotted key."""
     value: Any = config
     for part in key.split("."):
         value = value[part]
@@ -332,7 +332,7 @@ def get(config: ConfigDict, key: str) -> Any:
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """Dotted keys to values; tuples become lists, as JSON has them."""
+    """Flatten a config to a dictionary of dotted keys; tuples become lists, as in JSON."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -343,16 +343,16 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def find(name: str) -> str:
-    """The config file that `name[:argument]` means: as a path first, then among those that come with the package.
+    """Find the config file of `name[:argument]`: first as a path, then among the files of the package.
 
     Args:
-        name: Such as `configs/cifar10.py:cpu`, from any directory.
+        name: A name such as `configs/cifar10.py:cpu`.
 
     Returns:
-        `path[:argument]` with a path that exists.
+        `path[:argument]` with an existing path.
 
     Raises:
-        UserError: If there is none; those that come with the package are listed.
+        UserError: If there is no such file; the message lists those of the package.
     """
     path_text, colon, argument = name.partition(":")
     path = pathlib.Path(path_text).expanduser()
@@ -360,14 +360,14 @@ def find(name: str) -> str:
     for candidate in candidates:
         if candidate.is_file():
             return f"{candidate}{colon}{argument}"
-    known = sorted({file.name for folder in shipped_folders() for file in folder.glob("*.py")})
-    raise UserError(f"no config file {path_text}: with the package come configs/{', configs/'.join(known)}")
+    shipped = sorted({file.name for folder in shipped_folders() for file in folder.glob("*.py")})
+    raise UserError(f"no config file {path_text}: the package contains configs/{', configs/'.join(shipped)}")
 
 
 def shipped_folders() -> list[pathlib.Path]:
-    """Where the configs are that come with the package."""
+    """Return the folders of the package's config files."""
     package = pathlib.Path(__file__).parent
-    # Beside the package in a checkout, inside it in a wheel.
+    # Next to the package in a checkout, inside it in a wheel.
     return [folder for folder in (package.parent / "configs", package / "configs") if folder.is_dir()]
 
 

@@ -1,7 +1,7 @@
-"""The parameterized distilled set: images and targets from low-dimensional bases (Boost-SSDD, section 3.1).
+"""Parameterized distilled set: images and targets decoded from low-dimensional bases (Boost-SSDD, section 3.1).
 
-`X = upsample(Cx Bx + mean_x)` with image bases at a low resolution, `Y_v = Cy_v By + mean_y` with one table of
-coefficients per view. Bases and coefficients are learned; the means stay as they start.
+`X = upsample(Cx Bx + mean_x)` with image bases at a low resolution, `Y_v = Cy_v By + mean_y` with one matrix of
+coefficients per view. Bases and coefficients are learned; the means are fixed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = jax.Array
 
 @flax.struct.dataclass
 class Params:
-    """A parameterized set of M images under a list of views.
+    """Parameters of a set of M images under a list of views.
 
     Attributes:
         image_bases: `(U,h,w,C)`, at the low resolution.
@@ -44,23 +44,23 @@ class Params:
     views: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
     def pairs(self) -> tuple[Array, Array]:
-        """Images `(views*M,H,W,C)` and targets `(views*M,D)`: see `decode_pairs`."""
+        """Decode images `(views*M,H,W,C)` and targets `(views*M,D)`: see `decode_pairs`."""
         return decode_pairs(self)
 
 
 def upsample(images: Array, size: tuple[int, int]) -> Array:
-    """Bilinear, half-pixel centres: `(M,h,w,C)` to `(M,*size,C)`."""
+    """Resize images `(M,h,w,C)` to `(M,*size,C)`: bilinear, with half-pixel centres."""
     shape = (images.shape[0], *size, images.shape[-1])
     return jax.image.resize(images, shape, "bilinear", precision=jax.lax.Precision.HIGHEST)
 
 
 def downsample(images: Array, size: tuple[int, int]) -> Array:
-    """Bilinear with antialiasing: `(M,H,W,C)` to `(M,*size,C)`."""
-    return upsample(images, size)  # the antialiasing of jax.image.resize is on by default
+    """Resize images `(M,H,W,C)` to `(M,*size,C)`: bilinear, with antialiasing."""
+    return upsample(images, size)  # jax.image.resize antialiases by default whenever it shrinks
 
 
 def decode_images(params: Params) -> Array:
-    """Images `(M,H,W,C)`, in the network's input space."""
+    """Decode the images `(M,H,W,C)`, in the network's input space."""
     mean = jax.lax.stop_gradient(params.image_mean)
     low = jnp.einsum(
         "mu,uhwc->mhwc", params.image_coefficients, params.image_bases, precision=jax.lax.Precision.HIGHEST
@@ -69,7 +69,7 @@ def decode_images(params: Params) -> Array:
 
 
 def decode_targets(params: Params) -> Array:
-    """Targets `(views,M,D)`, in the space the networks regress."""
+    """Decode the targets `(views,M,D)`, in the space that the networks regress."""
     mean = jax.lax.stop_gradient(params.feature_mean)
     targets = jnp.einsum(
         "vmk,kd->vmd", params.feature_coefficients, params.feature_bases, precision=jax.lax.Precision.HIGHEST
@@ -78,16 +78,23 @@ def decode_targets(params: Params) -> Array:
 
 
 def decode_pairs(params: Params) -> tuple[Array, Array]:
-    """The training pairs `(view_v(X_i), Y_v,i)`: images `(views*M,H,W,C)` and targets `(views*M,D)`, view by view."""
+    """Decode the training pairs `(view_v(X_i), Y_v,i)`.
+
+    Args:
+        params: The parameters.
+
+    Returns:
+        Images `(views*M,H,W,C)` and targets `(views*M,D)`, ordered by view.
+    """
     images, targets = decode_images(params), decode_targets(params)
     views = augment.apply(augment.table(params.views, *params.image_size), images)
     return views.reshape(-1, *images.shape[1:]), targets.reshape(-1, targets.shape[-1])
 
 
 def learned(params: Params) -> Params:
-    """A mask shaped like `params`: True for bases and coefficients, False for the means."""
-    everything = jax.tree.map(lambda _: True, params)
-    return everything.replace(image_mean=False, feature_mean=False)
+    """Return a mask shaped like `params`: True for bases and coefficients, False for the means."""
+    mask = jax.tree.map(lambda _: True, params)
+    return mask.replace(image_mean=False, feature_mean=False)
 
 
 def init(
@@ -103,42 +110,46 @@ def init(
     views: tuple[str, ...] = ("rot0", "rot90", "rot180", "rot270"),
     start: str = "pca",
 ) -> Params:
-    """Start from a data set.
+    """Initialize the parameters from a data set.
 
     Args:
         key: PRNG key.
-        images: `(n,H,W,C)`, in the network's input space.
+        images: Images `(n,H,W,C)`, in the network's input space.
         features: The teacher's features of the images `(n,D)`, in the space to be regressed.
         view_features: The teacher's features of the views of the M sampled images `(views,M,D)`.
-        image_bases: Their number U.
-        feature_bases: Their number V.
+        image_bases: Number of image bases U.
+        feature_bases: Number of feature bases V.
         base_size: Low resolution `(h,w)`.
-        samples: Which images were sampled, int `(M,)`; the first M if left out.
+        samples: Indices of the sampled images, int `(M,)`; the first M by default.
         views: Names of the views.
-        start: `pca` (principal components, and projections on them), `samples` (bases are images and features drawn
-            from the data, coefficients the least-squares fit of the samples) or `random` (Gaussian, with the data's
-            mean and variance).
+        start: Initialization: `pca` (principal components and the projections on them), `samples` (bases are images
+            and features drawn from the data, coefficients their least-squares fit to the samples) or `random`
+            (Gaussian, with the data's mean and variance).
 
     Returns:
         Parameters whose coefficients have about unit variance; the scale is in the bases.
 
     Raises:
-        ValueError: If the start is unknown, or there are fewer data than bases.
+        ValueError: If the initialization is unknown, or there are more bases than the data can span.
     """
+    images, features, view_features = jnp.asarray(images), jnp.asarray(features), jnp.asarray(view_features)
     chex.assert_rank([images, features, view_features], [4, 2, 3])
     chex.assert_equal_shape_prefix([images, features], 1)
     chex.assert_shape(view_features, (len(views), None, features.shape[-1]))
     if start not in STARTS:
         raise ValueError(f"unknown start {start!r}: known are {', '.join(STARTS)}")
+    # The samples are the images whose decoded form is trained; all images together determine the bases.
     size, channels, count = images.shape[1:3], images.shape[-1], view_features.shape[1]
     if samples is None:
         samples = jnp.arange(count)
+    # Images and features are initialized alike: flat vectors, and the samples to be represented among them.
     low = downsample(images, base_size).reshape(len(images), -1)
     key_images, key_features = jax.random.split(key)
-    begin = STARTS[start]
-    mean_x, bases_x, coefficients_x = begin(key_images, low, low[samples], image_bases)
+    initializer = STARTS[start]
+    mean_x, bases_x, coefficients_x = initializer(key_images, low, low[samples], image_bases)
+    # All views share the feature bases, so their targets are fitted together.
     targets = view_features.reshape(-1, features.shape[-1])
-    mean_y, bases_y, coefficients_y = begin(key_features, features, targets, feature_bases)
+    mean_y, bases_y, coefficients_y = initializer(key_features, features, targets, feature_bases)
     return Params(
         image_bases=bases_x.reshape(image_bases, *base_size, channels),
         image_coefficients=coefficients_x,
@@ -152,39 +163,44 @@ def init(
 
 
 def _pca(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
+    """Mean `(d,)`, bases `(count,d)` scaled by their deviations, and whitened coefficients `(M,count)`."""
     del key
     _check_enough(data, count)
     mean = data.mean(0)
     centred = data - mean[None]
     with jax.default_matmul_precision("highest"):
+        # `eigh` sorts the eigenvalues in ascending order: the leading components are at the end.
         values, vectors = jnp.linalg.eigh(centred.T @ centred / len(data))
         bases = vectors[:, ::-1][:, :count].T
         deviation = jnp.sqrt(jnp.maximum(values[::-1][:count], 0.0))
-        # Directions without variance keep a small scale of their own, so that they can still be learned.
+        # Directions without variance get a small scale instead of zero, so that they can still be learned.
         deviation = jnp.maximum(deviation, 1e-3 * deviation[0])[:, None]
         coefficients = (samples - mean[None]) @ (bases / deviation).T
     return mean, bases * deviation, coefficients
 
 
 def _samples(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
+    """Mean `(d,)`, bases `(count,d)` drawn from the data, and least-squares coefficients `(M,count)`."""
     _check_enough(data, count)
     mean = data.mean(0)
     bases = data[jax.random.choice(key, len(data), (count,), replace=False)] - mean[None]
     coefficients = jnp.linalg.lstsq(bases.T, (samples - mean[None]).T)[0].T
+    # The scale goes to the bases: coefficients have unit variance.
     scale = jnp.maximum(coefficients.std(0), 1e-6)
     return mean, bases * scale[:, None], coefficients / scale[None]
 
 
 def _random(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
+    """Mean `(d,)`, Gaussian bases `(count,d)` and coefficients `(M,count)`; their product has the data's variance."""
     key_bases, key_coefficients = jax.random.split(key)
     bases = jax.random.normal(key_bases, (count, data.shape[1]), data.dtype) * data.std(0)[None] / count**0.5
     return data.mean(0), bases, jax.random.normal(key_coefficients, (len(samples), count), data.dtype)
 
 
 def _check_enough(data: Array, count: int) -> None:
-    most = min(len(data) - 1, data.shape[1])
-    if count > most:
-        raise ValueError(f"{count} bases from {len(data)} data of {data.shape[1]} numbers: at most {most}")
+    limit = min(len(data) - 1, data.shape[1])  # the rank of centred data
+    if count > limit:
+        raise ValueError(f"{count} bases from {len(data)} examples of {data.shape[1]} values: at most {limit}")
 
 
 STARTS: dict[str, Callable[[Array, Array, Array, int], tuple[Any, Any, Any]]] = {
@@ -192,3 +208,4 @@ STARTS: dict[str, Callable[[Array, Array, Array, int], tuple[Any, Any, Any]]] = 
     "samples": _samples,
     "random": _random,
 }
+"""Initializers by name: `(key, data (n,d), samples (M,d), count)` to the mean, bases and coefficients."""

@@ -1,8 +1,8 @@
-"""The artefact: what every method exports, what is stored, loaded and evaluated.
+"""Distilled set: the artefact that every method exports and that is stored, loaded and evaluated.
 
-A set is a *kind* (how it is decoded), the arrays that are stored and counted, the data set's constants, and a
-description. On disk it is a folder with `set.safetensors` and `set.json`; the second is written last and holds the
-checksum of the first.
+A set consists of its *kind* (the way it is decoded), the arrays that are stored and counted, the data set's constants,
+and a description. On disk it is a folder with `set.safetensors` and `set.json`; the latter is written last and holds
+the checksum of the former.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class DistilledSet:
     """A distilled set.
 
     Attributes:
-        kind: How it is decoded: a name in `KINDS`.
-        arrays: What is stored and counted, float32.
-        statics: What decoding needs besides: sizes and names, JSON values.
+        kind: Name of the decoder, a key of `KINDS`.
+        arrays: Stored arrays, whose sizes count as storage, float32.
+        statics: Sizes and names that decoding also needs, JSON values.
         preprocessing: Constants of the data set.
-        about: What made it (method, config, data set, class names, teacher, version, seed), JSON values.
+        about: Provenance (method, config, data set, class names, teacher, version, seed), JSON values.
     """
 
     kind: str
@@ -47,16 +47,16 @@ class DistilledSet:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def pairs(self) -> tuple[Array, Array]:
-        """What a network is trained on, decoded on first use.
+        """Decode the training pairs; the result is cached.
 
         Returns:
             Images `(P,H,W,C)`, normalised as network input, and targets `(P,D)`: the teacher's features, centred and
-            scaled. `preprocessing.pixels` and `preprocessing.features` undo both.
+            scaled. `preprocessing.pixels` and `preprocessing.features` invert the normalisation.
         """
         return self._pairs
 
     def images(self) -> Array:
-        """The decoded images without their further views, pixels in 0..1, `(M,H,W,C)`."""
+        """Decode the images without their further views: pixels in 0..1 `(M,H,W,C)`."""
         return self.preprocessing.pixels(self._pairs[0][: self.statics.get("images", len(self._pairs[0]))])
 
     @functools.cached_property
@@ -64,17 +64,24 @@ class DistilledSet:
         return KINDS[self.kind](self.arrays, self.statics)
 
     def numbers_stored(self) -> int:
-        """Numbers in the stored arrays; the data set's constants are not among them."""
+        """Count the numbers in the stored arrays; the data set's constants are excluded."""
         return sum(int(np.prod(array.shape)) for array in self.arrays.values())
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Write the folder `path`; returns its size in bytes.
+        """Write the set.
+
+        Args:
+            path: The folder to create or overwrite.
+
+        Returns:
+            Size of the two files in bytes.
 
         Raises:
             UserError: If the disk is full or cannot be written to.
         """
         folder = pathlib.Path(path)
         tensors = {"arrays": dict(self.arrays), "preprocessing": self.preprocessing._asdict()}
+        # The description is written last: a folder that has one holds a complete set.
         checksum = files.write_tensors(folder / TENSORS, tensors)
         description = {
             "schema": SCHEMA,
@@ -88,7 +95,7 @@ class DistilledSet:
 
 
 def load(path: str | os.PathLike[str]) -> DistilledSet:
-    """Read a distilled set. Nothing is unpickled, and nothing is decoded before it is asked for.
+    """Read a distilled set. Nothing is unpickled; pairs are decoded on first use.
 
     Args:
         path: The folder that `DistilledSet.save` wrote.
@@ -97,8 +104,9 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
         The set.
 
     Raises:
-        UserError: If the folder holds no set, a damaged one, or one of a newer schema.
+        UserError: If the folder holds no set, a damaged set, or a set of a newer schema.
     """
+    # The description decides first: it names the schema, the decoder and the checksum of the arrays.
     folder = pathlib.Path(path).expanduser()
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} holds no distilled set: there is no {DESCRIPTION} in it")
@@ -112,6 +120,7 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
         if description["kind"] not in KINDS:
             kind = description["kind"]
             raise UserError(f"{folder} is of the unknown kind {kind!r}: known are {', '.join(KINDS)}")
+        # The checksum ties the arrays to this description: a mixture of two sets is refused.
         tensors = files.read_tensors(folder / TENSORS, description["sha256"])
         return DistilledSet(
             kind=description["kind"],
@@ -133,16 +142,19 @@ def from_pairs(
     soft_labels: bool = False,
     **about: Any,
 ) -> DistilledSet:
-    """A set that stores its pairs as they are.
+    """Create a set that stores its pairs directly.
 
     Args:
-        images: `(P,H,W,C)`, normalised as network input.
-        targets: `(P,D)`, centred and scaled.
+        images: Images `(P,H,W,C)`, normalised as network input.
+        targets: Targets `(P,D)`, centred and scaled.
         preprocessing: The data set's constants.
-        learning_rate: The rate to train on it with, where that was learned too; like every other setting of the
-            training it is not counted as storage.
-        soft_labels: Whether the targets are logits of classes, not features of the teacher.
-        **about: What made it.
+        learning_rate: Learning rate to train on the set with, for methods that learn it; like every other setting of
+            the training it is not counted as storage.
+        soft_labels: True if the targets are class logits instead of the teacher's features.
+        **about: Provenance of the set, JSON values.
+
+    Returns:
+        The set.
     """
     statics: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
     statics |= {"soft_labels": True} if soft_labels else {}
@@ -152,14 +164,18 @@ def from_pairs(
 def from_params(
     params: decoder.Params, networks: approximate.Networks, preprocessing: Preprocessing, **about: Any
 ) -> DistilledSet:
-    """A parameterized set: bases, coefficients of the first view, means, approximation networks.
+    """Create a parameterized set: bases, coefficients of the first view, means, approximation networks.
 
     Args:
         params: The decoder's parameters; only the first view's feature coefficients are stored.
         networks: One network per further view.
         preprocessing: The data set's constants.
-        **about: What made it.
+        **about: Provenance of the set, JSON values.
+
+    Returns:
+        The set.
     """
+    # Coefficients of further views are left out: the networks predict them from the first.
     arrays = {
         "image_bases": params.image_bases,
         "image_coefficients": params.image_coefficients,
@@ -178,11 +194,12 @@ def from_params(
 
 
 def params_of(distilled: DistilledSet) -> decoder.Params:
-    """The decoder's parameters of a parameterized set, the further views' coefficients recomputed."""
+    """Return the decoder's parameters of a parameterized set; the coefficients of further views are recomputed."""
     return _params(distilled.arrays, distilled.statics)
 
 
 def _params(arrays: Mapping[str, Array], statics: Mapping[str, Any]) -> decoder.Params:
+    arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
     networks = approximate.Networks(**{f: arrays[f"networks.{f}"] for f in approximate.Networks._fields})
     return decoder.Params(
         image_bases=arrays["image_bases"],
@@ -201,10 +218,11 @@ def _decode_bases(arrays: Mapping[str, Array], statics: Mapping[str, Any]) -> tu
 
 
 def _decode_pairs(arrays: Mapping[str, Array], statics: Mapping[str, Any]) -> tuple[Array, Array]:
-    return arrays["images"], arrays["targets"]
+    return jnp.asarray(arrays["images"]), jnp.asarray(arrays["targets"])
 
 
 KINDS: dict[str, Callable[[Mapping[str, Array], Mapping[str, Any]], tuple[Array, Array]]] = {
     "bases": _decode_bases,
     "pairs": _decode_pairs,
 }
+"""Decoders by kind: the stored arrays and static values to images `(P,H,W,C)` and targets `(P,D)`."""

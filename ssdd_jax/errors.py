@@ -1,14 +1,14 @@
-"""The two ways to end early: a mistake that a user can mend, and a stop that was asked for."""
+"""Exceptions of the package: an error that the user can fix, and a requested stop."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something a user can mend, told without a traceback, with exit status 2.
+    """Error that the user can fix; commands print it without a traceback and exit with status 2.
 
-    The text is one line: what is wrong, where, and what to do.
+    The message is one line: what is wrong, where, and what to do.
     """
 
 
 class Stopped(Exception):
-    """The work was asked to stop, and what was done is saved."""
+    """Raised when a stop was requested, after the progress has been saved."""

@@ -1,7 +1,7 @@
-"""The inner model: a network trained on the pairs by plain regression, full batch, without randomness.
+"""Inner model: a network trained on the distilled pairs by full-batch regression, without randomness.
 
-SGD with rate 0.1, momentum 0.9 and weight decay 1e-3 on every parameter (the published code of KRR-ST). Decay is added
-to the gradient and the rate comes after the momentum, as in `torch.optim.SGD`.
+SGD with learning rate 0.1, momentum 0.9 and weight decay 1e-3 on every parameter (the published code of KRR-ST). The
+decay is added to the gradient and the learning rate is applied after the momentum, as in `torch.optim.SGD`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Variables = Any
 
 
 class Settings(NamedTuple):
-    """How an inner model is trained.
+    """Settings of an inner model's training.
 
     Attributes:
-        learning_rate: Rate of SGD.
-        momentum: Its momentum.
-        weight_decay: Its weight decay.
-        precision: Of the convolutions: see `ssdd_jax.models.precision`.
+        learning_rate: Learning rate of SGD.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay, applied to every parameter.
+        precision: Precision of the convolutions: see `ssdd_jax.models.precision`.
     """
 
     learning_rate: float = 0.1
@@ -41,10 +41,10 @@ class Settings(NamedTuple):
 
 
 class State(NamedTuple):
-    """An inner model in training.
+    """State of an inner model in training.
 
     Attributes:
-        variables: `params` and `batch_stats` of a `ConvNet`; with instance norm `batch_stats` is empty.
+        variables: `params` and `batch_stats` of a `ConvNet`; `batch_stats` is empty with instance norm.
         opt_state: The optimiser's state: one momentum per parameter.
     """
 
@@ -53,7 +53,8 @@ class State(NamedTuple):
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """SGD as PyTorch defines it."""
+    """Create SGD as PyTorch defines it."""
+    # `optax.sgd` applies the learning rate after the momentum. None instead of 0 avoids storing unused momenta.
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay),
         optax.sgd(settings.learning_rate, settings.momentum or None),
@@ -69,15 +70,15 @@ def init(
     norm: str = "batch",
     settings: Settings = Settings(),
 ) -> State:
-    """A fresh inner model.
+    """Initialize an inner model.
 
     Args:
         key: PRNG key.
         image_shape: `(H,W,C)`.
         dim: Length D of a target.
         widths: Channels of each block.
-        norm: `batch` or `instance`.
-        settings: How it is going to be trained.
+        norm: Normalisation layer, `batch` or `instance`.
+        settings: Settings of the training that follows.
 
     Returns:
         The state before the first step.
@@ -91,18 +92,27 @@ def init(
 
 
 def features(variables: Variables, x: Array, *, precision: str = "float32") -> Array:
-    """Flattened last block in eval mode (running statistics): images `(S,H,W,C)` to `(S,F)`."""
+    """Compute features, the flattened last block, in eval mode (running statistics).
+
+    Args:
+        variables: `params` and `batch_stats` of a `ConvNet`.
+        x: Images `(S,H,W,C)`.
+        precision: Precision of the convolutions.
+
+    Returns:
+        Features `(S,F)`.
+    """
     return networks.features(convnet.from_variables(variables), variables, network_input(x, precision))
 
 
 def predict(variables: Variables, x: Array) -> Array:
-    """Predicted targets in eval mode: images `(S,H,W,C)` to `(S,D)`."""
+    """Predict targets in eval mode: images `(S,H,W,C)` to `(S,D)`."""
     return _forward(variables, x)[1]
 
 
 def _forward(variables: Variables, x: Array) -> tuple[Array, Array]:
-    found: Any = convnet.from_variables(variables).apply(variables, x, train=False)
-    return found
+    outputs: Any = convnet.from_variables(variables).apply(variables, x, train=False)
+    return outputs
 
 
 def loss(
@@ -114,15 +124,15 @@ def loss(
     network: nn.Module | None = None,
     precision: str = "float32",
 ) -> tuple[Array, Any]:
-    """Mean squared error over all `S*D` entries in train mode, and the updated running statistics.
+    """Compute the mean squared error over all `S*D` entries in train mode, and the updated running statistics.
 
     Args:
         params: The network's parameters.
-        batch_stats: Its running statistics.
+        batch_stats: The network's running statistics.
         x: Images `(S,H,W,C)`.
         y: Targets `(S,D)`.
-        network: The architecture; if left out the `ConvNet` that the parameters belong to.
-        precision: Of the convolutions.
+        network: The architecture; by default the `ConvNet` that the parameters belong to.
+        precision: Precision of the convolutions.
 
     Returns:
         The loss, a scalar, and the new `batch_stats`.
@@ -131,8 +141,9 @@ def loss(
     chex.assert_equal_shape_prefix([x, y], 1)
     variables = {"params": params, "batch_stats": batch_stats}
     network = network or convnet.from_variables(variables)
-    found: Any = network.apply(variables, network_input(x, precision), train=True, mutable=["batch_stats"])
-    (_, prediction), updated = found
+    outputs: Any = network.apply(variables, network_input(x, precision), train=True, mutable=["batch_stats"])
+    (_, prediction), updated = outputs
+    # Without batch norm Flax returns no `batch_stats`: the state keeps its structure with an empty collection.
     chex.assert_equal_shape([prediction, y])
     return jnp.mean(jnp.square(prediction - y)), updated.get("batch_stats", {})
 
@@ -140,37 +151,37 @@ def loss(
 def step(
     state: State, x: Array, y: Array, *, settings: Settings = Settings(), network: nn.Module | None = None
 ) -> tuple[State, Array]:
-    """One step of SGD on all pairs.
+    """Take one step of SGD on all pairs.
 
     Args:
         state: The model.
         x: Images `(S,H,W,C)`.
         y: Targets `(S,D)`.
-        settings: SGD's constants, and the precision.
-        network: The architecture; if left out the `ConvNet` that the parameters belong to.
+        settings: SGD's constants and the precision.
+        network: The architecture; by default the `ConvNet` that the parameters belong to.
 
     Returns:
-        The model after the step, and the loss before it.
+        The model after the step, and the loss before it, a scalar.
     """
     params, stats = state.variables["params"], state.variables["batch_stats"]
-    of = jax.value_and_grad(functools.partial(loss, network=network, precision=settings.precision), has_aux=True)
-    (value, stats), gradient = of(params, stats, x, y)
+    objective = functools.partial(loss, network=network, precision=settings.precision)
+    (value, stats), gradient = jax.value_and_grad(objective, has_aux=True)(params, stats, x, y)
     updates, opt_state = optimizer(settings).update(gradient, state.opt_state, params)
     params = optax.apply_updates(params, updates)
     return State({"params": params, "batch_stats": stats}, opt_state), value
 
 
 def train(state: State, x: Array, y: Array, steps: int, *, settings: Settings = Settings()) -> tuple[State, Array]:
-    """`steps` full-batch steps in one scan.
+    """Take `steps` full-batch steps in one scan.
 
     Args:
         state: The model.
         x: Images `(S,H,W,C)`.
         y: Targets `(S,D)`.
-        steps: How many; static.
-        settings: Rate, momentum and weight decay.
+        steps: Number of steps; static.
+        settings: SGD's constants and the precision.
 
     Returns:
-        The model after them, and the losses `(steps,)` before each.
+        The model after the steps, and the loss before each step `(steps,)`.
     """
     return lax.scan(lambda state, _: step(state, x, y, settings=settings), state, length=steps)

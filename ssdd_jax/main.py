@@ -18,32 +18,33 @@ HELP = """\
 usage: python -m ssdd_jax.main [--config=FILE[:EDITION]] [--config.KEY=VALUE ...] [--workdir=DIR] [--shared=DIR]
                                [--stage=STAGE] [--dry_run]
 
-Distil a set of images into a tiny set of images and target features, and measure what it teaches.
+Distil a set of images into a tiny set of images and target features, and evaluate networks trained on it.
 
-  --config=FILE[:EDITION]  what to run; default configs/digits.py. With the package come, usable from any directory:
+  --config=FILE[:EDITION]  the config file; default configs/digits.py. Files of the package, for use from any directory:
 {configs}
-                           An edition names a method: {editions}.
-                           cifar10.py has the edition cpu too, alone or as cpu,METHOD; folder.py:PATH or
-                           folder.py:PATH,METHOD is for a folder of your own photographs, of any sizes
+                           An edition is a preset named after a method:
+                           {editions}.
+                           cifar10.py also has the edition cpu, alone or as cpu,METHOD. folder.py:PATH or
+                           folder.py:PATH,METHOD runs on a folder of your own photographs, of any sizes
   --config.KEY=VALUE       change one value, such as --config.storage.N=20 or --config.distill.start=random.
-                           Every key, with its default and what it means: --help_config
-  --workdir=DIR            where everything is written; default runs/NAME of the config. The same command in the same
-                           folder continues where it was stopped or killed
-  --shared=DIR             where the teacher, its features and a method's own preparations are kept, so that several
-                           runs use the same; default the run's own folder
+                           --help_config lists all keys with their defaults and meanings
+  --workdir=DIR            the run directory for all output; default runs/NAME of the config. The same command with the
+                           same directory resumes a run that was stopped or killed
+  --shared=DIR             a folder for the teacher, its features and a method's preparations, so that several runs
+                           can share them; default the run directory
   --stage=STAGE            the last stage to run:
                            {stages},
-                           or one that the method brings: experts (mkdt), probe and post_training (scdd)
-  --dry_run                print the plan and exit: the stages and which are done, shapes, numbers stored, memory and
-                           time on this machine, from a few measured steps; no result is written
+                           or a stage of the method: experts (mkdt), probe and post_training (scdd)
+  --dry_run                print the plan and exit: stages and their state, shapes, stored numbers, and predicted memory
+                           and time on this machine from a few measured steps; no result is written
   --version                print the version
   --help                   print this page
 
-A run's folder holds config.json, teacher/, features/, samples/, checkpoints/, distilled/ (the set:
-ssdd_jax.load(path)), metrics.jsonl, results.json, figures/, report.html (all of it on one page, for a browser) and
-compiled/ (what XLA compiled, so that a second start is quick; another folder if JAX_COMPILATION_CACHE_DIR names one).
+A run directory contains config.json, teacher/, features/, samples/, checkpoints/, distilled/ (the set, for
+ssdd_jax.load(path)), metrics.jsonl, results.json, figures/, report.html (all results on one page, for a browser) and
+compiled/ (XLA's compilation cache, which speeds up later starts; JAX_COMPILATION_CACHE_DIR names another folder).
 
-Several accelerators are used as they are found, several hosts with --config.devices.hosts=auto.
+All accelerators of the machine are used; for several hosts set --config.devices.hosts=auto.
 Images come from config.data.name: digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH, npz:PATH
 or npy:PATH.
 Examples:
@@ -60,14 +61,15 @@ def main(arguments: list[str]) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program's name.
+        arguments: The arguments without the program's name.
 
     Returns:
-        The exit status: 0, 2 for a mistake that a user can mend, told in one line.
+        The exit status: 0, or 2 for a mistake that the user can correct, reported in one line.
     """
     from ssdd_jax import methods
     from ssdd_jax.cli import console
 
+    # Listed in the error message when the device runs out of memory.
     keys = [f"{definition.lower} ({name})" for name, definition in methods.METHODS.items() if definition.lower]
     return console.answer(lambda: _run(arguments), memory=", ".join(keys))
 
@@ -90,12 +92,14 @@ def _run(arguments: list[str]) -> None:
         print(__version__)
     else:
         options = commandline.parse(arguments)
+        # A dry run uses an existing compilation cache but does not create the folder.
         compiled = (options.shared or options.workdir) / "compiled"
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and (compiled.is_dir() or not options.dry_run):
             jax.config.update("jax_compilation_cache_dir", str(compiled.absolute()))
         if options.dry_run:
             _plan(options)
             return
+        # Before any computation: the processes of several hosts must connect first.
         devices.join(options.config.devices.hosts)
         announce = _describe(options.config)
         pipeline.run(
@@ -112,16 +116,16 @@ def _run(arguments: list[str]) -> None:
 
 
 def _plan(options: commandline.Options) -> None:
-    """Print what a run would do."""
+    """Print the plan of a run."""
     from ssdd_jax import dry_run, pipeline
 
     _describe(options.config)
-    found = pipeline.plan(options.config, options.workdir, shared=options.shared, until=options.stage)
-    print(dry_run.text(found))
+    plan = pipeline.plan(options.config, options.workdir, shared=options.shared, until=options.stage)
+    print(dry_run.text(plan))
 
 
 def _describe(config: ConfigDict) -> Callable[[Plan], None] | None:
-    """Say what is in a folder of one's own; what is to be told its plan, None where that is not asked for."""
+    """Log the contents of a folder of photographs; return the `announce` callback, None for other configs."""
     import jax
 
     from ssdd_jax import dry_run
@@ -131,7 +135,7 @@ def _describe(config: ConfigDict) -> Callable[[Plan], None] | None:
         return None
     for line in photos.describe(config, accelerator=jax.default_backend() != "cpu"):
         _say(line)
-    return lambda found: _say(dry_run.short(found))
+    return lambda plan: _say(dry_run.short(plan))
 
 
 def _say(line: str) -> None:
@@ -139,7 +143,7 @@ def _say(line: str) -> None:
 
 
 def cli() -> None:
-    """Run and exit with the status."""
+    """Run the command line and exit with its status."""
     status = main(sys.argv[1:])
     from ssdd_jax.runtime import devices
 

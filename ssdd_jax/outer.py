@@ -1,7 +1,7 @@
-"""The outer step: how well models trained on the pairs imitate the teacher on real images (KRR-ST, equation 6).
+"""Outer step: trains the pairs so that models fitted to them imitate the teacher on real images (KRR-ST, equation 6).
 
-The last layer of a model is replaced by its closed form, so that the gradient in the pairs is exact with the model's
-weights held fixed. AdamW with a linearly decaying rate.
+The last layer of a model is replaced by its closed-form solution, so that the gradient with respect to the pairs is
+exact while the model's other weights are held fixed. The optimiser is AdamW with a linearly decaying learning rate.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Array = jax.Array
 Decode = Callable[[Any], tuple[Array, Array]]
 Embed = Callable[..., Array]
 
-# The rate decays linearly to this share of its start, as in the published code of KRR-ST.
+# The learning rate decays linearly to this share of its initial value, as in the published code of KRR-ST.
 FINAL_SHARE = 1e-3
 
 
 class Settings(NamedTuple):
-    """The outer problem's constants.
+    """Settings of the outer problem.
 
     Attributes:
-        learning_rate: AdamW's rate at the start.
-        steps: Over which the rate decays.
-        weight_decay: AdamW's decay of what is learned.
-        ridge_scale: Ridge over the kernel's trace.
-        vectorize: How many models are differentiated side by side.
-        precision: Of the convolutions: see `ssdd_jax.models.precision`.
-        mesh: Devices to split the models (`pool`), the real images and the embedding of the pairs (`data`) over; None
-            for one device. The axes must divide k and B.
+        learning_rate: Initial learning rate of AdamW.
+        steps: Number of steps over which the learning rate decays.
+        weight_decay: AdamW's weight decay of the learned parameters.
+        ridge_scale: Ridge as a share of the kernel's trace.
+        vectorize: Number of models differentiated in parallel.
+        precision: Precision of the convolutions: see `ssdd_jax.models.precision`.
+        mesh: Devices over which the models (axis `pool`), the real images and the embedding of the pairs (axis `data`)
+            are split; None for one device. The axes must divide k and B.
     """
 
     learning_rate: float = 1e-3
@@ -52,12 +52,12 @@ class Settings(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one outer step looks at.
+    """Input of one outer step.
 
     Attributes:
         models: Variables of k inner models; every leaf has a leading axis k.
         x_real: Real images `(B,H,W,C)`, in the network's input space.
-        y_real: The teacher's features of them `(B,D)`, in the space the networks regress.
+        y_real: The teacher's features of the real images `(B,D)`, in the space that the networks regress.
     """
 
     models: inner.Variables
@@ -66,27 +66,38 @@ class Batch(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is being learned, and AdamW's moments of it."""
+    """State of the outer problem.
+
+    Attributes:
+        params: Learned parameters, such as `ssdd_jax.decoder.Params`.
+        opt_state: AdamW's moments of the parameters.
+    """
 
     params: Any
     opt_state: Any
 
 
 class Info(NamedTuple):
-    """Logged per outer step: the loss before the step and the gradient's norm."""
+    """Metrics that are logged for every outer step.
+
+    Attributes:
+        loss: Mean of the models' losses before the step, a scalar.
+        gradient_norm: Norm of the gradient, a scalar.
+    """
 
     loss: Array
     gradient_norm: Array
 
 
 def optimizer(settings: Settings, mask: Any = None) -> optax.GradientTransformation:
-    """AdamW with a linear schedule; `mask` marks, as a pytree of booleans, what decays."""
+    """Create AdamW with a linear schedule; `mask`, a pytree of booleans, marks the parameters with weight decay."""
     schedule = optax.linear_schedule(settings.learning_rate, settings.learning_rate * FINAL_SHARE, settings.steps)
     return optax.adamw(schedule, weight_decay=settings.weight_decay, mask=mask)
 
 
 def init(params: Any, *, settings: Settings = Settings(), mask: Any = None) -> State:
-    """The state before the first outer step; `mask` as `step` is going to be given it."""
+    """Create the state before the first outer step; pass the same `mask` to `step`."""
+    params = jax.tree.map(jnp.asarray, params)
     return State(params, optimizer(settings, mask).init(params))
 
 
@@ -101,27 +112,29 @@ def loss(
     embed: Embed = inner.features,
     precision: str = "float32",
 ) -> Array:
-    """Outer loss of one model with its weights held fixed.
+    """Compute the outer loss of one model with its weights held fixed.
 
     Args:
-        params: What is learned.
+        params: Learned parameters.
         model: Variables of one inner model; used in eval mode.
         x_real: Real images `(B,H,W,C)`.
-        y_real: The teacher's features of them `(B,D)`.
-        decode: Maps `params` to images `(S,H,W,C)` and targets `(S,D)`; `params.pairs()` by default, as
-            `ssdd_jax.decoder.Params` has it.
-        ridge_scale: Ridge over the kernel's trace.
-        embed: From a model's variables and the images of the pairs to their features `(S,F)`.
-        precision: Of the convolutions.
+        y_real: The teacher's features of the real images `(B,D)`.
+        decode: Maps `params` to images `(S,H,W,C)` and targets `(S,D)`; `params.pairs()` by default, a method of
+            `ssdd_jax.decoder.Params`.
+        ridge_scale: Ridge as a share of the kernel's trace.
+        embed: Maps a model's variables and the images of the pairs to their features `(S,F)`.
+        precision: Precision of the convolutions.
 
     Returns:
         Mean squared error of the prediction over all `B*D` entries, a scalar.
     """
     chex.assert_rank([x_real, y_real], [4, 2])
+    # The model's weights are constants: nothing is differentiated through its training on the pairs.
     model = lax.stop_gradient(model)
     x_syn, y_syn = decode(params)
     f_syn = embed(model, x_syn, precision=precision)
     f_real = inner.features(model, x_real, precision=precision)
+    # A constant feature stands for the bias of the replaced layer.
     prediction = krr.predict(_with_one(f_syn), y_syn, _with_one(f_real), ridge_scale)
     chex.assert_equal_shape([prediction, y_real])
     return jnp.mean(jnp.square(prediction - y_real))
@@ -135,18 +148,18 @@ def step(
     decode: Decode = methodcaller("pairs"),
     mask: Any = None,
 ) -> tuple[State, Info]:
-    """One step of AdamW on the mean of the models' outer losses.
+    """Take one step of AdamW on the mean of the models' outer losses.
 
     Args:
-        state: What is learned.
-        batch: The models drawn, real images and the teacher's features.
-        settings: The outer problem's constants.
-        decode: Maps `params` to images `(S,H,W,C)` and targets `(S,D)`; `params.pairs()` by default, as
-            `ssdd_jax.decoder.Params` has it.
-        mask: What weight decay applies to, a pytree of booleans like `params`; everything if left out.
+        state: Learned parameters and the optimiser's state.
+        batch: Drawn models, real images and the teacher's features.
+        settings: Settings of the outer problem.
+        decode: Maps `params` to images `(S,H,W,C)` and targets `(S,D)`; `params.pairs()` by default, a method of
+            `ssdd_jax.decoder.Params`.
+        mask: Weight-decay mask, a pytree of booleans like `params`; by default everything decays.
 
     Returns:
-        The state after the step, and what to log.
+        The state after the step, and the metrics to log.
     """
 
     value, gradient = _value_and_grad(state.params, batch, settings, decode)
@@ -158,10 +171,10 @@ def step(
 
 
 def _value_and_grad(params: Any, batch: Batch, settings: Settings, decode: Decode) -> tuple[Array, Any]:
-    """The mean of the models' losses and its gradient, split over the mesh if there is one."""
+    """Compute the mean of the models' losses and its gradient, split over the mesh if there is one."""
 
     def mean(params: Any, batch: Batch, embed: Embed) -> tuple[Array, Any]:
-        def one(model: inner.Variables) -> tuple[Array, Any]:
+        def value_and_grad(model: inner.Variables) -> tuple[Array, Any]:
             return jax.value_and_grad(loss)(
                 params,
                 model,
@@ -173,21 +186,22 @@ def _value_and_grad(params: Any, batch: Batch, settings: Settings, decode: Decod
                 precision=settings.precision,
             )
 
-        values, gradients = lax.map(one, batch.models, batch_size=settings.vectorize)
+        # Gradients are averaged after the loop, so that the activations of only `vectorize` models exist at a time.
+        values, gradients = lax.map(value_and_grad, batch.models, batch_size=settings.vectorize)
         return values.mean(), jax.tree.map(lambda leaf: leaf.mean(0), gradients)
 
     if settings.mesh is None:
         return mean(params, batch, inner.features)
 
-    def part(params: Any, batch: Batch) -> tuple[Array, Any]:
-        # Each device differentiates its own part of the mean, through what it embedded for the others too.
+    def local_mean(params: Any, batch: Batch) -> tuple[Array, Any]:
+        # Each device differentiates its own part of the mean, including what it embedded for the other devices.
         return lax.pmean(mean(params, batch, _embed_together), (POOL, DATA))
 
     over_pool: Any = PartitionSpec(POOL)
     over_data: Any = PartitionSpec(DATA)
-    # Without the check of what varies over the mesh: with it each model's gradient would be summed on its own.
+    # `check_vma=False`: with the check, JAX would sum each model's gradient over the devices separately.
     return jax.shard_map(
-        part,
+        local_mean,
         mesh=settings.mesh,
         in_specs=(PartitionSpec(), Batch(over_pool, over_data, over_data)),
         out_specs=PartitionSpec(),
@@ -196,12 +210,14 @@ def _value_and_grad(params: Any, batch: Batch, settings: Settings, decode: Decod
 
 
 def _embed_together(model: inner.Variables, x: Array, *, precision: str) -> Array:
-    """Features `(S,F)` of images that every device has: each along `data` computes some, padded to the same number."""
-    each = -(-len(x) // lax.axis_size(DATA))
-    padded = jnp.pad(x, ((0, each * lax.axis_size(DATA) - len(x)), *((0, 0),) * (x.ndim - 1)))
-    own = lax.dynamic_slice_in_dim(padded, lax.axis_index(DATA) * each, each)
-    return lax.all_gather(inner.features(model, own, precision=precision), DATA, tiled=True)[: len(x)]
+    """Compute features `(S,F)` of replicated images: each device along `data` embeds a share, padded to equal size."""
+    # The pairs need not divide the devices: each embeds the same number, and the padding is cut off after gathering.
+    share = -(-len(x) // lax.axis_size(DATA))
+    padded = jnp.pad(x, ((0, share * lax.axis_size(DATA) - len(x)), *((0, 0),) * (x.ndim - 1)))
+    local = lax.dynamic_slice_in_dim(padded, lax.axis_index(DATA) * share, share)
+    return lax.all_gather(inner.features(model, local, precision=precision), DATA, tiled=True)[: len(x)]
 
 
 def _with_one(features: Array) -> Array:
+    """Append a feature that is constantly 1: `(S,F)` to `(S,F+1)`."""
     return jnp.concatenate([features, jnp.ones((len(features), 1), features.dtype)], axis=1)

@@ -1,7 +1,7 @@
-"""The stages of a run in their order, each skipped when its output is already there.
+"""Runs all stages in order; a stage whose output exists is skipped.
 
-data -> teacher -> features -> (the method's own) -> samples -> distill -> approximate -> (the method's own) -> evaluate
--> report
+data -> teacher -> features -> (stages of the method) -> samples -> distill -> approximate -> (stages of the method)
+-> evaluate -> report
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "e
 
 
 def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Problem) -> list[Stage]:
-    """The stages after the first, `data`, in order."""
-    taught = ("data", "teacher", "precision")
+    """Return the stages after `data`, in order."""
+    teacher_parts = ("data", "teacher", "precision")
     return [
         Stage(
             "teacher",
             teacher.train,
-            shared=taught,
+            shared=teacher_parts,
             together=True,
             output="teacher/teacher.json",
             lower="config.teacher.batch_size or config.teacher.width",
         ),
-        Stage("features", features.compute, shared=taught, together=True, output="features/features.json"),
+        Stage("features", features.compute, shared=teacher_parts, together=True, output="features/features.json"),
         *samples.preparations(config, problem, method),
         Stage("samples", samples.choose, output="samples/rows.npy"),
         Stage(
@@ -73,24 +73,24 @@ def run(
     say: Say = print,
     announce: Callable[[plans.Plan], None] | None = None,
 ) -> dict[str, Any] | None:
-    """Run the stages up to `until` in a work dir, continuing what is there.
+    """Run the stages up to `until` in a work dir, resuming from its contents.
 
     Args:
         config: See `ssdd_jax.config.default`.
-        workdir: The run's folder; made if need be.
-        shared: A folder for what several runs may use: teacher, features, and a method's own preparations; the run's
-            own folder if left out.
-        until: The last stage, one of `STAGES` or a stage of the method's own.
-        command: What was typed, for the report; an equivalent command if left out.
-        say: Told what a user should know, a line at a time.
-        announce: Told the plan before a new run begins; without it nothing is measured.
+        workdir: The run directory; created if it does not exist.
+        shared: A folder for outputs that several runs may use: the teacher, its features, and a method's preparations.
+            Default: the run directory.
+        until: The last stage, one of `STAGES` or a stage of the method.
+        command: The command line, for the report. Default: an equivalent command.
+        say: Called with each message for the user.
+        announce: Called with the plan before a new run begins. Without it nothing is measured.
 
     Returns:
-        What `results.json` holds, or None if the run ended before the evaluation.
+        The contents of `results.json`, or None if the run ended before the evaluation.
 
     Raises:
-        UserError: For whatever a user can mend.
-        ssdd_jax.training.loop.Stopped: If the run was asked to stop; all is saved.
+        UserError: For every mistake that the user can correct.
+        ssdd_jax.training.loop.Stopped: On SIGTERM or SIGINT; the state is saved.
     """
     configuration.validate(config)
     config = configuration.resolved(config)
@@ -98,11 +98,13 @@ def run(
     work = Workdir(workdir, shared)
     say = say if devices.is_first() else _nothing
     with contextlib.ExitStack() as held, lapack.single_threaded():
+        # Locks the folder and checks that its earlier runs had this config; an error on one process stops all.
         with devices.agreed():
             held.enter_context(work.claim(config))
         with work.timed("data"):
             job = _in_turn(lambda: prepare(config, work, say))
             stages = _stages_until(until, job)
+            # A resumed run has announced its plan before.
             new = not work.config.exists()
             work.record(config)
         with devices.agreed():
@@ -115,10 +117,10 @@ def run(
 
 
 def _stages_until(until: str, job: Run) -> list[Stage]:
-    """The stages after the first, up to the one named.
+    """Return the stages after `data` up to the named one.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If there is no stage of that name.
     """
     stages = stages_of(job.method, job.config, job.problem)
     names = ["data", *(stage.name for stage in stages)]
@@ -128,13 +130,13 @@ def _stages_until(until: str, job: Run) -> list[Stage]:
 
 
 def _announce(announce: Callable[[plans.Plan], None], job: Run, stages: list[Stage]) -> None:
-    """Tell the plan; what goes wrong in measuring it must not keep the run from its work."""
+    """Announce the plan. A failure of the measurement is logged and does not stop the run."""
     try:
         announce(plans.make(job, stages))
     except Stopped:
         raise
     except Exception as error:
-        job.say(f"no prediction of time and memory: {' '.join(str(error).split())[:200] or type(error).__name__}")
+        job.say(f"time and memory cannot be predicted: {' '.join(str(error).split())[:200] or type(error).__name__}")
 
 
 def plan(
@@ -144,19 +146,19 @@ def plan(
     shared: str | os.PathLike[str] | None = None,
     until: str = "report",
 ) -> plans.Plan:
-    """What `run` would do, and what it would take on this machine: measured, and nothing written.
+    """Plan a run: describe its stages and measure their time and memory on this machine; no result is written.
 
     Args:
         config: See `ssdd_jax.config.default`.
-        workdir: The run's folder, which need not be there.
+        workdir: The run directory, which need not exist.
         shared: As for `run`.
         until: The last stage.
 
     Returns:
-        The plan, of the stages up to the last.
+        The plan of the stages up to `until`.
 
     Raises:
-        UserError: For whatever `run` would refuse before its first stage.
+        UserError: For every error that `run` would raise before its first stage.
     """
     configuration.validate(config)
     config = configuration.resolved(config)
@@ -164,10 +166,12 @@ def plan(
     work = Workdir(workdir, shared)
     work.check(config)
     with lapack.single_threaded(), plans.nothing_kept():
+        # A plan opens the folders of a run without locking or writing them.
         began = time.monotonic()
         job = prepare(config, work, _nothing)
         seconds = time.monotonic() - began
         stages = _stages_until(until, job)
+        # All stages are checked, also those after `until`: they may share outputs with another config.
         for stage in stages_of(job.method, config, job.problem):
             if work.shared != work.folder and stage.shared:
                 work.agrees(stage.name, config, stage.shared)
@@ -175,25 +179,26 @@ def plan(
 
 
 def _nothing(line: str) -> None:
-    """The first of several processes speaks for all."""
+    """Discard a message: only the first of several processes logs."""
 
 
 def _in_turn(work: Callable[[], Run]) -> Run:
-    """The first of several processes begins, so that the others find what it leaves in a cache."""
-    found = None
+    """Call `work` on the first process and then on the others, which find the cache that it has filled."""
+    job = None
     with devices.agreed():
         if devices.is_first():
-            found = work()
+            job = work()
     with devices.agreed():
-        return found or work()
+        return job or work()
 
 
 def _do(stage: Stage, job: Run) -> None:
-    """One stage: on all processes if it is made for that, else on the first; all wait for its end."""
+    """Run a stage on all processes if it is collective, otherwise on the first; all wait for its end."""
     with contextlib.ExitStack() as bound:
         with devices.agreed():
             bound.enter_context(job.work.bound(stage.name, job.config, stage.shared, say=job.say))
         with job.work.timed(stage.name):
+            # A collective stage runs outside of `agreed`, because its own collectives keep the processes in step.
             if stage.together:
                 stage.run(job)
             with devices.agreed():
@@ -202,7 +207,8 @@ def _do(stage: Stage, job: Run) -> None:
 
 
 def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
-    """Load the data and refuse what cannot work before any work is done."""
+    """Load the data, and raise errors for settings that cannot work before any stage runs."""
+    # Everything that can fail for reasons of the config or the data fails here, not hours later.
     dataset = data.load(config.data)
     if dataset.test_images is None:
         raise UserError(f"{config.data.name} has no test images: set config.data.test_fraction above 0")
@@ -213,6 +219,7 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
         check_divisible(shape[:2], len(config.student.widths))
     except ValueError as error:
         raise UserError(f"{error}; set config.data.image_size, or fewer student.widths") from None
+    # The feature length of a teacher that is not trained yet follows from its config or its files.
     if config.teacher.features:
         dim, batch_norm = features.read_brought(config, dataset).train.shape[1], False
     else:
@@ -220,6 +227,7 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     mesh = methods.mesh_of(config)
     if mesh is not None:
         say(devices.words(mesh))
+    # `batch_norm` is False for precomputed features, which methods that need a network reject.
     network = not config.teacher.features
     problem = methods.Problem(shape, dim, count, dataset.classes, network=network, batch_norm=batch_norm, mesh=mesh)
     return Run(config, work, dataset, problem, methods.make(config, problem), say)

@@ -1,7 +1,7 @@
-"""The pool of inner models: stacked on the device, at spread ages, renewed when old (KRR-ST, section 3.2).
+"""Pool of inner models: stacked on the device, at spread ages, replaced when old (KRR-ST, section 3.2).
 
-One pytree holds all L models. How many of the drawn models are trained side by side is `vectorize`: all of them on an
-accelerator, one or two where memory or cache says so.
+One pytree holds all L models. `vectorize` is the number of drawn models that are trained in parallel: all of them on an
+accelerator, one or two where memory or cache is the limit.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Array = jax.Array
 
 
 class Settings(NamedTuple):
-    """The pool's constants.
+    """Settings of the pool.
 
     Attributes:
         size: Number of models L.
-        steps: Age Z at which a model is renewed.
-        vectorize: How many models are trained side by side.
+        steps: Age Z at which a model is replaced by a fresh one.
+        vectorize: Number of models trained in parallel.
         widths: Channels of each block of a model.
-        norm: Its norm, `batch` or `instance`.
-        inner: How a model is trained.
+        norm: Normalisation layer of a model, `batch` or `instance`.
+        inner: Settings of a model's training.
         mesh: Devices over whose axis `pool` the models are split; None for one device.
     """
 
@@ -45,12 +45,12 @@ class Settings(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """The models in training.
+    """State of the models in training.
 
     Attributes:
         models: `inner.State` whose every leaf has a leading axis L.
-        ages: Steps that each model has been trained, int32 `(L,)`.
-        key: PRNG key for the models to come.
+        ages: Number of steps that each model has been trained, int32 `(L,)`.
+        key: PRNG key for the models that will be created.
     """
 
     models: inner.State
@@ -59,92 +59,99 @@ class Pool(NamedTuple):
 
 
 def init(key: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> Pool:
-    """L models, each trained on the pairs for a number of steps drawn uniformly from 1 to Z-1.
+    """Create L models, each trained on the pairs for a number of steps drawn uniformly from 1 to Z-1.
 
     Args:
         key: PRNG key.
         x: Images of the pairs `(S,H,W,C)`.
         y: Targets of the pairs `(S,D)`.
-        settings: The pool's constants.
+        settings: Settings of the pool.
 
     Returns:
         The pool.
     """
     chex.assert_rank([x, y], [4, 2])
     key_ages, key_models, key_next = jax.random.split(key, 3)
+    # Ages are spread, so that the models are not all replaced at once.
     ages = jax.random.randint(key_ages, (settings.size,), 1, max(settings.steps, 2))
 
     def grow(members: tuple[Array, Array], pairs: tuple[Array, Array]) -> inner.State:
-        def one(member: tuple[Array, Array]) -> inner.State:
+        def grow_one(member: tuple[Array, Array]) -> inner.State:
             key, age = member
             model = _fresh(key, *pairs, settings)
+            # The bound is traced: one program grows models to any age.
             return lax.fori_loop(0, age, lambda _, model: inner.step(model, *pairs, settings=settings.inner)[0], model)
 
-        return lax.map(one, members, batch_size=settings.vectorize)
+        return lax.map(grow_one, members, batch_size=settings.vectorize)
 
     models = _split(grow, (jax.random.split(key_models, settings.size), ages), (x, y), settings)
     return Pool(models, ages, key_next)
 
 
 def draw(key: Array, size: int, count: int) -> Array:
-    """`count` of `size` models without repetition, int32 `(count,)`."""
+    """Draw the indices of `count` out of `size` models without replacement, int32 `(count,)`."""
     return jax.random.permutation(key, size)[:count] if count < size else jnp.arange(size)
 
 
 def drawn(leaves: Any, indices: Array) -> Any:
-    """Those of these indices out of a pytree whose leading axes are the models', and all as they are if all are drawn.
+    """Select the drawn models from a pytree whose leading axes are those of the models.
 
     Args:
         leaves: A pytree with leading axes L.
-        indices: Which models, int `(k,)`, no repetition.
+        indices: Indices of the models, int `(k,)`, without repetition.
 
     Returns:
-        The pytree with leading axes k; where k = L in the order of the models, without a copy.
+        The pytree with leading axes k. If all models are drawn (k = L), they keep their order and are not copied.
     """
+    leaves = jax.tree.map(jnp.asarray, leaves)
     return jax.tree.map(lambda leaf: leaf if len(indices) == len(leaf) else leaf[indices], leaves)
 
 
 def step(pool: Pool, indices: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> Pool:
-    """Train the drawn models by one step, or renew those that have reached age Z.
+    """Train the drawn models by one step, and replace those that have reached age Z by fresh ones.
 
     Args:
         pool: The models.
-        indices: Which models, int `(k,)`, no repetition.
+        indices: Indices of the drawn models, int `(k,)`, without repetition.
         x: Images of the pairs `(S,H,W,C)`.
         y: Targets of the pairs `(S,D)`.
-        settings: The pool's constants.
+        settings: Settings of the pool.
 
     Returns:
         The pool after the step.
     """
     chex.assert_rank([indices, x, y], [1, 4, 2])
+    pool = jax.tree.map(jnp.asarray, pool)
     models, ages = drawn((pool.models, pool.ages), indices)
     old = ages >= settings.steps
+    # A key per drawn model, used only if that model is replaced.
     key_next, *keys = jax.random.split(pool.key, len(indices) + 1)
 
-    def stepped(members: tuple[inner.State, Array, Array], pairs: tuple[Array, Array]) -> inner.State:
+    def advance(members: tuple[inner.State, Array, Array], pairs: tuple[Array, Array]) -> inner.State:
         models, old, keys = members
 
-        def trained(model: inner.State) -> inner.State:
+        def train(model: inner.State) -> inner.State:
             return inner.step(model, *pairs, settings=settings.inner)[0]
 
-        def renewed(models: inner.State) -> inner.State:
+        def replace_old(models: inner.State) -> inner.State:
             fresh = jax.vmap(lambda key: _fresh(key, *pairs, settings))(keys)
-            return jax.tree.map(lambda new, was: jnp.where(_like(old, new), new, was), fresh, models)
+            return jax.tree.map(lambda new, trained: jnp.where(_like(old, new), new, trained), fresh, models)
 
-        after = lax.map(trained, models, batch_size=settings.vectorize)
-        # Fresh weights are drawn only when a model is renewed, which is once in Z steps.
-        return lax.cond(jnp.any(old), renewed, lambda models: models, after)
+        after = lax.map(train, models, batch_size=settings.vectorize)
+        # Fresh weights are drawn only when a model is replaced, which happens once in Z steps.
+        return lax.cond(jnp.any(old), replace_old, lambda models: models, after)
 
-    after = _split(stepped, (models, old, jnp.stack(keys)), (x, y), settings)
-    changed = after, jnp.where(old, 0, ages + 1)
-    if len(indices) < settings.size:  # in place, where the caller gives the pool away
-        changed = jax.tree.map(lambda all_, new: all_.at[indices].set(new), (pool.models, pool.ages), changed)
-    return Pool(*changed, key_next)
+    after = _split(advance, (models, old, jnp.stack(keys)), (x, y), settings)
+    updated = after, jnp.where(old, 0, ages + 1)
+    if len(indices) < settings.size:  # in place if the caller donates the pool
+        updated = jax.tree.map(lambda stacked, new: stacked.at[indices].set(new), (pool.models, pool.ages), updated)
+    return Pool(*updated, key_next)
 
 
 def spread(mesh: Mesh, like: Pool) -> Any:
-    """Where the leaves of a pool lie: the models over the axis `pool`, if it divides them, all else on every device.
+    """Return the shardings of a pool's leaves.
+
+    The models are split over the axis `pool` if it divides their number; everything else is replicated.
 
     Args:
         mesh: The devices.
@@ -161,19 +168,21 @@ def spread(mesh: Mesh, like: Pool) -> Any:
 def _split(
     work: Callable[[Any, Any], inner.State], members: Any, pairs: tuple[Array, Array], settings: Settings
 ) -> inner.State:
-    """`work(members, pairs)`, each device along `pool` for its own members.
+    """Compute `work(members, pairs)`, with the members split over the devices along `pool`.
 
-    Batch norm sees all pairs, so that along `data` all devices do the same; unless there is nothing to split along
-    `pool`: then each has a part of the pairs, and XLA sums over all of them.
+    Batch norm needs all pairs, so the devices along `data` repeat the same work, unless the mesh has no devices along
+    `pool`: then the pairs are split over `data` and XLA inserts the sums.
     """
     mesh = settings.mesh
     if mesh is None:
         return work(members, pairs)
     if mesh.shape[POOL] == 1:
+        # Batch norm's means over the split pairs become collective sums.
         split = len(pairs[0]) % mesh.shape[DATA] == 0
         return work(members, devices.over_data(mesh, pairs) if split else pairs)
     if len(jax.tree.leaves(members)[0]) % mesh.shape[POOL]:
         return work(members, pairs)
+    # The models are independent of each other, so the devices need no communication.
     specs = PartitionSpec(POOL), PartitionSpec()
     return jax.shard_map(work, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(members, pairs)
 
@@ -184,4 +193,5 @@ def _fresh(key: Array, x: Array, y: Array, settings: Settings) -> inner.State:
 
 
 def _like(flags: Array, leaf: Array) -> Array:
+    """Reshape flags `(k,)` to broadcast against a leaf `(k,...)`."""
     return flags.reshape(-1, *(1,) * (leaf.ndim - 1))

@@ -168,7 +168,7 @@ def test_at_most_five_positional_parameters():
 
 
 def test_at_most_eleven_parameters():
-    """`storage.plan` has the most: the sizes of everything."""
+    """`budget.plan` has the most: the sizes of everything."""
     check(lambda function: len(parameters(function)) > 11)
 
 

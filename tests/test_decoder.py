@@ -106,8 +106,8 @@ def test_random_start_has_the_datas_moments():
 @pytest.mark.parametrize(
     ("name", "U", "V", "message"),
     [
-        ("pca", 17, 2, "17 bases from 30 data of 16 numbers: at most 16"),
-        ("samples", 2, 7, "7 bases from 30 data of 6 numbers: at most 6"),
+        ("pca", 17, 2, "17 bases from 30 examples of 16 values: at most 16"),
+        ("samples", 2, 7, "7 bases from 30 examples of 6 values: at most 6"),
         ("zeros", 2, 2, "unknown start 'zeros': known are pca"),
     ],
 )

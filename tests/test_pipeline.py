@@ -135,7 +135,7 @@ def test_without_labels_and_test_features(tmp_path, capsys):
     assert main.main(tiny_runs.arguments(tmp_path, teacher__features=tmp_path / "train.npy")) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert not {"linear", "few_shot", "feature_r2"} & set(results)
-    assert "without feature_r2" in capsys.readouterr().out
+    assert "feature_r2 and the teacher's row are omitted" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""The JAX side of the benchmarks."""
+"""JAX side of the benchmarks."""

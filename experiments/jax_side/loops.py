@@ -1,4 +1,4 @@
-"""The JAX side of the benchmark: the library's own steps of a distillation in compiled loops, on random data."""
+"""JAX side of the benchmark: the package's distillation steps in compiled loops, on random data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssdd_jax import augment, decoder, inner, outer, pool
 
 
 class Problem(NamedTuple):
-    """A distillation at its start, on random data: what to learn, the models, `images (n,H,W,C)`, `targets (n,D)`."""
+    """Initial state of a distillation on random data: parameters, models, `images (n,H,W,C)`, `targets (n,D)`."""
 
     params: decoder.Params
     models: pool.Pool
@@ -28,12 +28,12 @@ class Problem(NamedTuple):
 
 
 class Compiled:
-    """A function compiled for its arguments, with what that took and what it needs.
+    """Function compiled ahead of time, with the compile time and the memory that it needs.
 
     Args:
-        function: What is compiled.
-        arguments: Arrays, or shapes; the first is donated where `donate`.
-        donate: Whether the first argument's memory is used for the results.
+        function: The function to compile.
+        arguments: Arrays, or shapes; the first is donated if `donate`.
+        donate: Whether the first argument's memory is reused for the results.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any, donate: bool = False):
@@ -42,23 +42,23 @@ class Compiled:
         self.seconds = time.perf_counter() - began
 
     def memory(self) -> int | None:
-        """Bytes of arguments, results and what lies between, less what is used twice; None where unknown."""
-        found = self.call.memory_analysis()
-        if found is None:
+        """Return the bytes of arguments, results and temporaries without double counting; None if unknown."""
+        analysis = self.call.memory_analysis()
+        if analysis is None:
             return None
-        together = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-        return int(together - found.alias_size_in_bytes)
+        total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+        return int(total - analysis.alias_size_in_bytes)
 
 
 class Loop:
-    """A step in a compiled loop whose length is an argument and whose state stays on the device.
+    """Step in a compiled loop whose length is an argument and whose state stays on the device.
 
     Args:
         step: `(i, state, data) -> state`.
-        state: The start; copied, since it is donated.
-        data: Passed to every step.
-        turns: Turns of the loop in one call.
-        steps_per_turn: Steps in each.
+        state: Initial state; copied, since it is donated.
+        data: Data passed to every step.
+        turns: Iterations of the loop per call.
+        steps_per_turn: Steps per iteration.
     """
 
     def __init__(
@@ -78,40 +78,40 @@ class Loop:
         self.state = jax.block_until_ready(self.compiled.call(self.state, self.data, turns))
 
     def timed(self) -> Timed:
-        """The loop as the benchmark times it, after one turn."""
+        """Return the loop for timing, with one iteration as warm-up."""
         return Timed(self, self.steps, self.compiled.memory, self.compiled.seconds, lambda: self._call(jnp.int32(1)))
 
 
 def precision(options: argparse.Namespace) -> str:
-    """`float32` or `bfloat16`: what the networks are computed in."""
+    """Return the precision of the networks, `float32` or `bfloat16`."""
     if options.precision != "auto":
         return str(options.precision)
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def inner_settings(options: argparse.Namespace) -> inner.Settings:
-    """How a student is trained."""
+    """Return the settings of a student's training."""
     return inner.Settings(precision=precision(options))
 
 
 def pool_settings(options: argparse.Namespace) -> pool.Settings:
-    """The pool's constants; no model gets old enough to be renewed, as hardly one in a thousand does in earnest."""
+    """Return the pool's settings; no model gets old enough to be replaced, which is rare in a run too."""
     return pool.Settings(
         size=options.pool, vectorize=options.vectorize, widths=options.widths, inner=inner_settings(options)
     )
 
 
 def outer_settings(options: argparse.Namespace) -> outer.Settings:
-    """The outer problem's constants."""
+    """Return the settings of the outer problem."""
     return outer.Settings(vectorize=options.vectorize, precision=precision(options))
 
 
 def make_problem(options: argparse.Namespace) -> Problem:
-    """Random images and targets of the sizes asked for, parameterized by `bases` image and feature bases."""
+    """Create random images and targets of the given sizes, parameterized by `bases` image and feature bases."""
     keys = jax.random.split(jax.random.key(0), 3)
     shape, count = (options.size, options.size, 3), options.data or max(4 * options.batch, options.images)
     views = tuple(augment.VIEWS)[: options.views]
-    # NumPy's numbers need no program of their own to be compiled.
+    # NumPy draws them without compiling a program per shape.
     generator = np.random.default_rng(0)
     images, targets, samples = (
         jnp.asarray(generator.standard_normal(size, dtype=np.float32))
@@ -128,25 +128,25 @@ def make_problem(options: argparse.Namespace) -> Problem:
         views=views,
         start="random",
     )
-    fresh = [
+    initialized = [
         inner.init(key, shape, options.dim, widths=options.widths) for key in jax.random.split(keys[1], options.pool)
     ]
-    models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *fresh)
+    models = jax.tree.map(lambda *leaves: jnp.stack(leaves), *initialized)
     return Problem(params, pool.Pool(models, jnp.zeros(options.pool, jnp.int32), keys[2]), images, targets, keys[2])
 
 
 def bases(options: argparse.Namespace) -> int:
-    """Image bases, and feature bases: half as many as images, which is about what the budget allows."""
+    """Return the number of image bases and of feature bases: half as many as images, about what the budget allows."""
     return max(1, options.images // 2)
 
 
 def loop(part: str, problem: Problem, options: argparse.Namespace) -> Loop:
-    """`outer`, `inner` or `whole` of a step; models and real images are drawn as `methods.boost` does."""
+    """Create the loop of the `outer`, `inner` or `whole` step; models and images are drawn as in `methods.boost`."""
     settings, outer_set = pool_settings(options), outer_settings(options)
     mask = decoder.learned(problem.params)
 
     # Models and rows are drawn in every step, as in a real run: a fixed batch would be embedded once before the loop.
-    def drawn(i: Any, models: inner.State, data: Problem) -> tuple[jax.Array, outer.Batch]:
+    def draw(i: Any, models: inner.State, data: Problem) -> tuple[jax.Array, outer.Batch]:
         key_models, key_rows = jax.random.split(jax.random.fold_in(data.key, i))
         indices = pool.draw(key_models, options.pool, options.models_per_step)
         rows = jax.random.randint(key_rows, (options.batch,), 0, len(data.images))
@@ -154,14 +154,14 @@ def loop(part: str, problem: Problem, options: argparse.Namespace) -> Loop:
         return indices, outer.Batch(variables, data.images[rows], data.targets[rows])
 
     def outer_step(i: Any, state: outer.State, data: Problem) -> outer.State:
-        return outer.step(state, drawn(i, data.models.models, data)[1], settings=outer_set, mask=mask)[0]
+        return outer.step(state, draw(i, data.models.models, data)[1], settings=outer_set, mask=mask)[0]
 
     def inner_step(_: Any, state: inner.State, pairs: tuple[jax.Array, jax.Array]) -> inner.State:
         return inner.step(state, *pairs, settings=settings.inner)[0]
 
     def whole_step(i: Any, state: tuple[outer.State, pool.Pool], data: Problem) -> tuple[outer.State, pool.Pool]:
         learned, models = state
-        indices, batch = drawn(i, models.models, data)
+        indices, batch = draw(i, models.models, data)
         learned, _ = outer.step(learned, batch, settings=outer_set, mask=mask)
         return learned, pool.step(models, indices, *decoder.decode_pairs(learned.params), settings=settings)
 
@@ -174,12 +174,12 @@ def loop(part: str, problem: Problem, options: argparse.Namespace) -> Loop:
 
 
 def first_model(problem: Problem) -> inner.State:
-    """The first model of the pool."""
+    """Return the first model of the pool."""
     return jax.tree.map(lambda leaf: leaf[0], problem.models.models)
 
 
 def train_and_steps(problem: Problem, options: argparse.Namespace) -> tuple[Timed, Timed]:
-    """One call of a jitted `inner.train`, and as many of a jitted `inner.step`: their ratio is a scan's overhead."""
+    """Return a jitted `inner.train` and as many steps of a jitted `inner.step`: their ratio is the scan's overhead."""
     model, settings = first_model(problem), inner_settings(options)
     pairs = jax.jit(decoder.decode_pairs)(problem.params)
     train = jax.jit(functools.partial(inner.train, settings=settings), static_argnums=3, donate_argnums=0)

@@ -1,4 +1,4 @@
-"""The JAX side of the benchmark: the stages around a distillation, as the library computes them, on random data."""
+"""JAX side of the benchmark: the stages around a distillation, as the package computes them, on random data."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ssdd_jax.data.preprocess import from_bytes
 from ssdd_jax.models import convnet
 from ssdd_jax.training import epochs
 
-# Constants of a data set whose images are anything.
+# Arbitrary constants for random images.
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 HIDDEN = approximate.Settings().hidden
 
 
 class Teacher(NamedTuple):
-    """A teacher's training at its start: its functions, its state, and random `images (n,H,W,C)`, uint8."""
+    """Initial state of a teacher's training: its functions, its state, and random `images (n,H,W,C)`, uint8."""
 
     trainer: teacher.Trainer
     state: teacher.State
@@ -31,7 +31,7 @@ class Teacher(NamedTuple):
 
 
 def make_teacher(options: argparse.Namespace) -> Teacher:
-    """Barlow Twins at the sizes asked for, past the warm-up, whose first rate hardly moves the weights."""
+    """Create a Barlow Twins training of the given sizes, without the warm-up, whose first rates are close to zero."""
     shape, count = (options.size, options.size, 3), 2 * options.batch
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (count, *shape), np.uint8))
     trainer = teacher.make(teacher_settings(options), image_shape=shape, images_count=count, mean=MEAN, std=STD)
@@ -39,7 +39,7 @@ def make_teacher(options: argparse.Namespace) -> Teacher:
 
 
 def teacher_settings(options: argparse.Namespace) -> teacher.Settings:
-    """The training's constants."""
+    """Return the settings of the teacher's training."""
     return teacher.Settings(
         width=options.teacher_width,
         blocks=options.teacher_blocks,
@@ -51,7 +51,7 @@ def teacher_settings(options: argparse.Namespace) -> teacher.Settings:
 
 
 def teacher_loop(made: Teacher, options: argparse.Namespace) -> Loop:
-    """The teacher's training steps: a batch is drawn, two random views of it are made, the network is trained."""
+    """Create the loop of the teacher's training step: draw a batch, augment it twice, update the network."""
 
     def step(_: Any, state: teacher.State, images: jax.Array) -> teacher.State:
         return made.trainer.step(state, images)[0]
@@ -60,7 +60,7 @@ def teacher_loop(made: Teacher, options: argparse.Namespace) -> Loop:
 
 
 def features(made: Teacher, options: argparse.Namespace) -> Timed:
-    """The teacher's features of a batch of bytes."""
+    """Prepare the computation of the teacher's features of a uint8 batch."""
     network = teacher.backbone(made.state.variables)
     arguments = (network, made.images[: options.batch], jnp.asarray(MEAN), jnp.asarray(STD))
 
@@ -76,7 +76,7 @@ def features(made: Teacher, options: argparse.Namespace) -> Timed:
 
 
 def approximation(problem: Problem, options: argparse.Namespace) -> Timed:
-    """The whole fit of the approximation networks to random coefficients, of `fit_steps` steps."""
+    """Prepare the complete fit of the approximation networks to random coefficients, in `fit_steps` steps."""
     coefficients, feature_bases = problem.params.feature_coefficients, problem.params.feature_bases
     settings = approximate.Settings(hidden=HIDDEN, steps=options.fit_steps)
 
@@ -92,7 +92,7 @@ def approximation(problem: Problem, options: argparse.Namespace) -> Timed:
 
 
 def evaluation(problem: Problem, options: argparse.Namespace) -> Loop:
-    """Epochs over the pairs in shuffled mini-batches, of one network, as `evaluate.training` does them."""
+    """Create the loop of training epochs of one network over shuffled mini-batches, as in `evaluate.training`."""
     pairs = jax.jit(decoder.decode_pairs)(problem.params)
     count, network = len(pairs[0]), convnet.ConvNet(options.widths, options.dim)
     _, per_epoch = epochs.batch_of(count, options.evaluation_batch)
@@ -101,10 +101,10 @@ def evaluation(problem: Problem, options: argparse.Namespace) -> Loop:
     def epoch(number: Any, state: inner.State, data: tuple[jax.Array, tuple[jax.Array, jax.Array]]) -> inner.State:
         key, (images, targets) = data
 
-        def trained(state: inner.State, rows: jax.Array) -> inner.State:
+        def train(state: inner.State, rows: jax.Array) -> inner.State:
             return step(state, images[rows], targets[rows])[0]
 
-        return epochs.one(key, state, trained, number, count=count, batch_size=options.evaluation_batch)
+        return epochs.one(key, state, train, number, count=count, batch_size=options.evaluation_batch)
 
     turns = -(-options.steps // per_epoch)
     return Loop(epoch, first_model(problem), (problem.key, pairs), turns, per_epoch)

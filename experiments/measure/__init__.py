@@ -1,1 +1,1 @@
-"""What the measurements have in common: time, memory, counts of operations, the machine and tables."""
+"""Utilities shared by the measurements: time, memory, operation counts, the machine and tables."""

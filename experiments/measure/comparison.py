@@ -1,4 +1,4 @@
-"""What `experiments.compare` found: the rows, their table in Markdown, and their figure."""
+"""Results of `experiments.compare`: the rows, their table in Markdown, and their figure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MEASURES = ("linear", "few_shot", "feature_r2")
 
 
 class Row(NamedTuple):
-    """One method at one size.
+    """Results of one method at one size.
 
-    `values` are what its sets teach, of all networks of all seeds, and `own` is what the method's own post-training
-    reaches. `seconds` make one set; `preparation` are those that are spent once for all sets.
+    `values` are the metrics of the networks trained on its sets, over all networks and seeds; `own` are those of the
+    method's own post-training. `seconds` is the time to make one set; `preparation` is spent once for all sets.
     """
 
     method: str
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The rows, the values of the reference entries by measure, what was refused, and seconds of the teacher."""
+    """Rows, values of the reference entries by measure, reasons of methods that cannot run, and the teacher's time."""
 
     rows: list[Row]
     references: dict[str, dict[str, list[float]]]
@@ -44,17 +44,17 @@ class Comparison(NamedTuple):
 
 
 def label(name: str) -> str:
-    """The name for readers of a method's edition, or of a reference entry."""
+    """Return the display name of a method's edition, or of a reference entry."""
     return labels().get(name, name)
 
 
 def labels() -> dict[str, str]:
-    """Names for readers of all editions and reference entries, in an order that does not depend on the comparison."""
+    """Return the display names of all editions and reference entries, in an order independent of the comparison."""
     return methods.titles() | {name: words.ENTRIES[name] for name in REFERENCES}
 
 
 def table(found: Comparison) -> str:
-    """The comparison as Markdown: mean and sample standard deviation over the networks of all seeds."""
+    """Format the comparison as Markdown: mean and sample standard deviation over the networks of all seeds."""
     measures = _measured(found)
     lines = [
         "| | N | numbers stored | " + "".join(f"{report.TITLES[m]} | " for m in measures) + "seconds |",
@@ -104,7 +104,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def draw(path: pathlib.Path, found: Comparison) -> None:
-    """Every measure over the numbers stored, and the seconds that a set takes."""
+    """Draw every measure over the numbers stored, and the seconds per set."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -114,9 +114,8 @@ def draw(path: pathlib.Path, found: Comparison) -> None:
     figure = Figure(figsize=(width, 4.4), layout="constrained")
     panels = figure.subplots(1, len(measures) + 1, squeeze=False)
     palette = [color for i, color in enumerate(colormaps["tab10"].colors) if i != 7]  # type: ignore[attr-defined]
-    order = list(
-        dict.fromkeys([*labels(), *shown_methods])
-    )  # a method's color does not depend on which others there are
+    # A method's color does not depend on the other methods of the comparison.
+    order = list(dict.fromkeys([*labels(), *shown_methods]))
     colors = {name: palette[order.index(name) % len(palette)] for name in shown_methods}
     handles: dict[str, Any] = {}
     for axes, measure in zip(panels[0], measures, strict=False):
@@ -134,13 +133,13 @@ def _draw_measure(axes: Any, measure: str, found: Comparison, colors: dict[str, 
     span = np.log(max(row.budget for row in rows) / min(row.numbers for row in rows)) or 1.0
     shown = {}
     for i, method in enumerate(colors):
-        mine = [row for row in rows if row.method == method]
-        means = [float(np.mean(row.values[measure])) for row in mine]
-        errors = [_deviation(row.values[measure]) for row in mine]
-        # Side by side, where methods store the same.
-        places = [row.numbers * np.exp(0.015 * span * (i - (len(colors) - 1) / 2)) for row in mine]
+        method_rows = [row for row in rows if row.method == method]
+        means = [float(np.mean(row.values[measure])) for row in method_rows]
+        errors = [_deviation(row.values[measure]) for row in method_rows]
+        # Methods that store the same amount are shifted apart.
+        positions = [row.numbers * np.exp(0.015 * span * (i - (len(colors) - 1) / 2)) for row in method_rows]
         style = {"color": colors[method], "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
-        axes.errorbar(places, means, errors, label=label(method), **style)
+        axes.errorbar(positions, means, errors, label=label(method), **style)
         shown[method] = [m + e for m, error in zip(means, errors, strict=True) for e in (-error, error)]
     for name, line in zip(REFERENCES, (":", "--", "-."), strict=True):
         if found.references[name].get(measure):
@@ -155,22 +154,22 @@ def _draw_measure(axes: Any, measure: str, found: Comparison, colors: dict[str, 
 
 
 def _limit(axes: Any, shown: dict[str, list[float]]) -> None:
-    """Show where the methods differ; what lies far below or above is named at the edge."""
+    """Limit the axis to the range in which the methods differ; values far outside are named at the edge."""
     floors = [edition for one in methods.METHODS.values() if one.floor for edition in one.editions]
-    near = [value for name, values in shown.items() if name not in (*floors, *REFERENCES) for value in values]
-    near = near or [value for values in shown.values() for value in values]
-    margin = 0.6 * (max(near) - min(near)) or 0.05 * abs(max(near)) or 1.0
-    low, high = min(near) - margin, max(near) + margin
+    method_values = [value for name, values in shown.items() if name not in (*floors, *REFERENCES) for value in values]
+    method_values = method_values or [value for values in shown.values() for value in values]
+    margin = 0.6 * (max(method_values) - min(method_values)) or 0.05 * abs(max(method_values)) or 1.0
+    low, high = min(method_values) - margin, max(method_values) + margin
     inside = [value for values in shown.values() for value in values if low <= value <= high]
     bottom, top = min(inside) - 0.2 * margin, max(inside) + 0.2 * margin
     axes.set_ylim(bottom, top)
     means = {label(name): float(np.mean(values)) for name, values in shown.items() if values}
-    for edge, mark, names in (
+    for edge, arrow, names in (
         (0.02, "↓", [f"{name} {mean:.3g}" for name, mean in means.items() if mean < bottom]),
         (0.98, "↑", [f"{name} {mean:.3g}" for name, mean in means.items() if mean > top]),
     ):
         if names:
-            words, side = f"{mark} {', '.join(names)}", "bottom" if mark == "↓" else "top"
+            words, side = f"{arrow} {', '.join(names)}", "bottom" if arrow == "↓" else "top"
             axes.text(0.02, edge, words, transform=axes.transAxes, fontsize=7, color="0.4", va=side)
 
 

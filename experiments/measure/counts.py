@@ -1,9 +1,9 @@
-"""Floating-point operations of each stage, counted from the shapes; a multiplication and an addition are two.
+"""Floating-point operations of each stage, computed from the shapes; a multiplication and an addition count as two.
 
-Counted are convolutions (directly: `2 h w I O` per pixel), linear layers, the products of kernel regression and the
-decoding; not counted are norms, activations, pooling and optimisers, which are a few percent. The count is that of the
-method, the same for every implementation: one that convolves with fewer multiplications (Winograd, FFT) can exceed the
-machine's rate of matrix products.
+Included are convolutions (direct: `2 h w I O` per pixel), linear layers, the products of kernel regression and the
+decoding; norms, activations, pooling and optimisers, a few percent, are not. The count belongs to the method and is the
+same for every implementation: one with fewer multiplications (Winograd, FFT) can exceed the machine's rate of matrix
+products.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Network(NamedTuple):
-    """A network's operations for one image: forward, those of its first layer alone, and how many features it gives."""
+    """Operations of a network for one image, forward and of the first layer alone, and its number of features."""
 
     forward: float
     first: float
@@ -21,12 +21,12 @@ class Network(NamedTuple):
 
     @property
     def training(self) -> float:
-        """Forward and backward in the weights: the pixels of the first layer need no derivative."""
+        """Operations of forward and backward pass: the first layer needs no derivative in the pixels."""
         return 3 * self.forward - self.first
 
 
 class Sizes(NamedTuple):
-    """The shapes that the stages depend on.
+    """Sizes that the operation counts depend on.
 
     Attributes:
         images: Decoded images M.
@@ -38,8 +38,8 @@ class Sizes(NamedTuple):
         bases: Image bases U and feature bases V.
         models_per_step: Inner models of an outer step.
         teacher_width: Channels of the teacher's first stage.
-        teacher_blocks: Its blocks per stage.
-        projector: Width of its projector's three layers.
+        teacher_blocks: Number of blocks in each of the teacher's stages.
+        projector: Width of the projector's three layers.
         hidden: Hidden units of an approximation network.
         evaluation_batch: Pairs of a step of the evaluation.
     """
@@ -60,7 +60,7 @@ class Sizes(NamedTuple):
 
 
 def convnet(size: int, widths: Sequence[int]) -> Network:
-    """The ConvNet without its linear layer."""
+    """Count the operations of the ConvNet without its linear layer."""
     side, before, forward, first = size, 3, 0.0, 0.0
     for i, width in enumerate(widths):
         block = 18.0 * before * width * side**2
@@ -70,7 +70,7 @@ def convnet(size: int, widths: Sequence[int]) -> Network:
 
 
 def resnet(size: int, width: int, blocks: Sequence[int]) -> Network:
-    """The teacher's ResNet of basic blocks: a 3x3 stem padded by 2, stages that halve maps and double channels."""
+    """Count the operations of the teacher's ResNet: a 3x3 stem with padding 2, and stages of basic blocks."""
     side = size + 2
     first = forward = 18.0 * 3 * width * side**2
     channels = width
@@ -86,14 +86,14 @@ def resnet(size: int, width: int, blocks: Sequence[int]) -> Network:
 
 
 def stages(sizes: Sizes) -> dict[str, float]:
-    """Operations of one step of every stage.
+    """Count the operations of one step of every stage.
 
-    With `S = images * views` pairs, `B` real images, `F` features with the one and k models per step: the outer step
-    embeds `B + S` images and differentiates the `S` in their pixels (as much again); its kernel regression takes
-    `2 F S (S + B)` for the kernels, `2/3 S^3 + 2 S^2 D` for the solution, `2 B S D` for the prediction, and twice that
-    backward. The inner step trains on `S` images, a step of the evaluation on a mini-batch of them. The teacher's step
-    trains on two views of `B` images and correlates their projections. `official` is a step of KRR-ST's published loop:
-    the teacher's features of the batch, an outer step without decoding, and an inner step.
+    Let there be `S = images * views` pairs, `B` real images, `F` features (with the constant one) and k models per
+    step. The outer step embeds `B + S` images and differentiates the `S` in their pixels (as much again). Its kernel
+    regression takes `2 F S (S + B)` for the kernels, `2/3 S^3 + 2 S^2 D` for the solution, `2 B S D` for the
+    prediction, and twice that backward. The inner step trains on `S` images, a step of the evaluation on a mini-batch
+    of them. The teacher's step trains on two views of `B` images and correlates their projections. `official` is a step
+    of KRR-ST's published loop: the teacher's features of the batch, an outer step without decoding, and an inner step.
     """
     pairs, batch, dim, bases = sizes.images * sizes.views, sizes.batch, sizes.dim, sizes.bases
     student = convnet(sizes.size, sizes.widths)
@@ -113,7 +113,7 @@ def stages(sizes: Sizes) -> dict[str, float]:
         "inner": inner,
         "outer": outer,
         "whole": outer + count * inner + decoding,
-        # Forward 2 h + D per coefficient; backward as much again, and the second layer's weights.
+        # Per coefficient: forward 2 h + D; backward the same, and h for the second layer's weights.
         "approximation": 2 * (sizes.views - 1) * sizes.images * bases * (5 * sizes.hidden + 2 * dim),
         "evaluation": min(sizes.evaluation_batch, pairs) * per_pair,
         "official": batch * teacher.forward + pooled + inner,

@@ -1,4 +1,4 @@
-"""The machine that numbers belong to, and how fast it multiplies matrices."""
+"""Description of the machine, and its rate of matrix products."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import jax.numpy as jnp
 from experiments.measure import timing
 
 DTYPES = ("float32", "bfloat16")
-# Products of one call, so that an accelerator's queue is not empty between them.
+# Several products per call, so that an accelerator's queue does not run empty between them.
 PRODUCTS = 3
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe() -> dict[str, Any]:
-    """Processor, device, versions, and how busy the machine is."""
+    """Return the processor, device, versions and load of the machine."""
     info = pathlib.Path("/proc/cpuinfo")
     names = (
         [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -42,7 +42,7 @@ def describe() -> dict[str, Any]:
 
 
 def product(size: int, dtype: str) -> timing.Timed:
-    """A product of two square matrices at the backend's default precision: of float32 it may be TF32 on a GPU."""
+    """Prepare a product of square matrices at the backend's default precision: float32 may be TF32 on a GPU."""
     matrix = jax.random.normal(jax.random.key(1), (size, size)).astype(dtype)
     multiply = jax.jit(jnp.matmul)
 
@@ -53,10 +53,10 @@ def product(size: int, dtype: str) -> timing.Timed:
 
 
 def gflops(measured: timing.Measured, size: int) -> float:
-    """The best rate of a product of square matrices, in GFLOP/s."""
+    """Return the best measured rate of a product of square matrices, in GFLOP/s."""
     return 2e-9 * size**3 / min(measured.seconds)
 
 
 def device_peak_bytes() -> int | None:
-    """The most that the accelerator has held for this process; None where nobody counts, as on a CPU."""
+    """Return this process's peak memory on the accelerator; None if the backend does not report it, as on a CPU."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

@@ -1,4 +1,4 @@
-"""Where a report goes: JSON, and its table in Markdown beside it."""
+"""Output of reports: JSON, with the table in Markdown beside it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 
 def path(text: str) -> pathlib.Path:
-    """The file of `--output`, whose folder must be there before anything is measured."""
-    found = pathlib.Path(text)
-    if not found.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{found}: there is no folder {found.parent}")
-    return found
+    """Parse the file of `--output`; its folder must exist before anything is measured."""
+    file = pathlib.Path(text)
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file}: there is no folder {file.parent}")
+    return file
 
 
 def write(file: pathlib.Path, report: Mapping[str, Any], table: str) -> None:
@@ -24,5 +24,5 @@ def write(file: pathlib.Path, report: Mapping[str, Any], table: str) -> None:
 
 
 def plain(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that a report repeats: all but paths."""
+    """Return the options that a report repeats: all except paths."""
     return {name: value for name, value in vars(options).items() if name not in ("output", "official")}

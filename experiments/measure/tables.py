@@ -14,13 +14,13 @@ SIDES = {
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
-    """A table whose first `text` columns are aligned left and the others right."""
+    """Format a table whose first `text` columns are aligned left and the others right."""
     lines = [head, ["---"] * text + ["---:"] * (len(head) - text), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def benchmark(report: Mapping[str, Any]) -> str:
-    """The rows of a benchmark, with the machine above and the notes below."""
+    """Format the rows of a benchmark, with the machine above and the notes below."""
     head = [
         "stage", "pairs", "side", "precision", "s per step (min-max)", "steps/s", "GFLOP", "GFLOP/s", "share",
         "memory MB", "process MB", "compile s", "ssdd_jax over this (min-max)",
@@ -51,24 +51,28 @@ def benchmark(report: Mapping[str, Any]) -> str:
         for dtype, rate in one.items()
     ]
     overhead = report["scan_overhead"]
-    below = [f"Products of matrices, GFLOP/s: {', '.join(products)}."]
+    remarks = [f"Products of matrices, GFLOP/s: {', '.join(products)}."]
     if overhead:
-        below.append("A scan over inner steps over single ones: {ratio:.2f} ({min:.2f}-{max:.2f}).".format(**overhead))
-    below += report["notes"]
-    return "\n\n".join([machine(report["machine"]), markdown(head, rows, 4), "\n".join(f"- {line}" for line in below)])
+        remarks.append(
+            "A scan over inner steps over single ones: {ratio:.2f} ({min:.2f}-{max:.2f}).".format(**overhead)
+        )
+    remarks += report["notes"]
+    return "\n\n".join(
+        [machine(report["machine"]), markdown(head, rows, 4), "\n".join(f"- {line}" for line in remarks)]
+    )
 
 
 def machine(host: Mapping[str, Any]) -> str:
-    """One line: what the numbers belong to."""
-    on = f"JAX {host['jax']} on {host['backend']} ({host['device']})"
-    return f"{host['processor']}, {host['cores']} cores, {on}, load {host['busy'] or 0:.1f}"
+    """Describe the machine in one line."""
+    software = f"JAX {host['jax']} on {host['backend']} ({host['device']})"
+    return f"{host['processor']}, {host['cores']} cores, {software}, load {host['busy'] or 0:.1f}"
 
 
 def figures(value: float) -> str:
-    """A number with three figures, without an exponent where it is neither tiny nor huge."""
+    """Format a number with three significant figures; without an exponent unless it is very small."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def megabytes(count: int | None) -> str:
-    """Bytes in MB, or nothing."""
+    """Format bytes in MB; empty for None."""
     return "" if count is None else f"{count / 1e6:,.0f}"

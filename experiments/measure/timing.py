@@ -1,4 +1,4 @@
-"""Times of calls that take turns, with the memory that each takes."""
+"""Timing of calls that take turns, with the memory of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-# Idle worker threads of the other side keep spinning for a few milliseconds after their last task.
+# Idle worker threads of the other side spin for a few milliseconds after their last task.
 REST_SECONDS = 0.05
 STATUS, RESET = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 
@@ -18,14 +18,14 @@ def _no_memory() -> None:
 
 
 class Timed(NamedTuple):
-    """Something to time.
+    """Call to be timed.
 
     Attributes:
-        call: Does the steps and returns when the device is done.
-        steps: How many steps one call does.
-        memory: Bytes that a step needs, as its compiler or allocator counts them; None where nobody counts.
-        compile_seconds: What compiling took, where it was done beforehand.
-        warm: Makes ready what the first call would; None for the call itself.
+        call: Runs the steps and returns when the device has finished.
+        steps: Number of steps per call.
+        memory: Returns the bytes that a step needs, as counted by its compiler or allocator; None if unknown.
+        compile_seconds: Time of ahead-of-time compilation, if any.
+        warm: Warm-up; None to use the call itself.
     """
 
     call: Callable[[], None]
@@ -36,12 +36,12 @@ class Timed(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What the turns of one call showed.
+    """Measurements of one call.
 
     Attributes:
-        seconds: Per step, one number per turn.
-        memory: Bytes, the largest of the turns, as `Timed.memory` counts them.
-        process: Bytes by which the process grew at most during a call, as the kernel counts them (Linux).
+        seconds: Seconds per step, one value per turn.
+        memory: Largest `Timed.memory` of the turns, in bytes.
+        process: Largest growth of the process during a call in bytes, as counted by the kernel (Linux).
     """
 
     seconds: list[float]
@@ -50,35 +50,41 @@ class Measured(NamedTuple):
 
 
 def take_turns(calls: Sequence[Timed], repeats: int) -> list[Measured]:
-    """Measure every call `repeats` times in turn, after one of each, or what makes it ready, that is not counted.
+    """Measure every call `repeats` times in turn, after a warm-up of each.
 
-    A machine that drifts slows all of them alike.
+    Taking turns spreads the drift of the machine evenly over the calls.
     """
-    for one in calls:
-        (one.warm or one.call)()
-    found = [Measured([], None, None) for _ in calls]
+    for timed in calls:
+        (timed.warm or timed.call)()
+    results = [Measured([], None, None) for _ in calls]
     for _ in range(repeats):
-        for i, one in enumerate(calls):
+        for i, timed in enumerate(calls):
             time.sleep(REST_SECONDS)
             before = _restart_peak()
             began = time.perf_counter()
-            one.call()
-            found[i].seconds.append((time.perf_counter() - began) / one.steps)
-            grown = None if before is None else _status("VmHWM") - before
-            found[i] = Measured(
-                found[i].seconds, _larger(found[i].memory, one.memory()), _larger(found[i].process, grown)
+            timed.call()
+            results[i].seconds.append((time.perf_counter() - began) / timed.steps)
+            growth = None if before is None else _status("VmHWM") - before
+            results[i] = Measured(
+                results[i].seconds, _larger(results[i].memory, timed.memory()), _larger(results[i].process, growth)
             )
-    return found
+    return results
 
 
 def compared(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
-    """First over second: the ratio of the medians, and the smallest and largest of the turns."""
+    """Return the ratio of the medians of first and second, and the smallest and largest ratio of the turns."""
     turns = [a / b for a, b in zip(first, second, strict=True)]
     return {"ratio": statistics.median(first) / statistics.median(second), "min": min(turns), "max": max(turns)}
 
 
 def summary(measured: Measured, flops: float, rate: float) -> dict[str, Any]:
-    """A row of the report: seconds per step, the rate of `flops` per step and its share of `rate` GFLOP/s, memory."""
+    """Return a row of the report: seconds per step, the rate of `flops` per step, its share of `rate`, and memory.
+
+    Args:
+        measured: Measurements of one call.
+        flops: Operations per step.
+        rate: Rate of the machine's matrix products in GFLOP/s.
+    """
     median = statistics.median(measured.seconds)
     return {
         "seconds": median,
@@ -95,12 +101,12 @@ def summary(measured: Measured, flops: float, rate: float) -> dict[str, Any]:
 
 
 def peak_process_bytes() -> int | None:
-    """The most memory that the process has held since the last call that was measured; None where unknown."""
+    """Return the process's peak memory since the start of the last measured call; None if unknown."""
     return _status("VmHWM") if STATUS.exists() else None
 
 
 def _restart_peak() -> int | None:
-    """Let the process's peak start again from what it holds now, and give that."""
+    """Reset the process's peak memory to its current memory, and return that; None if not possible."""
     try:
         RESET.write_text("5")
         return _status("VmRSS")

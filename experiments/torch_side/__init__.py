@@ -1,1 +1,1 @@
-"""The PyTorch side of the benchmarks."""
+"""PyTorch side of the benchmarks."""

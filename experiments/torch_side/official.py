@@ -1,9 +1,9 @@
-"""A step of KRR-ST's published loop, which recomputes the teacher's features of every real batch.
+"""Step of KRR-ST's published loop, which recomputes the teacher's features of every real batch.
 
-With a clone of db-Lee/selfsup_dd its own `algorithms/distill.py` and `model_pool.py` are timed as they are; without one
-the same step is written here from their description: free pixels and targets, the teacher's features of the batch, an
-outer step, and an inner step of the drawn model. Both are spared the random crops and flips (kornia) and the loading of
-data; both use this side's ResNet for the teacher, as torchvision may not be there.
+With a clone of db-Lee/selfsup_dd, its `algorithms/distill.py` and `model_pool.py` are timed unchanged. Without one, the
+same step is implemented here from their description: free pixels and targets, the teacher's features of the batch, an
+outer step, and an inner step of the drawn model. Both omit the random crops and flips (kornia) and data loading; both
+use the ResNet of `torch_side.stages` as the teacher, since torchvision may not be installed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from experiments.torch_side.stages import ResNet
 
 
 def from_clone(repository: str, teacher: ResNet, images: Tensor, options: argparse.Namespace) -> Timed:
-    """The body of the published loop.
+    """Prepare the body of the published loop.
 
     Args:
-        repository: The clone's folder.
+        repository: Folder of the clone.
         teacher: The frozen teacher.
-        images: Real images `(n,C,H,W)`, from which the pairs begin and batches are drawn.
-        options: Those of the benchmark.
+        images: Real images `(n,C,H,W)`, from which the initial pairs and the batches are drawn.
+        options: Options of the benchmark.
 
     Returns:
-        Steps of it.
+        Steps of the loop.
 
     Raises:
-        UserError: If it is not a clone.
+        UserError: If the folder is not a clone.
     """
     agreement.modules(pathlib.Path(repository))
     import model_pool
@@ -43,24 +43,24 @@ def from_clone(repository: str, teacher: ResNet, images: Tensor, options: argpar
 
     device, count = images.device, options.images * options.views
     name = "_".join(["convnet", *map(str, options.widths), "bn"])
-    given = argparse.Namespace(
+    settings = argparse.Namespace(
         num_models=options.pool, train_model=name, img_shape=tuple(images.shape[1:]),
         num_pretrain_classes=teacher.features, online_opt="sgd", online_lr=0.1, online_wd=1e-3, online_iteration=1000,
         outer_grad_norm=0.0,
     )  # fmt: skip
-    models: Any = model_pool.ModelPool(given, device)
+    models: Any = model_pool.ModelPool(settings, device)
     x_syn, y_syn = (tensor.requires_grad_() for tensor in _start(count, teacher, images))
     optimizer = torch.optim.AdamW([x_syn, y_syn], 1e-3, weight_decay=0.0)
     batches = _batches(images, options.batch)
 
     def step() -> None:
-        distill.run(given, device, teacher, models, optimizer, batches, nn.Identity(), x_syn, y_syn)
+        distill.run(settings, device, teacher, models, optimizer, batches, nn.Identity(), x_syn, y_syn)
 
     return repeated(step, options.steps, device)
 
 
 def described(teacher: ResNet, images: Tensor, settings: Settings, options: argparse.Namespace) -> Timed:
-    """The same step from its description; arguments and result as those of `from_clone`."""
+    """Prepare the same step, implemented from its description; arguments and result are those of `from_clone`."""
     count, shape = options.images * options.views, (options.size, options.size, 3)
     models = [ConvNet(shape, options.widths, teacher.features) for _ in range(options.pool)]
     reference = Reference(FreePairs(*_start(count, teacher, images)), models, settings, images.device)
@@ -77,7 +77,7 @@ def described(teacher: ResNet, images: Tensor, settings: Settings, options: argp
 
 
 def _start(count: int, teacher: ResNet, images: Tensor) -> tuple[Tensor, Tensor]:
-    """`count` images, drawn with repetition, and targets of the teacher's size."""
+    """Draw `count` images with replacement, and random targets of the teacher's size."""
     rows = torch.randint(len(images), (count,), device=images.device)
     return images[rows].clone(), torch.randn(count, teacher.features, device=images.device)
 

@@ -1,7 +1,7 @@
-"""The arithmetic of `methods.boost`'s step as eager PyTorch would do it: the other side of the benchmark.
+"""PyTorch implementation of `methods.boost`'s step: the other side of the benchmark.
 
 Written from the description of the method (Boost-SSDD, sections 3.1 to 3.3; KRR-ST, equation 6) for PyTorch's layout,
-images `(B,C,H,W)`. Weights and starting values are taken from the JAX side, so that both compute the same numbers.
+images `(B,C,H,W)`. Weights and initial values are copied from the JAX side, so that both compute the same values.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class ConvNet(nn.Module):
         self.fc = nn.Linear((height // side) * (width // side) * widths[-1], dim)
 
     def features(self, x: Tensor) -> Tensor:
-        """Flattened last block, `(B,C,H,W)` to `(B,F)`."""
+        """Compute the flattened last block: `(B,C,H,W)` to `(B,F)`."""
         return self.blocks(x).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predicted targets, `(B,C,H,W)` to `(B,D)`."""
+        """Predict targets: `(B,C,H,W)` to `(B,D)`."""
         return self.fc(self.features(x))
 
 
 class Pairs(nn.Module):
-    """The parameterized pairs: bases and coefficients that are learned, means that are not.
+    """Parameterized pairs: learned bases and coefficients, and fixed means.
 
     Args:
-        params: The same on the JAX side, as NumPy arrays.
+        params: Parameters of the JAX side, as NumPy arrays.
     """
 
     def __init__(self, params: decoder.Params):
@@ -73,7 +73,7 @@ class Pairs(nn.Module):
         self.register_buffer("feature_mean", tensor(params.feature_mean))
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Images `(views*M,C,H,W)` and targets `(views*M,D)`, view by view."""
+        """Decode images `(views*M,C,H,W)` and targets `(views*M,D)`, ordered by view."""
         low = torch.addmm(self.image_mean, self.image_coefficients, self.image_bases)
         images = low.unflatten(1, self.low_shape)
         images = F.interpolate(images, self.size, mode="bilinear", align_corners=False)
@@ -82,14 +82,14 @@ class Pairs(nn.Module):
 
 
 def _view(images: Tensor, name: str) -> Tensor:
-    """The view `rotK` or `flipK` of `augment.table`: mirrored if so named, then turned by K degrees."""
+    """Apply the view `rotK` or `flipK` of `augment.table`: mirror for `flip`, then rotate by K degrees."""
     base = "flip" if name.startswith("flip") else "rot"
     turns = int(name.removeprefix(base) or 0) // 90
     return torch.rot90(images.flip(3) if base == "flip" else images, turns, (2, 3))
 
 
 class FreePairs(nn.Module):
-    """Pairs that are learned as they are, pixels and targets, as KRR-ST does.
+    """Pairs whose pixels and targets are learned directly, as in KRR-ST.
 
     Args:
         images: `(S,C,H,W)`.
@@ -101,12 +101,12 @@ class FreePairs(nn.Module):
         self.images, self.targets = nn.Parameter(images.clone()), nn.Parameter(targets.clone())
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """The pairs."""
+        """Return the images and the targets."""
         return self.images, self.targets
 
 
 class Settings(NamedTuple):
-    """Rates and scales of both problems, and how images are laid out and computed with.
+    """Learning rates and scales of both problems, memory format of images, and precision.
 
     With `precision` `bfloat16` the networks run under autocast; kernel regression stays in float32.
     """
@@ -121,14 +121,14 @@ class Settings(NamedTuple):
 
 
 class Reference:
-    """The state of a distillation, and the steps that the benchmark times.
+    """State of a distillation, and the steps that the benchmark times.
 
     Args:
         pairs: `Pairs` or `FreePairs`.
         models: The inner models.
-        settings: Rates, scales, layout and precision.
-        device: Where to compute.
-        compiled: Put the networks through `torch.compile`.
+        settings: Rates, scales, memory format and precision.
+        device: Device of the computation.
+        compiled: Apply `torch.compile` to the networks.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Reference:
         ]
 
     def outer_loss(self, index: int, x_real: Tensor, y_real: Tensor) -> Tensor:
-        """The outer loss of one model with its weights held fixed, in eval mode."""
+        """Compute the outer loss of one model with its weights held fixed, in eval mode."""
         model = self.models[index].eval().requires_grad_(False)
         embed = self.embed[index]
         x_syn, y_syn = self.pairs()
@@ -171,7 +171,7 @@ class Reference:
         return F.mse_loss((f_real @ f_syn.T) @ torch.linalg.solve(system, y_syn), y_real)
 
     def outer_step(self, indices: Sequence[int], x_real: Tensor, y_real: Tensor) -> Tensor:
-        """One step of AdamW on the mean of the models' outer losses; returns that mean."""
+        """Take one step of AdamW on the mean of the models' outer losses; returns that mean."""
         self.outer_optimizer.zero_grad(set_to_none=True)
         values = []
         for index in indices:
@@ -182,13 +182,13 @@ class Reference:
         return torch.stack(values).sum()
 
     def decode(self) -> tuple[Tensor, Tensor]:
-        """The pairs, without a graph."""
+        """Decode the pairs without recording gradients."""
         with torch.no_grad():
             images, targets = self.pairs()
             return self._laid_out(images), targets
 
     def inner_step(self, index: int, x: Tensor, y: Tensor) -> Tensor:
-        """One full-batch step of SGD of one model on the pairs; returns the loss before it."""
+        """Take one full-batch SGD step of one model on the pairs; returns the loss before it."""
         self.models[index].train()
         optimizer = self.inner_optimizers[index]
         optimizer.zero_grad(set_to_none=True)
@@ -198,7 +198,7 @@ class Reference:
         return loss.detach()
 
     def whole_step(self, indices: Sequence[int], x_real: Tensor, y_real: Tensor) -> Tensor:
-        """An outer step, and one inner step of each drawn model; returns the outer loss."""
+        """Take an outer step, and one inner step of each drawn model; returns the outer loss."""
         value = self.outer_step(indices, x_real, y_real)
         pairs = self.decode()
         for index in indices:
@@ -210,10 +210,10 @@ class Reference:
 
 
 def network_from(variables: Any, image_shape: tuple[int, int, int]) -> ConvNet:
-    """The network with the weights and running statistics of a `models.convnet.ConvNet`.
+    """Create the network with the weights and running statistics of a `models.convnet.ConvNet`.
 
     Args:
-        variables: Its `params` and `batch_stats`, as NumPy arrays.
+        variables: `params` and `batch_stats` of the JAX network, as NumPy arrays.
         image_shape: `(H,W,C)`.
 
     Returns:
@@ -232,7 +232,7 @@ def network_from(variables: Any, image_shape: tuple[int, int, int]) -> ConvNet:
         state[f"{norm}.running_mean"] = tensor(stats[f"bn{i}"]["mean"])
         state[f"{norm}.running_var"] = tensor(stats[f"bn{i}"]["var"])
     kernel, side = params["fc"]["kernel"], 2 ** len(widths)
-    # Flattened features are ordered (H,W,C) there and (C,H,W) here.
+    # Flattened features are ordered (H,W,C) in JAX and (C,H,W) in PyTorch.
     kernel = kernel.reshape(image_shape[0] // side, image_shape[1] // side, widths[-1], -1)
     state["fc.weight"] = tensor(kernel.transpose(3, 2, 0, 1)).flatten(1)
     state["fc.bias"] = tensor(params["fc"]["bias"])
@@ -241,7 +241,7 @@ def network_from(variables: Any, image_shape: tuple[int, int, int]) -> ConvNet:
 
 
 class Work(NamedTuple):
-    """What to time on: real images `(n,C,H,W)`, their targets `(n,D)`, how many at a time, and steps per call."""
+    """Workload of the timed steps: real images `(n,C,H,W)`, their targets `(n,D)`, batch sizes, and steps per call."""
 
     images: Tensor
     targets: Tensor
@@ -251,14 +251,14 @@ class Work(NamedTuple):
     evaluation_batch: int = 256
 
     def draw(self, models: int) -> tuple[list[int], Tensor, Tensor]:
-        """Which of `models` models, and real images with their targets."""
+        """Draw indices out of `models` models, and real images with their targets."""
         indices = torch.randperm(models)[: self.models_per_step].tolist()
         rows = torch.randint(len(self.images), (self.batch,), device=self.images.device)
         return indices, self.images[rows], self.targets[rows]
 
 
 def timed(part: str, reference: Reference, work: Work) -> Timed:
-    """`outer`, `inner`, `whole` or `evaluation`, `work.steps` steps of it at a time."""
+    """Prepare the timing of `outer`, `inner`, `whole` or `evaluation`, with `work.steps` steps per call."""
     pairs, models = reference.decode(), len(reference.models)
 
     def evaluation_step() -> None:
@@ -275,7 +275,7 @@ def timed(part: str, reference: Reference, work: Work) -> Timed:
 
 
 def repeated(step: Callable[[], Any], steps: int, device: torch.device) -> Timed:
-    """That step so many times, after once; on a GPU with the memory that PyTorch's allocator counts."""
+    """Prepare the timing of repeated steps, with one as warm-up; on a GPU with the peak memory of the allocator."""
 
     def call(count: int = steps) -> None:
         if device.type == "cuda":
@@ -292,14 +292,14 @@ def repeated(step: Callable[[], Any], steps: int, device: torch.device) -> Timed
 
 
 def faster(calls: Mapping[str, Timed]) -> tuple[str, dict[str, float]]:
-    """The name of the fastest of some calls, and the seconds per step of each."""
-    found = timing.take_turns(list(calls.values()), 2)
-    seconds = {name: min(one.seconds) for name, one in zip(calls, found, strict=True)}
+    """Return the name of the fastest call, and the seconds per step of each."""
+    measured = timing.take_turns(list(calls.values()), 2)
+    seconds = {name: min(one.seconds) for name, one in zip(calls, measured, strict=True)}
     return min(seconds, key=lambda name: seconds[name]), seconds
 
 
 def product(size: int, dtype: str, device: torch.device) -> Timed:
-    """A product of two square matrices; on a GPU that of float32 in TF32, as PyTorch convolves there."""
+    """Prepare a product of square matrices; on a GPU float32 uses TF32, as PyTorch's convolutions do there."""
     matrix = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
 
     def call() -> None:
@@ -317,25 +317,25 @@ def product(size: int, dtype: str, device: torch.device) -> Timed:
 
 
 def compiler(compiled: bool) -> Callable[[Any], Any]:
-    """`torch.compile` for fixed shapes, or nothing."""
+    """Return `torch.compile` for fixed shapes, or the identity."""
     return functools.partial(torch.compile, dynamic=False) if compiled else lambda function: function
 
 
 def lowered(function: Callable[[Tensor], Tensor], precision: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The function under autocast where the precision is `bfloat16`; its result is float32."""
+    """Run the function under autocast if the precision is `bfloat16`; its result is float32."""
     if precision == "float32":
         return function
 
     def call(x: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            found = function(x)
-        return found.float()
+            result = function(x)
+        return result.float()
 
     return call
 
 
 def tensor(array: Any) -> Tensor:
-    """A float32 tensor of a NumPy array."""
+    """Convert an array to a float32 tensor."""
     return torch.from_numpy(np.array(array, np.float32, order="C"))
 
 

@@ -1,6 +1,6 @@
-"""PyTorch's calls for each stage of the benchmark, eager and compiled, from the weights of the JAX side.
+"""PyTorch calls for each stage of the benchmark, eager and compiled, with the weights of the JAX side.
 
-Imports PyTorch: only to be imported where it is installed.
+Requires PyTorch: import this module only if it is installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Sides:
     """PyTorch on the device that JAX uses; `notes` and `layouts` are for the report.
 
     Args:
-        options: Those of the benchmark.
+        options: Options of the benchmark.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -41,11 +41,11 @@ class Sides:
         self.layouts: dict[str, dict[str, float]] = {}
 
     def product(self, dtype: str) -> Timed:
-        """A product of matrices."""
+        """Prepare a product of matrices."""
         return torch_reference.product(self.options.product, dtype, self.device)
 
     def teacher(self, made: jax_stages.Teacher, stages: tuple[str, ...]) -> dict[str, dict[str, Timed]]:
-        """Calls of `teacher` and `features`, by stage and side. The training is given views already augmented."""
+        """Prepare `teacher` and `features`, by stage and side. The training gets views that are already augmented."""
         options, rate = self.options, float(jax_stages.teacher_settings(self.options).learning_rate)
         constants = jax_stages.teacher_settings(options)
         settings = torch_stages.TeacherSettings(
@@ -67,17 +67,18 @@ class Sides:
             count = options.teacher_steps if share == 1 else min(options.teacher_steps, 3)
             return torch_reference.repeated(steps[stage], count, self.device)
 
-        found = {}
+        calls = {}
+        # The memory format is chosen by a trial on a quarter of the batch.
         for stage in stages:
             layout = self._faster(stage, {name: call(stage, reference(name), name, 4) for name in LAYOUTS})
-            found[stage] = {"torch": call(stage, reference(layout), layout)}
-            self._add_compiled(stage, found[stage], lambda: call(stage, reference(layout, True), layout))  # noqa: B023
-        return found
+            calls[stage] = {"torch": call(stage, reference(layout), layout)}
+            self._add_compiled(stage, calls[stage], lambda: call(stage, reference(layout, True), layout))  # noqa: B023
+        return calls
 
     def distillation(
         self, problem: jax_loops.Problem, options: argparse.Namespace, stages: tuple[str, ...]
     ) -> dict[str, dict[str, Timed]]:
-        """Calls of `outer`, `inner`, `whole`, `evaluation` and `approximation`, by stage and side."""
+        """Prepare `outer`, `inner`, `whole`, `evaluation` and `approximation`, by stage and side."""
         work = torch_reference.Work(
             images=self._images(problem.images),
             targets=torch_reference.tensor(problem.targets).to(self.device),
@@ -86,31 +87,32 @@ class Sides:
             steps=options.steps,
             evaluation_batch=options.evaluation_batch,
         )
-        own = tuple(stage for stage in stages if stage != "approximation")
-        found: dict[str, dict[str, Timed]] = {}
-        if own:
+        trained_stages = tuple(stage for stage in stages if stage != "approximation")
+        calls_by_stage: dict[str, dict[str, Timed]] = {}
+        if trained_stages:
             pairs = f"{options.images * options.views} pairs"
+            # The memory format is chosen by single steps of the largest stage.
             trial = work._replace(steps=1)
             settings = {name: distillation_settings(options)._replace(memory_format=LAYOUTS[name]) for name in LAYOUTS}
             calls = {
-                name: torch_reference.timed(own[-1], self.reference(problem, options, one), trial)
+                name: torch_reference.timed(trained_stages[-1], self.reference(problem, options, one), trial)
                 for name, one in settings.items()
             }
             chosen = settings[self._faster(pairs, calls)]
             eager = self.reference(problem, options, chosen)
             compiled = self.reference(problem, options, chosen, compiled=True) if options.compile else eager
-            for stage in own:
-                found[stage] = {"torch": torch_reference.timed(stage, eager, work)}
+            for stage in trained_stages:
+                calls_by_stage[stage] = {"torch": torch_reference.timed(stage, eager, work)}
                 self._add_compiled(
                     stage,
-                    found[stage],
+                    calls_by_stage[stage],
                     lambda: torch_reference.timed(stage, compiled, work),  # noqa: B023, used at once
                 )
-            if "whole" in own and options.models_per_step == 1:
-                found["whole"]["official"] = self._official(work.images, chosen, options)
+            if "whole" in trained_stages and options.models_per_step == 1:
+                calls_by_stage["whole"]["official"] = self._official(work.images, chosen, options)
         if "approximation" in stages:
-            found["approximation"] = {"torch": self._approximation(problem, options)}
-        return found
+            calls_by_stage["approximation"] = {"torch": self._approximation(problem, options)}
+        return calls_by_stage
 
     def reference(
         self,
@@ -119,7 +121,7 @@ class Sides:
         settings: torch_reference.Settings,
         compiled: bool = False,
     ) -> torch_reference.Reference:
-        """A distillation at its start."""
+        """Create the initial state of a distillation."""
         params, stacked = jax.tree.map(np.asarray, (problem.params, problem.models.models.variables))
         shape = (options.size, options.size, 3)
         models = [
@@ -129,7 +131,7 @@ class Sides:
         return torch_reference.Reference(torch_reference.Pairs(params), models, settings, self.device, compiled)
 
     def _official(self, images: torch.Tensor, settings: torch_reference.Settings, options: argparse.Namespace) -> Timed:
-        """KRR-ST's loop, in float32 as published; a teacher that is not trained takes as long."""
+        """Prepare KRR-ST's loop, in float32 as published; the teacher is untrained, which does not affect the time."""
         teacher = torch_stages.ResNet(options.teacher_width, options.teacher_blocks).eval().to(self.device)
         if options.official:
             return official.from_clone(options.official, teacher, images, options)
@@ -144,11 +146,11 @@ class Sides:
         settings = approximate.Settings(hidden=jax_stages.HIDDEN, steps=options.fit_steps)
         start = approximate.init(problem.key, options.views, params.feature_bases.shape[0], settings.hidden)
         start = jax.tree.map(np.asarray, start)
-        one = torch_reference.repeated(lambda: torch_stages.fit(start, coefficients, bases, settings), 1, self.device)
-        return one._replace(steps=options.fit_steps)
+        timed = torch_reference.repeated(lambda: torch_stages.fit(start, coefficients, bases, settings), 1, self.device)
+        return timed._replace(steps=options.fit_steps)
 
     def _add_compiled(self, stage: str, calls: dict[str, Timed], make: Callable[[], Timed]) -> None:
-        """Add the compiled side, if it works here; it compiles with its first call."""
+        """Add the compiled side if `torch.compile` works on this machine; the first call compiles."""
         if not self.options.compile or self.notes:
             return
         began = time.perf_counter()
@@ -175,7 +177,7 @@ class Sides:
 
 
 def distillation_settings(options: argparse.Namespace) -> torch_reference.Settings:
-    """The constants of the JAX side."""
+    """Return the settings of the JAX side."""
     learning, outer = jax_loops.inner_settings(options), jax_loops.outer_settings(options)
     return torch_reference.Settings(
         outer_rate=outer.learning_rate,

@@ -1,8 +1,8 @@
-"""The stages around a distillation as eager PyTorch would do them: the other side of the benchmark.
+"""PyTorch implementation of the stages around a distillation: the other side of the benchmark.
 
-The teacher's training is written from solo-learn's description of Barlow Twins for CIFAR (da Costa et al., JMLR 2022):
-one view forward after the other, clipped LARS on everything that is not a vector. The projector has no biases, as on
-the JAX side: batch norm would subtract what they add. Weights are taken from there.
+The teacher's training follows solo-learn's description of Barlow Twins for CIFAR (da Costa et al., JMLR 2022): separate
+forward passes of the two views, and clipped LARS on everything that is not a vector. The projector has no biases, as on
+the JAX side: batch norm would subtract what they add. Weights are copied from the JAX side.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ssdd_jax import approximate
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut, a 1x1 projection where the shape changes."""
+    """Two 3x3 convolutions with a shortcut, which is a 1x1 projection if the shape changes."""
 
     def __init__(self, before: int, after: int, stride: int):
         super().__init__()
@@ -40,11 +40,11 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet for small images: 3x3 stem padded by 2, no max-pool, up to the global average.
+    """ResNet for small images up to the global average pool: a 3x3 stem with padding 2, without max-pool.
 
     Args:
         width: Channels of the first stage.
-        blocks: Blocks in each stage.
+        blocks: Number of blocks in each stage.
     """
 
     def __init__(self, width: int, blocks: Sequence[int]):
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
         self.features = before
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features `(B,D)` of images `(B,C,H,W)`."""
+        """Compute features `(B,D)` of images `(B,C,H,W)`."""
         x = F.relu(self.stem_norm(self.stem(x)), inplace=True)
         for name in self.names:
             x = getattr(self, name)(x)
@@ -85,7 +85,7 @@ class Projector(nn.Module):
 
 
 class Teacher(nn.Module):
-    """Backbone and projector, as they are trained."""
+    """Backbone and projector of the training."""
 
     def __init__(self, width: int, blocks: Sequence[int], projector: int):
         super().__init__()
@@ -93,12 +93,12 @@ class Teacher(nn.Module):
         self.projector = Projector(self.backbone.features, projector)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Projections `(B,P)` of images `(B,C,H,W)`."""
+        """Compute projections `(B,P)` of images `(B,C,H,W)`."""
         return self.projector(self.backbone(x))
 
 
 def teacher_from(variables: Any, width: int, blocks: Sequence[int], projector: int) -> Teacher:
-    """The network with the weights and statistics of the JAX side, whose parts have the same names."""
+    """Create the network with the weights and statistics of the JAX side, whose modules have the same names."""
     network = Teacher(width, blocks, projector)
     state = network.state_dict()
     for collection in ("params", "batch_stats"):
@@ -106,6 +106,7 @@ def teacher_from(variables: Any, width: int, blocks: Sequence[int], projector: i
             *names, last = path
             renamed = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
             array = tensor(value)
+            # Kernels: (h,w,I,O) to (O,I,h,w), and (I,O) to (O,I).
             array = array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T if array.ndim == 2 else array
             state[".".join([*names, renamed.get(last, last)])] = array.contiguous()
     network.load_state_dict(state)
@@ -119,7 +120,7 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...]
 
 
 class TeacherSettings(NamedTuple):
-    """The constants of the loss and of LARS."""
+    """Settings of the loss and of LARS."""
 
     off_diagonal: float
     scale: float
@@ -130,13 +131,13 @@ class TeacherSettings(NamedTuple):
 
 
 class TeacherReference:
-    """A teacher in training.
+    """State of a teacher's training, and its steps.
 
     Args:
         network: Backbone and projector.
-        settings: Constants.
+        settings: Settings of the loss and of LARS.
         precision: `float32`, or `bfloat16` for autocast.
-        compiled: Put the network through `torch.compile`.
+        compiled: Apply `torch.compile` to the network.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class TeacherReference:
         self.momenta = [torch.zeros_like(weight) for weight in network.parameters()]
 
     def step(self, first: Tensor, second: Tensor) -> Tensor:
-        """One step on two views `(B,C,H,W)` of a batch; returns the loss before it."""
+        """Take one step on two views `(B,C,H,W)` of a batch; returns the loss before it."""
         self.network.train()
         self.network.zero_grad(set_to_none=True)
         loss = self.loss(self.project(first), self.project(second))
@@ -158,31 +159,31 @@ class TeacherReference:
         return loss.detach()
 
     def loss(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distance of the cross-correlation of projections `(B,P)` from the identity."""
+        """Compute the distance of the cross-correlation of projections `(B,P)` from the identity."""
         first, second = (F.batch_norm(z, None, None, training=True) for z in (first, second))
         difference = (first.T @ second / len(first) - torch.eye(first.shape[1], device=first.device)).square()
         on_diagonal = difference.diagonal().sum()
         return self.settings.scale * (on_diagonal + self.settings.off_diagonal * (difference.sum() - on_diagonal))
 
     def features(self, images: Tensor) -> Tensor:
-        """Features `(B,D)` in eval mode."""
+        """Compute features `(B,D)` in eval mode."""
         self.network.eval()
         with torch.no_grad():
             return self.embed(images)
 
     @torch.no_grad()
     def _update(self) -> None:
-        made = self.settings
+        settings = self.settings
         for weight, momentum in zip(self.network.parameters(), self.momenta, strict=True):
             gradient = weight.grad
             assert gradient is not None
             if weight.ndim != 1:
                 size, slope = weight.norm(), gradient.norm()
-                local = made.eta * size / (slope + made.weight_decay * size + 1e-8)
-                scaled = (gradient + made.weight_decay * weight) * (local / made.rate).clamp(max=1.0)
+                local = settings.eta * size / (slope + settings.weight_decay * size + 1e-8)
+                scaled = (gradient + settings.weight_decay * weight) * (local / settings.rate).clamp(max=1.0)
                 gradient = torch.where((size > 0) & (slope > 0), scaled, gradient)
-            momentum.mul_(made.momentum).add_(gradient)
-            weight.sub_(momentum, alpha=made.rate)
+            momentum.mul_(settings.momentum).add_(gradient)
+            weight.sub_(momentum, alpha=settings.rate)
 
 
 def fit(
@@ -191,13 +192,13 @@ def fit(
     """Fit the approximation networks by full-batch Adam with cosine decay.
 
     Args:
-        networks: Where to begin, NumPy arrays.
-        coefficients: Of every view `(views,M,V)`.
+        networks: Initial networks, NumPy arrays.
+        coefficients: Coefficients of every view `(views,M,V)`.
         bases: Feature bases `(V,D)`.
-        settings: Steps and rate.
+        settings: Number of steps and learning rate.
 
     Returns:
-        W1, b1, W2 and b2, as `approximate.Networks` has them.
+        W1, b1, W2 and b2, in the order of `approximate.Networks`.
     """
     weights = [tensor(array).to(coefficients.device).requires_grad_() for array in networks]
     kernel, bias, out_kernel, out_bias = weights

@@ -1,4 +1,4 @@
-"""Settings chosen from the data, for who gives only images and features; every one of them can be given instead."""
+"""Default settings chosen from the data and the hardware; each of them can be overridden."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssdd_jax import config as configuration
 from ssdd_jax import methods
 from ssdd_jax.errors import UserError
 
-# The most that a set is given the storage of: N of the published tables at 32x32.
+# Largest default of N: that of the published tables at 32x32.
 MOST_IMAGES = 100
 
 
@@ -24,21 +24,21 @@ def choose(
     steps: int | None = None,
     accelerator: bool = True,
 ) -> ConfigDict:
-    """A config for images of a size and number.
+    """Choose a config for the size and number of the images.
 
-    On an accelerator these are the published settings, where there are some for the size; on a CPU narrower networks,
-    half as many images and fewer, larger steps.
+    On an accelerator the config has the published settings, if there are any for the size. On a CPU it has narrower
+    networks, half as many images, and fewer and larger steps.
 
     Args:
         image_shape: `(H,W,C)`.
         images: Number n of images.
         method: A name in `config.EDITIONS` or `methods.METHODS`.
-        N: The set's storage in images; if left out a fiftieth of n, at least 10 and at most 100.
-        steps: Outer steps; chosen if left out. The learning rate follows them: few steps want a larger one.
-        accelerator: Whether the work is done by one, not by a CPU.
+        N: Budget in images; default n / 50, at least 10 and at most 100.
+        steps: Outer steps; chosen by default. The learning rate depends on them: short runs need a larger one.
+        accelerator: Whether the run uses an accelerator instead of a CPU.
 
     Returns:
-        The config. Nothing in it is checked beyond what is said here.
+        The config. It is not validated beyond the errors listed here.
 
     Raises:
         UserError: If there is no such method, or a side of the images is odd.
@@ -48,12 +48,14 @@ def choose(
     side, config = min(image_shape[:2]), configuration.default()
     config.method = method if method in methods.METHODS else config.method
     configuration.edit(config, method if method in configuration.EDITIONS else "")
+    # Sizes follow from the images; the published values hold for 32x32 and 64x64.
     blocks = _blocks(image_shape[:2])
     published = config.distill.learning_rate
     config.storage.N = N or min(max(images // 50, 10), MOST_IMAGES, images)
     config.storage.base_size = 16 if side >= 32 else max(side // 2, 1)
     config.storage.hidden = 16 if side >= 64 else 4
     config.student.widths = _widths(side, blocks, accelerator)
+    # Rotations by 90 and 270 degrees need square images.
     if image_shape[0] != image_shape[1]:
         config.views = ("rot0", "rot180")
     config.experts.widths = ((128 if accelerator else 32),) * min(blocks, 3)
@@ -62,8 +64,10 @@ def choose(
     if steps:
         config.distill.steps = steps
     if methods.METHODS[config.method].pooled and config.distill.steps < 10_000:
+        # Published rates belong to 30,000 steps and more; in between, the geometric mean.
         small = 3e-2 if side < 32 else 1e-2
         config.distill.learning_rate = small if config.distill.steps <= 1000 else math.sqrt(small * published)
+    # No batch may be larger than the data set.
     for group in ("distill", "experts"):
         config[group].batch_size = min(config[group].batch_size, images)
     config.distill.steps_per_call = min(config.distill.steps_per_call, config.distill.steps)
@@ -72,6 +76,7 @@ def choose(
 
 def _for_cpu(config: ConfigDict, side: int, images: int) -> dict[str, Any]:
     small = side < 32
+    # Chosen so that a few hundred to a few thousand images take minutes on two cores.
     changes = {
         "storage.M": min(2 * config.storage.N, images),
         "pool.size": 5 if small else 4,
@@ -88,7 +93,9 @@ def _for_cpu(config: ConfigDict, side: int, images: int) -> dict[str, Any]:
 
 
 def _blocks(size: tuple[int, ...]) -> int:
-    """How often images are halved: down to four pixels a side from 32 on, to one below, as long as it comes out even.
+    """Number of times that the student halves the images, one per block.
+
+    Images of at least 32 pixels are halved down to 4 pixels, smaller ones down to 1, while both sides are even.
 
     Raises:
         UserError: If they cannot be halved at all.
@@ -98,14 +105,14 @@ def _blocks(size: tuple[int, ...]) -> int:
         blocks += 1
     if not blocks:
         raise UserError(
-            f"images of {size[0]}x{size[1]} (height x width) cannot be halved, as the networks do: pad, crop or resize "
+            f"images of {size[0]}x{size[1]} (height x width) cannot be halved by the networks: pad, crop or resize "
             "them to sides that are multiples of 8 or 16"
         )
     return blocks
 
 
 def _widths(side: int, blocks: int, accelerator: bool) -> tuple[int, ...]:
-    """Channels of the student's blocks: 128-256-512 at 32x32 and 64-128-256-512 at 64x64 where they are published."""
+    """Channels of the student's blocks; on an accelerator the published 128-256-512 (32x32), 64-128-256-512 (64x64)."""
     if side >= 32:
         top = 512 if accelerator else 128
         return tuple(max(top >> (blocks - 1 - block), 16) for block in range(blocks))

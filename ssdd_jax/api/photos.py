@@ -1,4 +1,4 @@
-"""What is chosen for a folder of photographs of any sizes, and the words for it: see configs/folder.py."""
+"""Default settings for a folder of photographs of any sizes, and their description; see configs/folder.py."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from ssdd_jax.api import defaults
 from ssdd_jax.data import folder
 from ssdd_jax.errors import UserError
 
-# Fewer images than this teach a teacher nothing.
+# A teacher cannot be trained on fewer images than this.
 LEAST = 20
-# From so many images on, and where their shorter side allows it, an accelerator is given 64x64 instead of 32x32.
+# From this number of images on, if their shorter side allows it, the resolution on an accelerator is 64x64.
 MANY = 10_000
-# Steps of the teacher, and of the network trained on all images, that minutes on two cores allow.
+# Steps of the teacher, and of the network trained on all images, that take minutes on two cores.
 TEACHER_STEPS, FULL_STEPS = 1000, 300
 
 
 def choose(found: folder.Survey, *, method: str = "boost", accelerator: bool) -> ConfigDict:
-    """The config for a folder.
+    """Choose the config for a folder.
 
     Args:
-        found: What the folder holds.
+        found: Survey of the folder.
         method: A name in `config.EDITIONS`.
-        accelerator: Whether the work is done by one: the published settings then, else what two cores do in a quarter
-            of an hour where there are a few hundred images.
+        accelerator: Whether the run uses an accelerator. If so, the config has the published settings; otherwise
+            settings with which two cores take a quarter of an hour for a few hundred images.
 
     Returns:
         The config.
@@ -49,7 +49,8 @@ def choose(found: folder.Survey, *, method: str = "boost", accelerator: bool) ->
 
 
 def resolution(found: folder.Survey, *, accelerator: bool) -> tuple[int, str]:
-    """The side that images are brought to, in pixels, and why."""
+    """Choose the side to which images are resized, in pixels, and explain the choice."""
+    # The median, because a few small images should not lower the resolution of all.
     median, count = found.shorter[1], found.train + found.test
     if median < 24:
         return 16, f"half of the images are narrower than {median + 1} pixels"
@@ -62,34 +63,34 @@ def resolution(found: folder.Survey, *, accelerator: bool) -> tuple[int, str]:
 
 
 def describe(config: ConfigDict, *, accelerator: bool) -> list[str]:
-    """What is found in the folder that a config names, and the resolution chosen, in lines for the user."""
+    """Describe the contents of a config's folder and the chosen resolution, as lines for the user."""
     options, path = config.data, pathlib.Path(config.data.name.partition(":")[2]).expanduser()
-    found = folder.survey(path, train_split=options.train_split, test_split=options.test_split)
-    others = sum(found.others.values())
-    endings = ", ".join(f"{count} {ending}" for ending, count in list(found.others.items())[:4])
-    low, median, high = found.shorter
+    survey = folder.survey(path, train_split=options.train_split, test_split=options.test_split)
+    ignored = sum(survey.others.values())
+    endings = ", ".join(f"{count} {ending}" for ending, count in list(survey.others.items())[:4])
+    low, median, high = survey.shorter
     lines = [
-        f"folder {path}: {found.train + found.test:,} images, shorter side {low}-{median}-{high} pixels "
-        f"(min-median-max), {f'{found.classes} classes by subfolder' if found.classes else 'no labels'}"
-        f"{f', {found.test:,} of them for the test' if found.test else ''}"
-        f"{f'; other files, passed over: {others:,} ({endings})' if others else ''}"
+        f"folder {path}: {survey.train + survey.test:,} images, shorter side {low}-{median}-{high} pixels "
+        f"(min-median-max), {f'{survey.classes} classes by subfolder' if survey.classes else 'no labels'}"
+        f"{f', {survey.test:,} of them for the test' if survey.test else ''}"
+        f"{f'; other files, ignored: {ignored:,} ({endings})' if ignored else ''}"
     ]
-    side, why = resolution(found, accelerator=accelerator)
+    side, why = resolution(survey, accelerator=accelerator)
     if options.image_size == side:
         lines.append(f"resolution {side}x{side}: {why}; --config.data.image_size changes it")
     elif options.image_size:
-        lines.append(f"resolution {options.image_size}x{options.image_size}: as the config says")
+        lines.append(f"resolution {options.image_size}x{options.image_size}, set in the config")
     return lines
 
 
-def _training_images(found: folder.Survey) -> int:
-    if found.test:
-        return found.train
-    return found.train - max(1, round(found.train * configuration.default().data.test_fraction))
+def _training_images(survey: folder.Survey) -> int:
+    if survey.test:
+        return survey.train
+    return survey.train - max(1, round(survey.train * configuration.default().data.test_fraction))
 
 
 def _batch(most: int, images: int) -> int:
-    """The largest power of two up to `most` that leaves an epoch two steps."""
+    """Return the largest power of two up to `most` with at least two steps per epoch."""
     size = 2
     while 2 * size <= min(most, images // 2):
         size *= 2
@@ -97,7 +98,8 @@ def _batch(most: int, images: int) -> int:
 
 
 def _published(train: int) -> dict[str, Any]:
-    """The teacher's training as published for 50,000 images, in no more steps where there are more."""
+    """Return the published settings of the teacher for 50,000 images, with fewer epochs for larger data sets."""
+    # About as many steps as 1000 epochs of 50,000 images, but never below 100 epochs.
     epochs = min(1000, max(100, 1000 * 50_000 // train))
     return {
         "teacher.batch_size": _batch(256, train),
@@ -108,7 +110,8 @@ def _published(train: int) -> dict[str, Any]:
 
 
 def _for_cores(config: ConfigDict, side: int, train: int) -> dict[str, Any]:
-    """A narrow teacher, and as many steps as minutes allow."""
+    """Return the settings of a narrow teacher, with as many steps as two cores take in minutes."""
+    # Epochs follow from the number of steps, so that the time hardly depends on the number of images.
     batch = _batch(128, train)
     epochs = max(2, -(-TEACHER_STEPS // (train // batch)))
     full = -(-FULL_STEPS // -(-train // config.evaluate.batch_size))

@@ -1,10 +1,10 @@
-"""A network trained from scratch on a distilled set, and its features of any images: `ssdd_jax.train`.
+"""Training of a network on a distilled set: `ssdd_jax.train`.
 
     import ssdd_jax
     student = ssdd_jax.train(distilled, "resnet18")
-    found = student.features(images)  # for a linear classifier, a search, a plot
+    features = student.features(images)  # for a linear classifier, a search, a plot
 
-How good such networks are, beside others, is what `ssdd_jax.evaluate` measures.
+`ssdd_jax.evaluate` measures how good such networks are in comparison with baselines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Student(NamedTuple):
         network: The architecture, a Flax module: `network.apply(variables, inputs, train=False)` gives features `(B,F)`
             and predicted targets `(B,D)`.
         variables: Its parameters and batch statistics.
-        preprocessing: From uint8 images to its inputs, and from the targets that it predicts to the teacher's features.
+        preprocessing: Maps uint8 images to network inputs, and predicted targets to the teacher's features.
     """
 
     network: nn.Module
@@ -37,10 +37,10 @@ class Student(NamedTuple):
     preprocessing: Preprocessing
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Features `(n,F)`, float32, of uint8 images `(n,H,W,C)`, a batch at a time.
+        """Extract features `(n,F)`, float32, of uint8 images `(n,H,W,C)`, batch by batch.
 
         Raises:
-            UserError: If they are not uint8, or there is not the memory for their features.
+            UserError: If the images are not uint8, or their features do not fit in memory.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4:
@@ -64,17 +64,17 @@ def train(
         distilled: The set.
         model: An architecture of `ssdd_jax.models.architectures`, such as `convnet`, `resnet18` or, for a CPU,
             `convnet_32_64_128_bn`.
-        seed: Of the network's start and of the order of the pairs.
+        seed: Seed of the initialization and of the order of the pairs.
         epochs: Passes over the pairs.
         batch_size: Pairs per step.
-        learning_rate: Of SGD; if left out the one that the set came with (MKDT), else 0.1.
+        learning_rate: Rate of SGD. Default: the rate stored in the set (MKDT), otherwise 0.1.
 
     Returns:
         The trained network.
 
     Raises:
-        UserError: If there is no such architecture, it does not suit the images, a number is out of range, or the
-            weights are no numbers any more.
+        UserError: If there is no such architecture, it does not suit the images, a value is out of range, or the
+            training diverges.
     """
     inputs, targets = distilled.pairs()
     height, width, channels = inputs.shape[1:]
@@ -89,6 +89,7 @@ def train(
     rate = float(learning_rate)
     if rate <= 0:
         raise UserError(f"learning_rate={rate:g} must be above 0")
+    # `training.train` trains networks side by side: here one, whose leading axis is dropped below.
     stacked = training.train(
         jax.random.split(jax.random.key(seed), 1),
         network,

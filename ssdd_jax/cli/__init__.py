@@ -1,1 +1,1 @@
-"""The command line: parsing arguments, and the behaviour that all commands share."""
+"""Command line: argument parsing, and the error handling shared by all commands."""

@@ -1,4 +1,4 @@
-"""Reading the command line: a config file, changes to it, and where to write."""
+"""Command-line arguments of a run: a config file, changes to it, and the output folders."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ from ssdd_jax.errors import UserError
 
 PROGRAM = ("python", "-m", "ssdd_jax.main")
 DEFAULT = "configs/digits.py"
-FOLDER = "folder.py"  # whose argument begins with a path
+FOLDER = "folder.py"  # its argument begins with a path
 NAMES = ("config", "workdir", "shared", "stage", "dry_run")
-# Those that mean `true` where they stand alone.
+# Options that need no value: alone they mean `true`.
 SWITCHES = ("dry_run",)
 
 
 class Options(NamedTuple):
-    """What the command line says: the config with its changes, the folders, the last stage, whether only to plan."""
+    """Parsed command line.
+
+    Attributes:
+        config: The config with its changes applied.
+        workdir: Folder of the run.
+        shared: Folder shared with other runs, if any.
+        stage: Last stage to run.
+        dry_run: Only predict the costs.
+    """
 
     config: ConfigDict
     workdir: pathlib.Path
@@ -35,11 +43,12 @@ class Options(NamedTuple):
 
 
 def parse(arguments: list[str]) -> Options:
-    """Read the arguments after the program's name.
+    """Parse the arguments after the program's name.
 
     Raises:
-        UserError: If one is unknown, has no value, or has a value of the wrong type.
+        UserError: If an argument is unknown, has no value, or has a value of the wrong type.
     """
+    # Normalised and checked first: the errors of absl and ml_collections span many lines and name internals.
     arguments = _with_method(_located(_joined(arguments)))
     _check_keys(arguments)
     values = flags.FlagValues()
@@ -53,12 +62,12 @@ def parse(arguments: list[str]) -> Options:
     except UserError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
-        raise UserError(_explained(arguments, error)) from None
+        raise UserError(_explain(arguments, error)) from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; --help shows what there is")
     chosen = config.value
     if not isinstance(chosen, ConfigDict):
-        raise UserError(f"{_named(arguments)}: get_config must return an ml_collections.ConfigDict")
+        raise UserError(f"{_config_file(arguments)}: get_config must return an ml_collections.ConfigDict")
     chosen.lock()
     configuration.validate(chosen)
     workdir = pathlib.Path(values.workdir or _workdir(arguments)).expanduser()
@@ -67,10 +76,10 @@ def parse(arguments: list[str]) -> Options:
 
 
 def _joined(arguments: list[str]) -> list[str]:
-    """`--name value` as `--name=value`, and everything but options refused."""
-    joined, waiting = [], list(arguments)
-    while waiting:
-        argument = waiting.pop(0)
+    """Rewrite `--name value` as `--name=value`; arguments that are not options are refused."""
+    joined, remaining = [], list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
         if not argument.startswith("--"):
             raise UserError(f"unexpected argument {argument!r}; --help shows what there is")
         name = argument[2:].split("=")[0]
@@ -80,15 +89,15 @@ def _joined(arguments: list[str]) -> list[str]:
             if name in SWITCHES:
                 joined.append(f"{argument}=true")
                 continue
-            if not waiting:
+            if not remaining:
                 raise UserError(f"option {argument} needs a value: {argument}=...")
-            argument = f"{argument}={waiting.pop(0)}"
+            argument = f"{argument}={remaining.pop(0)}"
         joined.append(argument)
     return joined
 
 
 def _located(arguments: list[str]) -> list[str]:
-    """With a config file that exists; the default one if none is named."""
+    """Replace the config's name by the path of an existing file; add the default config if none is named."""
     if not any(argument.startswith("--config=") for argument in arguments):
         arguments = [f"--config={DEFAULT}", *arguments]
     return [
@@ -98,20 +107,24 @@ def _located(arguments: list[str]) -> list[str]:
 
 
 def _with_method(arguments: list[str]) -> list[str]:
-    """`--config.method=krr_st` brings the method's own settings too: it is the edition of that name."""
+    """Turn `--config.method=krr_st` into the edition of that name, which also has the method's settings.
+
+    Editions are presets of a config, named after a colon: `--config=configs/digits.py:krr_st`.
+    """
     methods = [a.partition("=")[2] for a in arguments if a.startswith("--config.method=")]
-    path, _, edition = _named(arguments).partition(":")
+    path, _, edition = _config_file(arguments).partition(":")
     if _is_folder(path):
         edition = configuration.folder_argument(edition)[1]
-    named = edition.split(",") if edition else []
-    if not methods or not _is_shipped(path) or any(name in configuration.EDITIONS for name in named):
+    # A user's config need not have editions, and an explicit edition takes precedence.
+    editions = edition.split(",") if edition else []
+    if not methods or not _is_shipped(path) or any(name in configuration.EDITIONS for name in editions):
         return arguments
     if methods[-1] not in configuration.EDITIONS:
-        return arguments  # refused, if there is no such method either, where the method is made
-    _, _, argument = _named(arguments).partition(":")
-    whole = f"--config={path}:{','.join([*filter(None, [argument]), methods[-1]])}"
+        return arguments  # an unknown method is refused when the method is created
+    _, _, argument = _config_file(arguments).partition(":")
+    config_argument = f"--config={path}:{','.join([*filter(None, [argument]), methods[-1]])}"
     others = [argument for argument in arguments if not argument.startswith(("--config=", "--config.method="))]
-    return [whole, *others]
+    return [config_argument, *others]
 
 
 def _is_shipped(path: str) -> bool:
@@ -119,16 +132,18 @@ def _is_shipped(path: str) -> bool:
 
 
 def _is_folder(path: str) -> bool:
-    """Whether this is the config for a folder of photographs, not a file of the user's that has its name."""
+    """Return whether this is the shipped config for a folder of photographs, not a user's file of the same name."""
     return pathlib.Path(path).name == FOLDER and _is_shipped(path)
 
 
-def _named(arguments: list[str]) -> str:
+def _config_file(arguments: list[str]) -> str:
+    """Return the value of `--config`: the file, and its argument after a colon."""
     return next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
 
 
 def _workdir(arguments: list[str]) -> pathlib.Path:
-    path, _, edition = _named(arguments).partition(":")
+    """Derive the default run folder from the config's name and edition."""
+    path, _, edition = _config_file(arguments).partition(":")
     name = pathlib.Path(path).stem
     if _is_folder(path):
         folder, method = configuration.folder_argument(edition)
@@ -138,36 +153,37 @@ def _workdir(arguments: list[str]) -> pathlib.Path:
 
 
 def _check_keys(arguments: list[str]) -> None:
-    """Every key that is changed must exist."""
-    known = list(configuration.flatten(configuration.default()))
+    """Raise a UserError if a changed key does not exist."""
+    keys = list(configuration.flatten(configuration.default()))
     for argument in arguments:
         key = argument[2:].partition("=")[0].removeprefix("config.")
-        if argument.startswith("--config.") and key not in known:
-            raise UserError(f"unknown config key config.{key}{_nearest(key, known)}")
+        if argument.startswith("--config.") and key not in keys:
+            raise UserError(f"unknown config key config.{key}{_nearest(key, keys)}")
 
 
-def _explained(arguments: list[str], error: Exception) -> str:
-    """One line for what went wrong: by the key whose value is of the wrong type, if that is it."""
+def _explain(arguments: list[str], error: Exception) -> str:
+    """Describe a parsing error in one line, naming the key if its value has the wrong type."""
     base = configuration.default()
     for argument in arguments:
         name, _, text = argument[2:].partition("=")
         if argument.startswith("--config.") and f"{name}={text}" in str(error):
             kind = type(configuration.get(base, name.removeprefix("config."))).__name__
             return f"{name}={text!r} is not {'an' if kind == 'int' else 'a'} {kind}"
-    if "Traceback" in str(error):  # of an error that the config file raised: its last line says it
+    if "Traceback" in str(error):  # the config file raised an error: the last line of its traceback is the message
         error = Exception(str(error).strip().splitlines()[-1].partition(": ")[2])
-    return f"{_named(arguments)}: {error}"
+    return f"{_config_file(arguments)}: {error}"
 
 
-def _nearest(key: str, known: list[str]) -> str:
+def _nearest(key: str, keys: list[str]) -> str:
+    """Return a hint for an unknown key: the most similar one, or how to list them all."""
     import difflib
 
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f": did you mean config.{near[0]}?" if near else "; --help_config lists them all"
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    return f": did you mean config.{close[0]}?" if close else "; --help_config lists them all"
 
 
 def shipped_configs() -> str:
-    """The configs that come with the package, a line each: name, and what its docstring begins with."""
+    """List the configs that come with the package, one per line: name and first line of the docstring."""
     lines = []
     for folder in configuration.shipped_folders()[:1]:
         for file in sorted(folder.glob("*.py")):
@@ -177,58 +193,60 @@ def shipped_configs() -> str:
 
 
 def config_page() -> str:
-    """Every key as `config.default` writes it: default, and what it means."""
+    """List every config key with its default and comment, extracted from the source of `config.default`."""
     source = inspect.getsource(configuration.default)
     lines = [re.sub(r"^    ", "", line) for line in source.splitlines()]
     begin = next(i for i, line in enumerate(lines) if line.startswith("config.seed"))
     page, group = [], ""
     for line in lines[begin:]:
-        header = re.match(r"config\.(\w+) = \w+ = ConfigDict\(\)", line)
+        header = re.match(r"config\.(\w+) = \w+ = ConfigDict\(\)(?:  # (.*))?", line)
         if header:
             group = header.group(1)
+            if header.group(2):
+                page.append(f"# {group}: {header.group(2)}")
             continue
         if line.startswith("return"):
             break
         if group and line.startswith(f"{group}."):
             line = f"config.{line}"
-        page.append(f"--{line}" if line else line)
+        page.append(line if not line or line.startswith("#") else f"--{line}")
     return "\n".join(page)
 
 
 def typed(arguments: Sequence[str]) -> str:
-    """The command line that has these arguments after the program's name."""
+    """Return the command line with these arguments, quoted for a shell."""
     return shlex.join([*PROGRAM, *arguments])
 
 
 def equivalent(
     config: ConfigDict, workdir: str | os.PathLike[str], shared: str | os.PathLike[str] | None = None
 ) -> str:
-    """The command line that does what a call from Python did.
+    """Return the command line that is equivalent to a call from Python.
 
-    Of the configs that come with the package, and the editions of the config's method, it begins with the one that has
-    the fewest values to be changed.
+    It starts from the config, among those that come with the package and the editions of the config's method, that
+    requires the fewest changes.
 
     Args:
         config: The run's config.
         workdir: The run's folder.
-        shared: The folder that it shares with other runs, if any.
+        shared: The folder that the run shares with others, if any.
     """
-    wanted = configuration.flatten(config)
-    files_ = sorted({file.name for folder in configuration.shipped_folders() for file in folder.glob("*.py")})
-    editions = ["", *(name for name, own in configuration.EDITIONS.items() if own.get("method") == config.method)]
-    starts = [f"--config=configs/{file}{':' * bool(edition)}{edition}" for file in files_ for edition in editions]
-    least = min((line for start in starts if (line := _changed(start, wanted))), key=len)
+    values = configuration.flatten(config)
+    names = sorted({file.name for folder in configuration.shipped_folders() for file in folder.glob("*.py")})
+    editions = ["", *(name for name, preset in configuration.EDITIONS.items() if preset.get("method") == config.method)]
+    bases = [f"--config=configs/{name}{':' * bool(edition)}{edition}" for name in names for edition in editions]
+    shortest = min((line for base in bases if (line := _changed(base, values))), key=len)
     folders = [f"--workdir={workdir}", *([f"--shared={shared}"] if shared is not None else [])]
-    return typed([*least, *folders])
+    return typed([*shortest, *folders])
 
 
-def _changed(start: str, wanted: dict[str, Any]) -> list[str]:
-    """The arguments that lead from a shipped config to the wanted values; none if it cannot be read without more."""
+def _changed(base: str, values: dict[str, Any]) -> list[str]:
+    """Return the arguments that turn a shipped config into `values`; none if the config requires an argument."""
     try:
-        found = configuration.flatten(parse([start]).config)
+        original = configuration.flatten(parse([base]).config)
     except UserError:
         return []
-    return [start, *(f"--config.{key}={_text(value)}" for key, value in wanted.items() if found.get(key) != value)]
+    return [base, *(f"--config.{key}={_text(value)}" for key, value in values.items() if original.get(key) != value)]
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What every command has in common: mistakes are told in one line, and what is stopped can be continued."""
+"""Behaviour shared by all commands: one-line error messages, and a clean stop that can be resumed."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from ssdd_jax.errors import Stopped, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """A command's options, without abbreviations; what is wrong with them is a `UserError`."""
+    """Argument parser without abbreviations that raises `UserError` instead of exiting."""
 
     def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raise it."""
+        """Raise a `UserError` with the message."""
         raise UserError(f"{message}; --help shows what there is")
 
 
 def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> int:
-    """Do a command's work.
+    """Run a command and report its errors.
 
     Args:
-        work: What the command does.
-        memory: What to lower where the device's memory is full.
-        name: What lines on standard error begin with.
+        work: The command.
+        memory: Settings to lower if the device's memory is full, for the error message.
+        name: Prefix of lines on standard error.
 
     Returns:
-        The exit status: 0, or 2 for a mistake that a user can mend.
+        The exit status: 0, or 2 for an error that the user can fix.
     """
-    # A handler belongs to the main thread, and so does every command but one that is called from elsewhere.
+    # Signal handlers can be set only in the main thread; a command called from another thread runs without one.
     try:
         signal.signal(signal.SIGTERM, _stop)
     except ValueError:
@@ -41,24 +41,26 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
     try:
         work()
     except UserError as error:
-        return _tell(name, str(error))
+        return _report(name, str(error))
     except (Stopped, KeyboardInterrupt) as stop:
         print(f"{name}: {str(stop) or 'stopped'}; the same command continues from there", file=sys.stderr)
     except Exception as error:
         from ssdd_jax.runtime.files import is_full_disk
 
         if isinstance(error, OSError) and is_full_disk(error):
-            return _tell(name, f"no space left on the disk: {error}; free some and start the same command again")
+            return _report(name, f"no space left on the disk: {error}; free some and start the same command again")
         if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
-            return _tell(name, f"the device's memory is full: lower {memory}; what was saved is intact")
+            return _report(name, f"the device's memory is full: lower {memory}; what was saved is intact")
         raise
     return 0
 
 
-def _tell(name: str, line: str) -> int:
+def _report(name: str, line: str) -> int:
+    """Print an error as one line on standard error; returns the exit status 2."""
     print(f"{name}: {' '.join(line.split())}", file=sys.stderr)
     return 2
 
 
 def _stop(*_: Any) -> None:
+    """Handle SIGTERM: unwind like an exception, so that files are closed and locks released."""
     raise Stopped("stopped between two saved results")

@@ -49,7 +49,7 @@ class Listing(NamedTuple):
 
 
 def find(data_dir: pathlib.Path) -> pathlib.Path | None:
-    """Locates the folder or archive of FGVC-Aircraft, at `data_dir` or inside it; None if there is neither."""
+    """Locate the folder or archive of FGVC-Aircraft, at `data_dir` or inside it; None if there is neither."""
     for folder in (data_dir, data_dir / _NAME):
         if (folder / "data" / _VARIANTS).is_file():
             return folder
@@ -58,7 +58,7 @@ def find(data_dir: pathlib.Path) -> pathlib.Path | None:
 
 
 def list_images(path: pathlib.Path) -> Listing:
-    """Lists the images of a folder or archive returned by `find`.
+    """List the images of a folder or archive returned by `find`.
 
     Args:
         path: The folder that holds `data`, or a tar archive that holds such a folder.
@@ -82,7 +82,7 @@ def list_images(path: pathlib.Path) -> Listing:
 
 
 def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
-    """Opens a folder or archive returned by `find`.
+    """Open a folder or archive returned by `find`.
 
     Args:
         path: The folder or archive. An archive is not unpacked to the disk; it is read from its start for the lists,
@@ -105,7 +105,7 @@ def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
 
 
 def _texts(path: pathlib.Path) -> dict[str, str]:
-    """Reads the three lists, by name."""
+    """Read the three lists, by name."""
     names = (_VARIANTS, _TRAIN, _TEST)
     if path.is_dir():
         contents = {name: (path / "data" / name).read_bytes() for name in names if (path / "data" / name).is_file()}
@@ -123,7 +123,7 @@ def _texts(path: pathlib.Path) -> dict[str, str]:
 def _labelled_files(
     path: pathlib.Path, name: str, text: str, label_of: dict[str, int], listed: set[str]
 ) -> tuple[tuple[str, int], ...]:
-    """Parses one list, with lines such as "1025794 707-320", into files and labels; adds the files to `listed`."""
+    """Parse one list, with lines such as "1025794 707-320", into files and labels, and add the files to `listed`."""
     images = []
     for number, line in enumerate(text.splitlines(), 1):
         match = _LINE.fullmatch(line.strip())
@@ -156,7 +156,7 @@ def _folder_part(path: pathlib.Path, images: tuple[tuple[str, int], ...], image_
 
 def _archive_part(path: pathlib.Path, images: tuple[tuple[str, int], ...], image_size: int) -> Part:
     def read(indices: np.ndarray) -> np.ndarray:
-        """Reads the archive once from its start and places every image at its requested position."""
+        """Read the archive once from its start and place every image at its requested position."""
         place = {images[index][0]: position for position, index in enumerate(indices.tolist())}
         missing = dict.fromkeys(place)
         pixels = np.empty((len(indices), image_size, image_size, 3), np.uint8)
@@ -174,7 +174,7 @@ def _archive_part(path: pathlib.Path, images: tuple[tuple[str, int], ...], image
 
 
 def _decode(path: pathlib.Path, chunk: dict[str, bytes], image_size: int) -> np.ndarray:
-    """Decodes files to `(k, image_size, image_size, 3)` uint8, in their order."""
+    """Decode files to `(k, image_size, image_size, 3)` uint8, in their order."""
     files = list(chunk)
     encoded = EncodedImages(
         lambda indices: [chunk[files[index]] for index in indices],
@@ -185,7 +185,7 @@ def _decode(path: pathlib.Path, chunk: dict[str, bytes], image_size: int) -> np.
 
 
 def _members(path: pathlib.Path, select: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Yields the selected files of an archive, named relative to `data`, in the order of the archive."""
+    """Yield the selected files of an archive, named relative to `data`, in the order of the archive."""
     try:
         with tarfile.open(path, "r|*") as archive:  # a stream: going back would decompress all of it again
             for member in archive:

@@ -35,7 +35,7 @@ class Cache:
     """Cache of one data set's decoded images, in its own folder below `data.cache_dir`."""
 
     def __init__(self, settings: ConfigDict):
-        """Sets the folder of the cache; nothing is written before `read`.
+        """Set the folder of the cache; nothing is written before `read`.
 
         Args:
             settings: The `data` part of a config; the folder's name contains a hash of all settings that select
@@ -47,7 +47,7 @@ class Cache:
         self.folder = pathlib.Path(settings.cache_dir).expanduser() / f"{name}-{mark}"
 
     def read(self, name: str, part: Part, rows: np.ndarray) -> np.ndarray:
-        """Maps the selected images from disk, and decodes them first if they are not cached.
+        """Map the selected images from disk, and decode them first if they are not cached.
 
         Args:
             name: Name of the file, such as `train_images`.
@@ -78,7 +78,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Holds the lock of the folder, so that one process decodes while the others wait."""
+        """Hold the lock of the folder, so that one process decodes while the others wait."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = open(self.folder / ".lock", "w")

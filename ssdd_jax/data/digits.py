@@ -9,7 +9,7 @@ from ssdd_jax.data.source import ImageSource
 
 
 def open_digits(image_size: int) -> ImageSource:
-    """Opens the 1,797 digits of 8x8 grey pixels, in ten classes, without a test part.
+    """Open the 1,797 digits of 8x8 grey pixels, in ten classes, without a test part.
 
     Args:
         image_size: The height and width to resize to, or 0 for 8.

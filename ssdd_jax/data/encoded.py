@@ -54,7 +54,7 @@ class EncodedImages:
     channels: int = 3
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Reads and decodes images.
+        """Read and decode images.
 
         Args:
             rows: Image indices `(k,)`, at least one.

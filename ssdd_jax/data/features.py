@@ -54,7 +54,7 @@ class Brought(NamedTuple):
 
 
 def read(path: str, *, train: int, test: int, views: tuple[str, ...]) -> Brought:
-    """Reads precomputed features and checks them against the data set.
+    """Read precomputed features and check them against the data set.
 
     A `.npy` file holds the features of the training images and stays on disk if they are float32. A `.npz` file holds
     `train`, and optionally `test` and, under the names of views (`rot90`, ...), the features of the training images in
@@ -79,7 +79,7 @@ def read(path: str, *, train: int, test: int, views: tuple[str, ...]) -> Brought
 def check(
     where: str, arrays: Mapping[str, np.ndarray], *, train: int, test: int = 0, views: tuple[str, ...] = ()
 ) -> Brought:
-    """Checks precomputed features against the data set.
+    """Check precomputed features against the data set.
 
     Args:
         where: File or argument that holds the features, for error messages.
@@ -142,7 +142,7 @@ def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
 
 
 def of_samples(brought: Brought, samples: np.ndarray, views: tuple[str, ...]) -> np.ndarray:
-    """Selects precomputed features of the samples' views.
+    """Select precomputed features of the samples' views.
 
     Args:
         brought: The precomputed features.
@@ -156,7 +156,7 @@ def of_samples(brought: Brought, samples: np.ndarray, views: tuple[str, ...]) ->
 
 
 def save(folder: pathlib.Path, features: Features, images: str) -> None:
-    """Writes features to a folder, with `images`, the fingerprint of the training images."""
+    """Write features to a folder, with `images`, the fingerprint of the training images."""
     arrays = {name: array for name, array in features._asdict().items() if array is not None}
     write(folder, {name: (_pieces(array), len(array)) for name, array in arrays.items()}, images)
 
@@ -166,7 +166,7 @@ def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def write(folder: pathlib.Path, pieces: Mapping[str, tuple[Iterable[np.ndarray], int]], images: str) -> None:
-    """Writes features to a folder, with one piece in memory at a time.
+    """Write features to a folder, with one piece in memory at a time.
 
     Args:
         folder: The folder.
@@ -180,12 +180,12 @@ def write(folder: pathlib.Path, pieces: Mapping[str, tuple[Iterable[np.ndarray],
 
 
 def complete(folder: pathlib.Path) -> bool:
-    """Returns whether `save` or `write` has completed in the folder."""
+    """Return whether `save` or `write` has completed in the folder."""
     return (folder / "features.json").exists()
 
 
 def load(folder: pathlib.Path, images: str) -> Features:
-    """Reads the features that `save` wrote.
+    """Read the features that `save` wrote.
 
     Raises:
         UserError: If they are missing, or belong to images with another fingerprint.
@@ -200,11 +200,11 @@ def load(folder: pathlib.Path, images: str) -> Features:
 
 
 def save_samples(folder: pathlib.Path, samples: Samples) -> None:
-    """Writes samples to a folder; `rows.npy` comes last and marks the folder as complete."""
+    """Write samples to a folder; `rows.npy` comes last and marks the folder as complete."""
     files.write_array(folder / "views.npy", samples.views)
     files.write_array(folder / "rows.npy", samples.rows)
 
 
 def load_samples(folder: pathlib.Path) -> Samples:
-    """Reads the samples that `save_samples` wrote."""
+    """Read the samples that `save_samples` wrote."""
     return Samples(files.read_array(folder / "rows.npy"), files.read_array(folder / "views.npy"))

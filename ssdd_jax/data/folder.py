@@ -43,7 +43,7 @@ class Survey(NamedTuple):
 
 
 def survey(path: pathlib.Path, *, train_split: str = "train", test_split: str = "test") -> Survey:
-    """Summarises a folder as `open_folder` would read it.
+    """Summarise a folder as `open_folder` would read it.
 
     Args:
         path: The folder.
@@ -76,7 +76,7 @@ def survey(path: pathlib.Path, *, train_split: str = "train", test_split: str = 
 
 
 def _shorter_side(file: pathlib.Path) -> int:
-    """Returns the shorter side in pixels, or 0 for an unreadable file, which is reported when it is decoded."""
+    """Return the shorter side in pixels, or 0 for an unreadable file, which is reported when it is decoded."""
     try:
         with Image.open(file) as image:
             return min(image.size)
@@ -85,7 +85,7 @@ def _shorter_side(file: pathlib.Path) -> int:
 
 
 def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_size: int) -> ImageSource:
-    """Opens a folder. Images are sorted by their path, and read as RGB.
+    """Open a folder. Images are sorted by their path, and read as RGB.
 
     Args:
         path: The folder. If it has a subfolder named `train_split`, that one holds the training images, and the
@@ -120,7 +120,7 @@ def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_
 
 
 def _parts(path: pathlib.Path, train_split: str, test_split: str) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """Locates the folders of the training and the test images."""
+    """Locate the folders of the training and the test images."""
     # Without the default subfolder the folder itself is the training part; a name set by the user must exist.
     train = path / train_split
     if not train_split or not train.is_dir():
@@ -135,7 +135,7 @@ def _parts(path: pathlib.Path, train_split: str, test_split: str) -> tuple[pathl
 
 
 def _image_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """Lists the image files below a folder, sorted by path; symbolic links to folders are followed."""
+    """List the image files below a folder, sorted by path; symbolic links to folders are followed."""
     files = []
     for folder, subfolders, names in os.walk(path, followlinks=True):
         # In place: `os.walk` then does not descend into the hidden folders.
@@ -151,13 +151,13 @@ def _is_image(name: str) -> bool:
 
 
 def _subfolders(path: pathlib.Path, files: list[pathlib.Path]) -> list[str | None]:
-    """Returns the first-level subfolder of every file, None for a file directly in `path`."""
+    """Return the first-level subfolder of every file, None for a file directly in `path`."""
     parts = [file.relative_to(path).parts for file in files]
     return [part[0] if len(part) > 1 else None for part in parts]
 
 
 def _part(path: pathlib.Path, files: list[pathlib.Path], names: tuple[str, ...], image_size: int) -> Part:
-    """Builds a part from image files, labelled if there are class names and every file lies in a subfolder."""
+    """Build a part from image files, labelled if there are class names and every file lies in a subfolder."""
     labels = None
     subfolders = _subfolders(path, files)
     if names and None not in subfolders:

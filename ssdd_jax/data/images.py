@@ -14,7 +14,7 @@ from ssdd_jax.runtime import files
 
 
 def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
-    """Decodes one image file: rotated upright, composited on white, and of an animation the first frame.
+    """Decode one image file: rotated upright, composited on white, and of an animation the first frame.
 
     Args:
         encoded: The content of the file, in any format that Pillow reads.
@@ -39,7 +39,7 @@ def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
 
 
 def resize(images: np.ndarray, image_size: int) -> np.ndarray:
-    """Resizes decoded images in the way of `decode`.
+    """Resize decoded images in the way of `decode`.
 
     Args:
         images: `(n, H, W, C)` uint8, C is 1 or 3.
@@ -61,7 +61,7 @@ def resize(images: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Converts decoded images to grey or to colour.
+    """Convert decoded images to grey or to colour.
 
     Args:
         images: `(n, H, W, C)` uint8, C is 1 or 3.
@@ -87,7 +87,7 @@ def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
 
 
 def array_part(images: np.ndarray, labels: np.ndarray | None, image_size: int) -> Part:
-    """Wraps an array of images as a `Part`.
+    """Wrap an array of images as a `Part`.
 
     Args:
         images: `(n, H, W, C)` uint8, in memory or mapped from disk.
@@ -109,7 +109,7 @@ def array_part(images: np.ndarray, labels: np.ndarray | None, image_size: int) -
 
 
 def check_memory(shape: tuple[int, ...]) -> None:
-    """Checks that uint8 images fit into the machine's memory before they are decoded or copied.
+    """Check that uint8 images fit into the machine's memory before they are decoded or copied.
 
     Args:
         shape: Shape `(n, H, W, C)` of the images.
@@ -126,12 +126,12 @@ def check_memory(shape: tuple[int, ...]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the text of an error as a single line."""
+    """Return the text of an error as a single line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Converts an image to 8 bits per channel, grey or colour, without transparency."""
+    """Convert an image to 8 bits per channel, grey or colour, without transparency."""
     # Pillow's conversion of mode "I" clips instead of scaling; 257 is 65535 / 255.
     if image.mode.startswith("I"):
         values = np.asarray(image)

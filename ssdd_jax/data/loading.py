@@ -24,7 +24,7 @@ FORMS = "digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH, npz:PATH or np
 
 
 def load(settings: ConfigDict) -> Dataset:
-    """Loads a data set into memory, or memory-maps it from disk.
+    """Load a data set into memory, or memory-maps it from disk.
 
     Args:
         settings: The `data` part of a run's config:
@@ -81,12 +81,12 @@ def load(settings: ConfigDict) -> Dataset:
 
 
 def _into_memory(name: str, part: Part, rows: np.ndarray) -> np.ndarray:
-    """Decodes images into memory; the signature, with its unused name, is that of `Cache.read`."""
+    """Decode images into memory; the signature, with its unused name, is that of `Cache.read`."""
     return part.read(rows)
 
 
 def _open(settings: ConfigDict) -> ImageSource:
-    """Opens the source that `settings.name` selects."""
+    """Open the source that `settings.name` selects."""
     kind, _, rest = settings.name.partition(":")
     data_dir = os.path.expanduser(settings.data_dir)
     splits = {"train_split": settings.train_split, "test_split": settings.test_split}
@@ -110,7 +110,7 @@ def _open(settings: ConfigDict) -> ImageSource:
 
 
 def _open_tiny_imagenet(data_dir: str, splits: dict[str, str], image_size: int) -> ImageSource:
-    """Opens Tiny ImageNet from its original files, or else from a prepared TFDS folder."""
+    """Open Tiny ImageNet from its original files, or else from a prepared TFDS folder."""
     folder = _folder(data_dir)
     path = tiny_imagenet_files.find(folder)
     if path is not None:
@@ -124,7 +124,7 @@ def _open_tiny_imagenet(data_dir: str, splits: dict[str, str], image_size: int) 
 
 
 def _open_aircraft(data_dir: str, image_size: int) -> ImageSource:
-    """Opens FGVC-Aircraft from its original files; TFDS does not include it."""
+    """Open FGVC-Aircraft from its original files; TFDS does not include it."""
     folder = _folder(data_dir)
     path = aircraft_files.find(folder)
     if path is None:
@@ -137,5 +137,5 @@ def _open_aircraft(data_dir: str, image_size: int) -> ImageSource:
 
 
 def _folder(data_dir: str) -> pathlib.Path:
-    """Returns the folder of the original files of a data set, by default the data folder of TFDS."""
+    """Return the folder of the original files of a data set, by default the data folder of TFDS."""
     return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()

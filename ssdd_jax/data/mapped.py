@@ -13,7 +13,7 @@ from ssdd_jax.runtime import files
 
 
 def write(path: pathlib.Path, pieces: Iterable[np.ndarray], count: int) -> None:
-    """Writes one `.npy` file atomically from pieces along the first axis.
+    """Write one `.npy` file atomically from pieces along the first axis.
 
     Args:
         path: The file.
@@ -54,7 +54,7 @@ def write(path: pathlib.Path, pieces: Iterable[np.ndarray], count: int) -> None:
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-    """Maps the array `(n,...)` of a `.npy` file into memory, read-only; its pages are read when accessed.
+    """Map the array `(n,...)` of a `.npy` file into memory, read-only; its pages are read when accessed.
 
     Raises:
         UserError: If it is missing, damaged, or holds pickled objects.

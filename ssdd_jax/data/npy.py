@@ -12,7 +12,7 @@ NAMES = ("train_images", "train_labels", "test_images", "test_labels", "class_na
 
 
 def open_npy(path: pathlib.Path, image_size: int) -> ImageSource:
-    """Opens a folder; nothing in it is ever unpickled.
+    """Open a folder; nothing in it is ever unpickled.
 
     Args:
         path: The folder. It holds `train_images.npy`, and may hold `train_labels.npy`, `test_images.npy`,

@@ -25,7 +25,7 @@ _FLOAT_BLOCK = 4096
 
 
 def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
-    """Opens an archive; nothing in it is ever unpickled.
+    """Open an archive; nothing in it is ever unpickled.
 
     Args:
         path: The archive. Images are under `train_images`, `images`, `x_train` or `x`, their labels under
@@ -44,7 +44,7 @@ def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
 
 
 def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int) -> ImageSource:
-    """Builds a source from arrays in memory or mapped from disk.
+    """Build a source from arrays in memory or mapped from disk.
 
     Args:
         path: The file or folder of the arrays, for messages.
@@ -77,7 +77,7 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Loads the arrays that the archive has, under the names of `_KEYS`."""
+    """Load the arrays that the archive has, under the names of `_KEYS`."""
     if not path.is_file():
         raise UserError(f"{path} is not a file: check --config.data.name")
     try:
@@ -112,7 +112,7 @@ def _part(path: pathlib.Path, images: np.ndarray, labels: np.ndarray | None, ima
 
 
 def _images(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-    """Checks images and converts them to `(n, H, W, C)` uint8."""
+    """Check images and convert them to `(n, H, W, C)` uint8."""
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
@@ -140,7 +140,7 @@ def _images(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
 
 
 def _labels(path: pathlib.Path, labels: np.ndarray, count: int) -> np.ndarray:
-    """Checks labels and converts them to `(n,)` int32."""
+    """Check labels and convert them to `(n,)` int32."""
     # Keras stores the labels of CIFAR as a column.
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

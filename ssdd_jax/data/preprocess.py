@@ -36,34 +36,34 @@ class Preprocessing(NamedTuple):
     target_scale: Array
 
     def images(self, images: Array) -> Array:
-        """Normalises uint8 images `(...,C)` to network inputs `(...,C)`."""
+        """Normalise uint8 images `(...,C)` to network inputs `(...,C)`."""
         return from_bytes(images, self.image_mean, self.image_std)
 
     def pixels(self, inputs: Array) -> Array:
-        """Maps network inputs `(...,C)` back to pixels in 0..1 `(...,C)`, clipped."""
+        """Map network inputs `(...,C)` back to pixels in 0..1 `(...,C)`, clipped."""
         shape = (1,) * (inputs.ndim - 1) + (-1,)
         pixels = inputs * self.image_std.reshape(shape) + self.image_mean.reshape(shape)
         return jnp.clip(pixels, 0.0, 1.0)
 
     def targets(self, features: Array) -> Array:
-        """Centres a teacher's features `(...,D)` and divides them by one scalar: regression targets `(...,D)`."""
+        """Centre a teacher's features `(...,D)` and divide them by one scalar: regression targets `(...,D)`."""
         shape = (1,) * (features.ndim - 1) + (-1,)
         return (features - self.target_mean.reshape(shape)) / self.target_scale
 
     def features(self, targets: Array) -> Array:
-        """Maps regression targets `(...,D)` back to a teacher's features `(...,D)`."""
+        """Map regression targets `(...,D)` back to a teacher's features `(...,D)`."""
         shape = (1,) * (targets.ndim - 1) + (-1,)
         return targets * self.target_scale + self.target_mean.reshape(shape)
 
 
 def from_bytes(images: Array, mean: Array, std: Array) -> Array:
-    """Normalises uint8 images `(...,C)` by the mean `(C,)` and the standard deviation `(C,)` of pixels in 0..1."""
+    """Normalise uint8 images `(...,C)` by the mean `(C,)` and the standard deviation `(C,)` of pixels in 0..1."""
     shape = (1,) * (images.ndim - 1) + (-1,)
     return (images.astype(jnp.float32) / 255.0 - mean.reshape(shape)) / std.reshape(shape)
 
 
 def fit(images: np.ndarray, features: np.ndarray, *, moments: Moments | None = None) -> Preprocessing:
-    """Computes the normalisation constants of a training set.
+    """Compute the normalisation constants of a training set.
 
     Args:
         images: uint8 `(n,H,W,C)`.
@@ -85,12 +85,12 @@ def fit(images: np.ndarray, features: np.ndarray, *, moments: Moments | None = N
 
 
 def parts(count: int) -> Iterator[slice]:
-    """Yields consecutive slices that cover `count` entries, in blocks small enough to bound temporary memory."""
+    """Yield consecutive slices that cover `count` entries, in blocks small enough to bound temporary memory."""
     return (slice(begin, begin + PART) for begin in range(0, count, PART))
 
 
 def column_moments(pieces: Callable[[], Iterable[np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the mean and standard deviation of each column in float64, with one piece in memory at a time.
+    """Compute the mean and standard deviation of each column in float64, with one piece in memory at a time.
 
     Args:
         pieces: Returns an iterator over arrays `(k,D)`; called twice.
@@ -104,7 +104,7 @@ def column_moments(pieces: Callable[[], Iterable[np.ndarray]]) -> tuple[np.ndarr
 
 
 def _column_means(pieces: Iterable[np.ndarray]) -> np.ndarray:
-    """Computes the column means of concatenated pieces, with the summation order of a single array."""
+    """Compute the column means of concatenated pieces, with the summation order of a single array."""
     # NumPy adds along axis 0 one entry after the other, so a running total reproduces its bits.
     total, count = None, 0
     for piece in pieces:
@@ -121,7 +121,7 @@ def dataset_moments(dataset: Dataset) -> Moments:
 
 
 def channel_moments(images: np.ndarray) -> Moments:
-    """Computes the mean and standard deviation of each channel for pixels in 0..1.
+    """Compute the mean and standard deviation of each channel for pixels in 0..1.
 
     Args:
         images: uint8 `(n,H,W,C)`.

@@ -44,7 +44,7 @@ class ImageSource(NamedTuple):
 
 
 def hold_out(count: int, labels: np.ndarray | None, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Splits image indices into training and held-out ones: deterministic, and stratified by class if labelled.
+    """Split image indices into training and held-out ones: deterministic, and stratified by class if labelled.
 
     Args:
         count: Number of images n.
@@ -77,7 +77,7 @@ def hold_out(count: int, labels: np.ndarray | None, fraction: float) -> tuple[np
 
 
 def limit(rows: np.ndarray, most: int) -> np.ndarray:
-    """Selects the first `most` indices after a fixed shuffle, so that smaller selections are nested in larger ones.
+    """Select the first `most` indices after a fixed shuffle, so that smaller selections are nested in larger ones.
 
     Args:
         rows: Image indices `(n,)`.

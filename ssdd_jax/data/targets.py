@@ -39,7 +39,7 @@ _KINDS = ("tfds", "folder", "npz", "npy")
 
 
 def settings(name: str, *, data_dir: str = "", image_size: int = 0) -> ConfigDict:
-    """Builds the settings that load a target.
+    """Build the settings that load a target.
 
     Args:
         name: One of `NAMES`, or any full name: `digits`, `tfds:NAME`, `folder:PATH`, `npz:PATH` or `npy:PATH`.
@@ -67,7 +67,7 @@ def settings(name: str, *, data_dir: str = "", image_size: int = 0) -> ConfigDic
 
 
 def load(name: str, *, data_dir: str = "", image_shape: tuple[int, int, int], train_limit: int = 0) -> Dataset:
-    """Loads a target, converted to the shape of a distilled set's images.
+    """Load a target, converted to the shape of a distilled set's images.
 
     Args:
         name: As for `settings`.
@@ -101,7 +101,7 @@ def load(name: str, *, data_dir: str = "", image_shape: tuple[int, int, int], tr
 
 
 def adapt(dataset: Dataset, image_shape: tuple[int, int, int]) -> Dataset:
-    """Checks that a data set can serve as a target, and converts its images to a shape.
+    """Check that a data set can serve as a target, and convert its images to a shape.
 
     Args:
         dataset: Any data set.
@@ -142,6 +142,6 @@ def adapt(dataset: Dataset, image_shape: tuple[int, int, int]) -> Dataset:
 
 
 def _alike(name: str) -> list[str]:
-    """Lists targets whose names are similar to a name or contain it, ignoring case."""
+    """List targets whose names are similar to a name or contain it, ignoring case."""
     lower = name.lower()
     return difflib.get_close_matches(lower, NAMES, n=2) or [target for target in NAMES if lower and lower in target]

@@ -26,7 +26,7 @@ _LABEL_BLOCK = 8192
 
 
 def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, image_size: int) -> ImageSource:
-    """Opens a data set that TFDS has prepared as ArrayRecord; nothing is downloaded.
+    """Open a data set that TFDS has prepared as ArrayRecord; nothing is downloaded.
 
     The images are the input of TFDS' supervised pair, else the feature named `image`, else the only image feature.
     The labels are the target of that pair, else the feature named `label`, else the only class label, else none.
@@ -55,7 +55,7 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
 
 
 def prepare_command(name: str, data_dir: str) -> str:
-    """Returns the shell command that prepares a TFDS data set as ArrayRecord, which needs TensorFlow."""
+    """Return the shell command that prepares a TFDS data set as ArrayRecord, which needs TensorFlow."""
     data_dir_argument = f", data_dir={json.dumps(data_dir)}" if data_dir else ""
     code = (
         "import tensorflow_datasets as tfds; "
@@ -65,7 +65,7 @@ def prepare_command(name: str, data_dir: str) -> str:
 
 
 def _builder(name: str, data_dir: str) -> Any:
-    """Creates the TFDS builder of a prepared folder from its files alone (no code, no network)."""
+    """Create the TFDS builder of a prepared folder from its files alone (no code, no network)."""
     import tensorflow_datasets as tfds
 
     match = _NAME.fullmatch(name)
@@ -80,7 +80,7 @@ def _builder(name: str, data_dir: str) -> Any:
 
 
 def _why_not_found(name: str, dataset: str, config: str | None, data_dir: str) -> UserError:
-    """Builds the error for an unknown data set, or for one that is not prepared."""
+    """Build the error for an unknown data set, or for one that is not prepared."""
     import tensorflow_datasets as tfds
 
     if dataset == "tiny_imagenet":
@@ -105,7 +105,7 @@ def _why_not_found(name: str, dataset: str, config: str | None, data_dir: str) -
 
 
 def _features(name: str, info: Any) -> tuple[str, str | None]:
-    """Selects the names of the image feature and of the label feature."""
+    """Select the names of the image feature and of the label feature."""
     import tensorflow_datasets as tfds
 
     features = dict(info.features)
@@ -133,7 +133,7 @@ def _features(name: str, info: Any) -> tuple[str, str | None]:
 
 
 def _choose(candidates: Sequence[str], supervised: Any, usual: str) -> str | None:
-    """Returns the supervised key if it is a candidate, else the usual name, else the only candidate, else None."""
+    """Return the supervised key if it is a candidate, else the usual name, else the only candidate, else None."""
     if isinstance(supervised, str) and supervised in candidates:
         return supervised
     if usual in candidates:
@@ -142,7 +142,7 @@ def _choose(candidates: Sequence[str], supervised: Any, usual: str) -> str | Non
 
 
 def _test_split(name: str, splits: Sequence[str], train_split: str, test_split: str) -> str:
-    """Resolves the test split; "" if the data set has only the split of the training part."""
+    """Resolve the test split; "" if the data set has only the split of the training part."""
     if test_split != "test" or "test" in splits:
         return test_split
     fallback = next((split for split in TEST_NAMES if split in splits and split != train_split), "")
@@ -156,7 +156,7 @@ def _test_split(name: str, splits: Sequence[str], train_split: str, test_split: 
 
 
 def _part(name: str, builder: Any, split: str, features: tuple[str, str | None], image_size: int) -> Part:
-    """Opens one split: labels are read at once, images are decoded on demand."""
+    """Open one split: labels are read at once, images are decoded on demand."""
     import tensorflow_datasets as tfds
 
     image, label = features
@@ -194,7 +194,7 @@ def _part(name: str, builder: Any, split: str, features: tuple[str, str | None],
 
 
 def _labels(name: str, records: Any, label: str, feature: Any) -> np.ndarray:
-    """Reads the labels of all records, `(n,)` int32."""
+    """Read the labels of all records, `(n,)` int32."""
     import tensorflow_datasets as tfds
 
     # The labels are needed at once, for the split into parts; the images of the records are not parsed.

@@ -43,7 +43,7 @@ class Listing(NamedTuple):
 
 
 def find(data_dir: pathlib.Path) -> pathlib.Path | None:
-    """Locates the folder or archive of Tiny ImageNet, at `data_dir` or inside it; None if there is neither."""
+    """Locate the folder or archive of Tiny ImageNet, at `data_dir` or inside it; None if there is neither."""
     for folder in (data_dir, data_dir / _NAME):
         if (folder / "wnids.txt").is_file():
             return folder
@@ -52,7 +52,7 @@ def find(data_dir: pathlib.Path) -> pathlib.Path | None:
 
 
 def list_images(path: pathlib.Path) -> Listing:
-    """Lists the images of a folder or archive returned by `find`.
+    """List the images of a folder or archive returned by `find`.
 
     Args:
         path: The folder that holds `wnids.txt`, or a zip archive that holds such a folder.
@@ -88,7 +88,7 @@ def list_images(path: pathlib.Path) -> Listing:
 
 
 def open_files(path: pathlib.Path, image_size: int) -> ImageSource:
-    """Opens a folder or archive returned by `find`.
+    """Open a folder or archive returned by `find`.
 
     Args:
         path: The folder or archive.
@@ -115,14 +115,14 @@ def _part(listing: Listing, images: Sequence[tuple[str, int]], image_size: int) 
 
 
 def _open_folder(path: pathlib.Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """Lists the names of the files, relative and with "/", and returns their reader."""
+    """List the names of the files, relative and with "/", and return their reader."""
     names = [file.relative_to(path).as_posix() for part in ("train", "val") for file in path.glob(f"{part}/**/*.JPEG")]
     names += [name for name in ("words.txt",) if (path / name).is_file()]
     return names, lambda name: (path / name).read_bytes()
 
 
 def _open_archive(path: pathlib.Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """Does the same as `_open_folder` for an archive, which stays open while the reader exists."""
+    """Do the same as `_open_folder` for an archive, which stays open while the reader exists."""
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
@@ -143,7 +143,7 @@ def _text(read: Callable[[str], bytes], name: str, path: pathlib.Path) -> str:
 
 
 def _class_names(wnids: Sequence[str], words: str) -> tuple[str, ...]:
-    """Returns readable names, with the id appended if two classes share a name."""
+    """Return readable names, with the id appended if two classes share a name."""
     word_of = dict(line.split("\t", 1) for line in words.splitlines() if "\t" in line)
     names = [word_of.get(wnid, wnid).strip() for wnid in wnids]
     shared = Counter(names)

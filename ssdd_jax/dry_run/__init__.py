@@ -1,4 +1,4 @@
-"""What a run will do, and what it will take on this machine, before it is started: `--dry_run`."""
+"""Plan of a run for `--dry_run`: its stages, and the predicted time and memory on this machine."""
 
 from ssdd_jax.dry_run.predictions import Plan, Prediction, make
 from ssdd_jax.dry_run.table import short, text

@@ -1,4 +1,4 @@
-"""The plan of a run: what its stages consist of, which are done, and what the others will take on this machine."""
+"""Plan of a run: shapes, the state of its stages, and predicted time and memory of those that are not done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssdd_jax.methods import Stage
 from ssdd_jax.methods.base import Run
 from ssdd_jax.training import streaming
 
-# Stages that every run has; those of a method bring their own trials.
+# Stages of every run; a method's own stages define their trials.
 COSTS: dict[str, Callable[[StandIns], list[Cost]]] = {
     "teacher": costs.of_teacher,
     "features": costs.of_features,
@@ -26,14 +26,14 @@ COSTS: dict[str, Callable[[StandIns], list[Cost]]] = {
 
 
 class Prediction(NamedTuple):
-    """A stage before it is run.
+    """Predicted cost of a stage.
 
     Attributes:
-        name: Of the stage.
-        state: `done`, or what of it is done; empty where nothing is.
-        costs: What is left of it, measured; none where it is done, or takes a few seconds whatever the run.
-        seconds: What it takes, where that is known without costs.
-        lower: Config keys to lower where it needs more memory than the device has.
+        name: Name of the stage.
+        state: `done`, or the part that is done; empty if nothing is.
+        costs: Measured costs of the remaining work; empty if it is done, or takes a few seconds for any run.
+        seconds: Duration in seconds, if it is known without costs.
+        lower: Config keys to lower if it needs more memory than the device has.
     """
 
     name: str
@@ -44,36 +44,36 @@ class Prediction(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left of it."""
-        return self.state in (contents.DONE, "brought", "nothing to learn")
+        """True if no work is left."""
+        return self.state in (contents.DONE, "precomputed", "nothing to learn")
 
     @property
     def total(self) -> float:
-        """Seconds, compiling included; not a number where a cost could not be measured."""
+        """Seconds including compilation; NaN if a cost could not be measured."""
         return sum((cost.total for cost in self.costs), self.seconds or 0.0)
 
     @property
     def compiling(self) -> float:
-        """Seconds of these that compiling takes."""
+        """Seconds of compilation, included in the total."""
         return sum(cost.compiling for cost in self.costs if cost.count)
 
     @property
     def memory(self) -> int:
-        """Bytes on the device, of its largest program; 0 where that is little."""
+        """Bytes on the device of the largest program; 0 if that is negligible."""
         return max((cost.memory for cost in self.costs), default=0)
 
 
 class Plan(NamedTuple):
-    """A run before it is run.
+    """Plan of a run.
 
     Attributes:
         title: The folder, the method and the machine.
-        N: The budget in images.
-        shapes: Names and shapes of what matters.
-        parts: Numbers stored, by part.
-        budget: Numbers that N images and their features take.
-        stages: The stages in order.
-        available: Bytes of memory that the device has.
+        N: Budget in images.
+        shapes: Names and shapes of the data, the features and the method's arrays.
+        parts: Stored numbers by part.
+        budget: Size of N images and their features in numbers.
+        stages: Predictions of the stages, in order.
+        available: Bytes of memory on the device.
     """
 
     title: str
@@ -86,27 +86,27 @@ class Plan(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of all stages; not a number where one could not be measured."""
-        return sum(one.total for one in self.stages)
+        """Seconds of all stages including compilation; NaN if one could not be measured."""
+        return sum(stage.total for stage in self.stages)
 
     @property
     def compiling(self) -> float:
-        """Seconds of these that compiling takes."""
-        return sum(one.compiling for one in self.stages)
+        """Seconds of compilation, included in the total."""
+        return sum(stage.compiling for stage in self.stages)
 
     @property
     def memory(self) -> int:
-        """Bytes on the device, of the stage that needs most."""
-        return max((one.memory for one in self.stages), default=0)
+        """Bytes on the device of the stage that needs most."""
+        return max((stage.memory for stage in self.stages), default=0)
 
 
 def make(run: Run, stages: Sequence[Stage], *, data_seconds: float = 0.0) -> Plan:
-    """Describe a run and measure a few steps of each of its stages; nothing is written.
+    """Describe a run and measure a few steps of each stage; nothing is written.
 
     Args:
-        run: The run, of which anything may be done already.
-        stages: Its stages after the data, up to the last that is wanted.
-        data_seconds: What loading the data took.
+        run: The run; any of its stages may be done.
+        stages: The stages after `data`, up to the last requested one.
+        data_seconds: Seconds that loading the data took.
 
     Returns:
         The plan.
@@ -115,6 +115,7 @@ def make(run: Run, stages: Sequence[Stage], *, data_seconds: float = 0.0) -> Pla
         UserError: If the stages refuse the config.
     """
     config, problem = run.config, run.problem
+    # Shared by all stages: a stand-in that is expensive to build is built once.
     stand = StandIns(run)
     return Plan(
         title=f"{run.work.folder}: {config.method}, N={config.storage.N}, on {jax.devices()[0].device_kind}",
@@ -131,6 +132,7 @@ def _predict(stand: StandIns, stage: Stage) -> Prediction:
     prediction = Prediction(stage.name, contents.state_of(stand.run, stage), lower=stage.lower)
     if prediction.done:
         return prediction
+    # Trials of the stage itself, a measurement of the dry run, or neither for stages that take seconds.
     if stage.trials is not None:
         return prediction._replace(costs=tuple(measure(trial) for trial in stage.trials(stand)))
     if stage.name in COSTS:

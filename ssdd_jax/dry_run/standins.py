@@ -1,4 +1,4 @@
-"""Random stand-ins, in the right shapes, for what a run's earlier stages have not made yet."""
+"""Random stand-ins for the outputs of stages that have not run yet."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ssdd_jax.stages import teacher as teacher_stage
 
 Array = jax.Array
 
-# Rows of random features that are drawn; more are these over and over.
+# Number of random features that are drawn; larger arrays repeat them.
 DRAWN = 4096
-# Images that go through the teacher together, as in `teacher.feature_batches`.
+# Images per forward pass of the teacher, as in `teacher.feature_batches`.
 BATCH = 256
 
 
 class StandIns:
-    """What a run's stages are given, for measuring them: real where it is there, else random. Nothing is written."""
+    """Inputs of a run's stages for measuring them: real if they exist, otherwise random. Nothing is written."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -41,33 +41,36 @@ class StandIns:
 
     @functools.cached_property
     def teacher(self) -> tuple[Program, Any]:
-        """The start of the teacher's training, and variables of an untrained one on the host."""
+        """The compiled start of the teacher's training, and variables of an untrained teacher on the host."""
         init = functools.partial(self.trainer.init, jax.random.key(0))
         shardings = devices.shardings(self.run.problem.mesh, jax.eval_shape(init))
-        made = program(jax.jit(init, out_shardings=shardings))
-        return made, jax.device_get(made.call().variables)
+        compiled = program(jax.jit(init, out_shardings=shardings))
+        return compiled, jax.device_get(compiled.call().variables)
 
     @functools.cached_property
     def backbone(self) -> Any:
-        """The teacher as `Run.backbone` gives it; None where it is not a network that can be run."""
+        """The teacher as `Run.backbone` returns it; None if it is not a network."""
         if not self.run.problem.network:
             return None
+        # The stored teacher if its stage is done, the converted one if it has a source, otherwise an untrained one.
         if (self.run.work.teacher / "teacher.json").exists():
             return self.run.backbone()
         if self.run.config.teacher.source:
-            found, described = teacher_stage.from_source(self.run.config, self.run.dataset)
+            variables, description = teacher_stage.from_source(self.run.config, self.run.dataset)
             moments = dataset_moments(self.run.dataset)
-            return jax.tree.map(jnp.asarray, described.frozen(found, given=moments))
+            return jax.tree.map(jnp.asarray, description.frozen(variables, given=moments))
         return jax.tree.map(jnp.asarray, teacher.backbone(self.teacher[1]))
 
     @functools.cached_property
     def job(self) -> Run:
-        """The run with features and samples in memory, whose method starts with a pool of models trained by a step."""
+        """The run with features and samples in memory, and a method whose pool is trained for a single step."""
         run, config = self.run, self.run.config.copy_and_resolve_references()
+        # Settings that change the duration of the start or of the export, but not the shapes of the state.
         with config.unlocked():
-            config.teacher.features = "stand-in"  # no teacher is read
+            config.teacher.features = "stand-in"  # not empty, so that no teacher is read
             config.pool.steps = 2
             config.approximate.steps = 1
+        # Built from the original problem: its shapes are those of the run.
         method = methods.make(config, run.problem)
         views = self.normal(len(method.views), method.samples, run.problem.dim)
         return run._replace(
@@ -79,12 +82,12 @@ class StandIns:
 
     @functools.cached_property
     def start(self) -> methods.Source:
-        """What the method's `init` and `export` are given."""
+        """The data for the method's `init` and `export`."""
         return self.complete(self.job.start())
 
     @functools.cached_property
     def init(self) -> tuple[Program, tuple[Any, ...]]:
-        """The start of the method, and what it is given."""
+        """The compiled start of the method, and its arguments."""
         if self.job.method.step is None:
             arguments = self.job.key("distill"), self.start
             return program(jax.jit(self.job.method.init), *arguments), arguments
@@ -94,8 +97,8 @@ class StandIns:
     @functools.cached_property
     def state(self) -> Any:
         """The method's state at the start."""
-        made, arguments = self.init
-        return made.call(*arguments)
+        compiled, arguments = self.init
+        return compiled.call(*arguments)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -104,7 +107,7 @@ class StandIns:
 
     @functools.cached_property
     def batch(self) -> Cost:
-        """The teacher's features of a batch of images on a device."""
+        """The cost of the teacher's features of a batch of images on a device."""
         images = self.run.dataset.train_images[np.arange(BATCH) % self.run.problem.images]
         mean = jnp.full(images.shape[-1], 0.5)
 
@@ -112,26 +115,27 @@ class StandIns:
             return teacher.features_of_inputs(backbone, from_bytes(images, mean, std))
 
         arguments = images, self.backbone, mean, mean
-        found = program(jax.jit(of_bytes), *arguments)
-        if not found.fits:
-            return Cost("batches", 1, math.nan, 0, found.compiling, found.memory)
+        compiled = program(jax.jit(of_bytes), *arguments)
+        if not compiled.fits:
+            return Cost("batches", 1, math.nan, 0, compiled.compiling, compiled.memory)
 
         def go(times: int) -> None:
-            jax.block_until_ready([found.call(*arguments) for _ in range(times)])
+            jax.block_until_ready([compiled.call(*arguments) for _ in range(times)])
 
         seconds, measured = clock(go, most=10)
-        return Cost("batches", 1, seconds, measured, found.compiling, found.memory)
+        return Cost("batches", 1, seconds, measured, compiled.compiling, compiled.memory)
 
     def complete(self, source: methods.Source) -> methods.Source:
-        """A source with a teacher, and with a probe on it where the method has one."""
+        """Add the teacher, and the output of the method's own stages if it has any, to a source."""
         method = self.run.method
         prepared = method.example(self) if method.example is not None else None
         return source._replace(teacher=self.backbone, prepared=prepared)
 
     def normal(self, *shape: int) -> np.ndarray:
-        """Standard normal numbers, float32."""
+        """Draw standard normal values, float32 `(*shape)`."""
         return self._random.standard_normal(shape, np.float32)
 
     def features(self, count: int) -> np.ndarray:
-        """Features of the teacher `(count,D)`."""
+        """Draw random features in place of the teacher's `(count,D)`."""
+        # Drawing random values for a large data set would take longer than what is measured.
         return np.resize(self.normal(min(count, DRAWN), self.run.problem.dim), (count, self.run.problem.dim))

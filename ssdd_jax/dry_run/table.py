@@ -1,4 +1,4 @@
-"""A plan as text: what there is to do, what it takes, and what to change where it does not fit."""
+"""Text form of a plan: remaining work, time and memory, and which settings to lower if memory is short."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ssdd_jax.runtime.memory import readable
 
 
 def text(plan: Plan) -> str:
-    """The whole plan, a few dozen lines."""
+    """Format the whole plan in a few dozen lines."""
     stored = sum(plan.parts.values())
     lines = [f"plan of {plan.title}", "", *_columns([["shapes", ""], *map(list, plan.shapes)]), ""]
     lines += [f"numbers stored: {stored:,} of {plan.budget:,} = N (HWC + D)"]
@@ -20,49 +20,53 @@ def text(plan: Plan) -> str:
 
 
 def stages(plan: Plan) -> list[str]:
-    """The stages with what is predicted of them, a line each, and the sum."""
+    """Format the predictions, one line per stage and one for the sum."""
     rows = [["stage", "state", "left to do", "time", "compiling", "memory"]]
-    for one in plan.stages:
-        rows.append(_row(one))
+    for stage in plan.stages:
+        rows.append(_row(stage))
     seconds, memory = plan.seconds, plan.memory
     rows.append(["all", "", "", duration(seconds), duration(plan.compiling), readable(memory) if memory else ""])
     return _columns(rows, right=True, left=3)
 
 
-def _row(one: Prediction) -> list[str]:
-    if one.done:
-        return [one.name, one.state, "", "", "", ""]
-    memory = readable(one.memory) if one.memory else ""
-    if not one.costs:
-        return [one.name, one.state, "", "seconds" if one.seconds is None else duration(one.seconds), "", memory]
-    several = [f"{cost.count:,.0f} {cost.what}" for cost in one.costs if cost.count > 1]
+def _row(stage: Prediction) -> list[str]:
+    if stage.done:
+        return [stage.name, stage.state, "", "", "", ""]
+    memory = readable(stage.memory) if stage.memory else ""
+    if not stage.costs:
+        # A stage without trials takes seconds in any run.
+        time = "seconds" if stage.seconds is None else duration(stage.seconds)
+        return [stage.name, stage.state, "", time, "", memory]
+    several = [f"{cost.count:,.0f} {cost.what}" for cost in stage.costs if cost.count > 1]
     work = ", ".join(several[:2]) + (", ..." if len(several) > 2 else "") or "one pass"
-    return [one.name, one.state, work, duration(one.total), duration(one.compiling), memory]
+    return [stage.name, stage.state, work, duration(stage.total), duration(stage.compiling), memory]
 
 
 def _after(plan: Plan) -> list[str]:
     measured = ", ".join(
-        f"{one.name} {sum(cost.measured for cost in one.costs)}" for one in plan.stages if one.costs and not one.done
+        f"{stage.name} {sum(cost.measured for cost in stage.costs)}"
+        for stage in plan.stages
+        if stage.costs and not stage.done
     )
     lines = []
     if measured:
         lines.append(
-            f"Times are predictions from a few steps measured here just now ({measured}), where an earlier stage's "
-            "output is not there yet on random stand-ins. Reading what is streamed and writing files are not in them, "
-            "and a machine with other work to do takes longer."
+            f"Times are predictions from a few steps measured on this machine just now ({measured}), on random "
+            "stand-ins where an earlier stage has no output yet. They exclude reading streamed data and writing files, "
+            "and other work on the machine makes a run slower."
         )
     lines.append(
-        f"Memory is what XLA says that the largest program of a stage takes, data included; the device has "
+        f"Memory is XLA's estimate for the largest program of a stage, data included; the device has "
         f"{readable(plan.available)}."
     )
-    for one in plan.stages:
-        if not one.done and one.memory > plan.available:
-            lines.append(f"{one.name} needs more memory than the device has: lower {one.lower}.")
+    for stage in plan.stages:
+        if not stage.done and stage.memory > plan.available:
+            lines.append(f"{stage.name} needs more memory than the device has: lower {stage.lower}.")
     return lines
 
 
 def short(plan: Plan) -> str:
-    """The plan in a line: numbers stored, memory and minutes."""
+    """Summarise the plan in one line: stored numbers, memory and time."""
     seconds = plan.seconds
     stored = sum(plan.parts.values())
     time = "unknown: a stage does not fit" if math.isnan(seconds) else f"about {duration(seconds)} (min:s)"
@@ -73,7 +77,7 @@ def short(plan: Plan) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `m:ss`, or `h:mm:ss` from an hour on; tenths below ten seconds."""
+    """Format seconds as `m:ss`, as `h:mm:ss` from an hour on, and with tenths below ten seconds."""
     if math.isnan(seconds):
         return "?"
     if seconds < 9.95:
@@ -84,7 +88,7 @@ def duration(seconds: float) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]], *, right: bool = False, left: int = 1) -> list[str]:
-    """Rows of cells, aligned: the first `left` columns to the left, the others to the right if that is asked for."""
+    """Align rows of cells: the first `left` columns to the left, the others to the right if `right`."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""A piece of a run's work, measured on this machine: what one step takes, and what its program takes to compile."""
+"""Timing of part of a run's work on this machine: seconds per step, compilation, and memory."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import numpy as np
 from ssdd_jax.methods.base import Trial
 from ssdd_jax.training import loop, streaming
 
-# Steps are timed for about so long; one that takes longer than `LONG` is timed once, without a warm-up.
+# Steps are timed for about `SECONDS`; a step that takes longer than `LONG` is timed once, without a warm-up.
 SECONDS = 0.7
 LONG = 5.0
 
 
 class Cost(NamedTuple):
-    """What is left of a piece of work, and what it was found to cost.
+    """Measured cost of the remaining work.
 
     Attributes:
-        what: The unit it is counted in, in the plural.
-        count: How many are left.
-        seconds: Of one; not a number where it could not be measured.
-        measured: How many were timed.
-        compiling: Seconds to compile the program, once.
-        memory: Bytes that the program takes on the device, its data included; 0 where that is little.
+        what: Name of the unit of work, in the plural.
+        count: Remaining units.
+        seconds: Seconds per unit; NaN if it could not be measured.
+        measured: Number of units that were timed.
+        compiling: Seconds to compile the program once.
+        memory: Bytes of the program on the device, including its data; 0 if that is negligible.
     """
 
     what: str
@@ -40,13 +40,13 @@ class Cost(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Seconds of all that is left, compiling included; nothing where nothing is left."""
+        """Seconds of the remaining work including compilation; 0 if no work is left."""
         return self.count * self.seconds + self.compiling if self.count else 0.0
 
 
 @contextlib.contextmanager
 def nothing_kept() -> Iterator[None]:
-    """Within it programs are taken from XLA's cache on disk, where they are there, but none is written to it."""
+    """Context in which programs are read from XLA's persistent cache but none is written to it."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
     jax.config.update(name, math.inf)
@@ -57,7 +57,7 @@ def nothing_kept() -> Iterator[None]:
 
 
 class Program(NamedTuple):
-    """A compiled function, the seconds that compiling took, and the bytes it takes on the device, data included."""
+    """A compiled function, its compilation time in seconds, and its bytes on the device including data."""
 
     call: Callable[..., Any]
     compiling: float
@@ -65,21 +65,25 @@ class Program(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether it can be run on this device."""
+        """True if the device has enough memory for it."""
         return self.memory <= streaming.memory_bytes()
 
 
 def program(function: Any, *arguments: Any, **options: Any) -> Program:
-    """Compile a function under `jax.jit` for these arguments.
+    """Compile a function under `jax.jit` for the given arguments.
 
     Args:
-        function: What `jax.jit` gave.
-        *arguments: Arrays, or their shapes.
-        **options: Its static arguments by name.
+        function: A jitted function.
+        *arguments: Arrays, or abstract values.
+        **options: Static arguments by name.
+
+    Returns:
+        The compiled program.
     """
     began = time.perf_counter()
     compiled = function.lower(*arguments, **options).compile()
     seconds = time.perf_counter() - began
+    # Not every backend reports memory. Outputs that alias donated arguments count once.
     sizes = compiled.memory_analysis()
     if sizes is None:
         return Program(compiled, seconds, 0)
@@ -88,24 +92,28 @@ def program(function: Any, *arguments: Any, **options: Any) -> Program:
 
 
 def clock(call: Callable[[int], None], *, most: int) -> tuple[float, int]:
-    """Seconds of one step, and how many were timed.
+    """Measure the seconds per step.
 
     Args:
-        call: Does so many steps and returns when the device is done.
-        most: The most steps that it can do at once.
+        call: Performs the given number of steps, and returns when the device has finished.
+        most: Largest number of steps that it accepts.
+
+    Returns:
+        Seconds per step, and the number of timed steps.
     """
+    # The first step warms up caches and the allocator, unless steps are too long to repeat.
     first = _seconds(call, 1)
     if first > LONG:
         return first, 1
-    one = _seconds(call, 1)
-    count = max(1, min(most, int(SECONDS / max(one, 1e-6))))
+    warm_seconds = _seconds(call, 1)
+    count = max(1, min(most, int(SECONDS / max(warm_seconds, 1e-6))))
     if count == 1:
-        return one, 1
+        return warm_seconds, 1
     return _seconds(call, count) / count, count
 
 
 def once(call: Callable[[], Any]) -> float:
-    """Seconds of a call whose result is waited for."""
+    """Measure the seconds of a call until its result is computed."""
     return _seconds(lambda _: jax.block_until_ready(call()), 1)
 
 
@@ -116,21 +124,22 @@ def _seconds(call: Callable[[int], Any], count: int) -> float:
 
 
 def warm(call: Callable[[int], Any], *, what: str, count: float, most: int, memory: int = 0) -> Cost:
-    """The cost of a call that compiles when it is first made: what that takes longer than the next is compiling."""
+    """Measure a call that compiles when it runs first; the extra time of the first call counts as compilation."""
     first = _seconds(call, 1)
     seconds, measured = clock(call, most=most)
     return Cost(what, count, seconds, measured, max(0.0, first - seconds), memory)
 
 
 def measure(trial: Trial) -> Cost:
-    """The cost of a piece of work: its program compiled, and a few of its calls timed.
+    """Compile a trial's program and time a few calls.
 
     Args:
-        trial: The piece of work.
+        trial: The trial.
 
     Returns:
-        The cost; its seconds are NaN where the program does not fit the device.
+        The cost; its seconds are NaN if the program does not fit the device.
     """
+    # The number of repetitions is an argument, so that one program serves every count.
     last = (np.int32(1),) if trial.repeated else ()
     compiled = program(trial.function, *trial.arguments, *last, **trial.options)
     compiling = compiled.compiling if trial.compiles else 0.0
@@ -146,26 +155,27 @@ def measure(trial: Trial) -> Cost:
 
 
 def steps(training: loop.Training, state: Any, data: Any, *, left: int) -> tuple[Cost, Any]:
-    """The cost of the steps that are left of a training, in the loop that a run has.
+    """Measure the remaining steps of a training in the training loop's own program.
 
     Args:
-        training: What the loop is given.
-        state: At its start; given away.
-        data: What its steps are given.
-        left: How many steps are left.
+        training: The training.
+        state: Its initial state, which is donated.
+        data: The data passed to every step.
+        left: Number of remaining steps.
 
     Returns:
-        The cost, and the state after the steps that were timed.
+        The cost, and the state after the timed steps.
     """
     items = None if training.feed is None else jax.device_put(training.feed(0, training.per_call))
-    found = program(loop.compiled(training, state, data, items), state, data, items, np.int32(1))
-    if not found.fits:
-        return Cost("steps", left, math.nan, 0, found.compiling, found.memory), state
+    compiled = program(loop.compiled(training, state, data, items), state, data, items, np.int32(1))
+    if not compiled.fits:
+        return Cost("steps", left, math.nan, 0, compiled.compiling, compiled.memory), state
+    # A list, because each call consumes the state that it is given.
     held = [state]
 
     def go(count: int) -> None:
-        held[0], _ = found.call(held[0], data, items, np.int32(count))
+        held[0], _ = compiled.call(held[0], data, items, np.int32(count))
         jax.block_until_ready(held[0])
 
     seconds, measured = clock(go, most=training.per_call)
-    return Cost("steps", left, seconds, measured, found.compiling, found.memory), held[0]
+    return Cost("steps", left, seconds, measured, compiled.compiling, compiled.memory), held[0]

@@ -1,11 +1,11 @@
-"""What a distilled set is worth: networks trained on it from scratch, judged by several protocols on several targets.
+"""Evaluate distilled sets: train networks on them from scratch and test these by several protocols on several targets.
 
     import ssdd_jax
     result = ssdd_jax.evaluate("runs/digits/distilled", models=["convnet", "resnet18"], targets=["cifar10"])
     result["rows"][0]  # {"target": "cifar10", "model": "convnet", "entry": "distilled", "measure": "linear", ...}
 
-The module is the function of the same name: calling it is calling `evaluate.evaluate`. On the command line it is
-`python -m ssdd_jax.evaluate --set=PATH`. Nothing here knows which method made a set.
+The module is callable: `ssdd_jax.evaluate(...)` calls `ssdd_jax.evaluate.evaluate(...)`. The command line is
+`python -m ssdd_jax.evaluate --set=PATH`. The evaluation does not depend on the method that distilled a set.
 """
 
 from __future__ import annotations
@@ -44,5 +44,5 @@ class _Callable(types.ModuleType):
         return evaluate(*args, **kwargs)
 
 
-# A function and a module cannot both be `ssdd_jax.evaluate`: the module answers to being called.
+# `ssdd_jax.evaluate` has to be both a function and a package. Changing the class of the module makes it callable.
 sys.modules[__name__].__class__ = _Callable

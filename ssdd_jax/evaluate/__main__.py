@@ -12,27 +12,27 @@ from typing import Any
 HELP = """\
 usage: python -m ssdd_jax.evaluate --set=PATH [--models=A,B] [--targets=A,B] [--protocol=A,B] [--seeds=N] ...
 
-Train networks on a distilled set and on what it is compared with, and judge them.
+Train networks on a distilled set and on its baselines, and evaluate them.
 
-  --set=PATH               what to evaluate: a run's distilled/, KRR-ST's x_syn.pt and y_syn.pt, images with features,
-                           an .npz; several with commas between them, NAME=PATH to name a row.
+  --set=PATH               distilled set to evaluate: a run's distilled/, KRR-ST's x_syn.pt and y_syn.pt, images with
+                           features, or an .npz; separate several by commas; NAME=PATH names a row.
                            Default runs/digits/distilled
   --models=A,B             architectures: {models};
-                           with widths of your own convnet_16_32_64_bn (or _in), resnet18_16
-  --targets=A,B            labelled data: {targets},
+                           with custom widths: convnet_16_32_64_bn (or _in), resnet18_16
+  --targets=A,B            labelled data sets: {targets},
                            digits, tfds:NAME, folder:PATH, npz:PATH, npy:PATH; default the data that the set was
                            distilled from
-  --protocol=A,B           {protocols}
-  --references=A,B         rows beside the set: {references}, or none; chance always
+  --protocol=A,B           evaluation protocols: {protocols}
+  --references=A,B         baselines: {references}, or none; chance is always added
   --seeds=N                networks per row
-  --edition=NAME           what is not said otherwise: {editions}; default digits for sets of digits, else paper
-  --source=RUN             the folder of the run that made the set, which has its data and teacher; default the folder
-                           that the set lies in. Or the name of a data set, with --features=FILE. Or none
-  --workdir=DIR            where results are kept and found again, and evaluation.json, .md and .png are written;
+  --edition=NAME           preset of default values: {editions}; default digits for sets of digits, else paper
+  --source=RUN             folder of the run that distilled the set, from which its data and teacher are loaded; default
+                           the folder that contains the set. Or the name of a data set, with --features=FILE. Or none
+  --workdir=DIR            folder of the cached results and of evaluation.json, .md and .png;
                            default {workdir}
   --help                   print this page
 
-Every other setting, with its default in the edition paper and where that comes from:
+All other settings, with their defaults in the edition paper and the source of each default:
 {settings}
 
 Examples:
@@ -51,10 +51,10 @@ def main(arguments: list[str]) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program's name.
+        arguments: Command-line arguments without the program's name.
 
     Returns:
-        The exit status: 0, 2 for a mistake that a user can mend, told in one line.
+        The exit status: 0, or 2 for a user's mistake, which is reported in one line.
     """
     from ssdd_jax.cli import console
 
@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> None:
+
     import os
     import pathlib
 
@@ -84,27 +85,33 @@ def _run(arguments: list[str]) -> None:
         words = {key: indent.join(textwrap.wrap(", ".join(names), 90)) for key, names in lists.items()}
         print(HELP.format(**words, workdir=api.WORKDIR, settings=options.page()))
         return
-    asked = parse(arguments)
-    workdir = pathlib.Path(asked.setdefault("workdir", api.WORKDIR)).expanduser()
+    options_given = parse(arguments)
+    workdir = pathlib.Path(options_given.setdefault("workdir", api.WORKDIR)).expanduser()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # What is compiled for one target or seed serves the next command.
+        # Programs compiled for one target or seed are reused by the next command.
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compiled").absolute()))
-    sets = asked.pop("sets", DEFAULT)
-    table = api.write(api.evaluate(sets, **asked), workdir)
+    sets = options_given.pop("sets", DEFAULT)
+    table = api.write(api.evaluate(sets, **options_given), workdir)
     print(f"\n{table}\n\nevaluation.json, .md and .png are in {workdir}", flush=True)
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:
-    """What a command line says, as arguments of `evaluate`.
+    """Parse a command line into keyword arguments of `evaluate`.
+
+    Args:
+        arguments: Command-line arguments without the program's name.
+
+    Returns:
+        Values by the names of `evaluate`'s parameters and of the settings; options that are not set are absent.
 
     Raises:
-        UserError: If an option is unknown, has no value, or one of the wrong type.
+        UserError: If an option is unknown, has no value, or has a value of the wrong type.
     """
     from ssdd_jax.errors import UserError
     from ssdd_jax.evaluate.options import Options
 
     settings = Options._field_defaults
-    found: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
         name = ALIASES.get(name, name)
@@ -115,28 +122,29 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         if not equals or (not value and name not in settings):
             raise UserError(f"--{name} has no value: write --{name}=VALUE")
         if name in LISTS:
-            found[name] = [part for part in value.split(",") if part]
+            parsed[name] = [part for part in value.split(",") if part]
         else:
-            found[name] = value if name in WORDS else _typed(name, value, settings.get(name, 1))
-    if found.get("references") == ["none"]:
-        found["references"] = []
-    named = [re.fullmatch(r"([\w .+-]+)=(.+)", path) for path in found.get("sets", ())]
-    if any(named):
-        given = zip(named, found["sets"], strict=True)
-        pairs = [(match[1], match[2]) if match else (path, path) for match, path in given]
+            parsed[name] = value if name in WORDS else _converted(name, value, settings.get(name, 1))
+    if parsed.get("references") == ["none"]:
+        parsed["references"] = []
+    # NAME=PATH: a path may contain "=" itself, so only a name without a slash counts.
+    matches = [re.fullmatch(r"([\w .+-]+)=(.+)", path) for path in parsed.get("sets", ())]
+    if any(matches):
+        items = zip(matches, parsed["sets"], strict=True)
+        pairs = [(match[1], match[2]) if match else (path, path) for match, path in items]
         if len({name for name, _ in pairs}) < len(pairs):
-            raise UserError("two sets have one name: give each a name of its own, as in --set=A=PATH,B=PATH")
-        found["sets"] = dict(pairs)
-    if found.get("seeds", 1) < 1:
-        raise UserError(f"--seeds={found['seeds']} is out of range: it must be at least 1")
-    return found
+            raise UserError("two sets have one name: give each set a different name, as in --set=A=PATH,B=PATH")
+        parsed["sets"] = dict(pairs)
+    if parsed.get("seeds", 1) < 1:
+        raise UserError(f"--seeds={parsed['seeds']} is out of range: it must be at least 1")
+    return parsed
 
 
-def _typed(name: str, text: str, default: Any) -> Any:
-    """The value of a setting, of its default's type."""
+def _converted(name: str, text: str, default: Any) -> Any:
+    """Convert the text of a setting to the type of its default."""
     from ssdd_jax.errors import UserError
 
-    if isinstance(default, bool):
+    if isinstance(default, bool):  # before the general case: bool("False") is True
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
     elif isinstance(default, str):

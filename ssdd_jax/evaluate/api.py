@@ -1,4 +1,4 @@
-"""One call from sets to a table: `ssdd_jax.evaluate`."""
+"""The Python interface of the evaluation: `ssdd_jax.evaluate` and the files that it writes."""
 
 from __future__ import annotations
 
@@ -41,100 +41,106 @@ def evaluate(
     say: Callable[[str], None] = print,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train networks on distilled sets and on what they are compared with, and judge them.
+    """Train networks on distilled sets and on their baselines, and evaluate them.
 
-    What has been computed in the same work dir is not computed again: asking for one more target costs one target.
+    Results are cached in the work dir: a further target only costs the evaluation on that target.
 
     Args:
-        sets: A distilled set or its path, several paths, or sets or paths by name. A path is whatever
-            `ssdd_jax.load` reads: a run's `distilled`, KRR-ST's `x_syn.pt` and `y_syn.pt`, images with features, an
+        sets: A distilled set or its path, several paths, or sets or paths by name. A path is anything that
+            `ssdd_jax.load` reads: a run's `distilled`, KRR-ST's `x_syn.pt` and `y_syn.pt`, images with features, or an
             `.npz`.
-        models: Architectures (`ssdd_jax.models.architectures`); those of the edition if left out.
-        targets: Labelled data: names such as `cifar10`, `stanford_dogs`, `folder:PATH`, or data sets; or, by the names
-            they are to have, arrays in memory: `{"mine": (train_images, train_labels, test_images, test_labels)}`,
-            images uint8 `(n,H,W,C)` and labels integers `(n,)`. The data that the first set was distilled from if left
-            out.
-        protocols: Names in `PROTOCOLS`; those of the edition if left out.
-        references: What the sets are read beside, of `REFERENCES`.
-        seeds: Networks per row; the edition's number if left out.
-        source: The folder of the run that made the sets, which has their data and teacher; found beside the first set
-            where a run left it there, unless this is "none". Or the name of a data set, with `features=FILE`; or images
-            and features in memory, uint8 `(n,H,W,C)` and floats `(n,D)`. Without a source only an untrained network is
-            to be had as a reference.
-        edition: A name in `EDITIONS`; if left out `digits` for sets of scikit-learn's digits, `paper` for all others.
-            `cpu` trains narrower networks for fewer epochs.
-        workdir: Where results are kept.
-        say: Told what a user should know, a line at a time.
+        models: Architectures (`ssdd_jax.models.architectures`). Default: those of the edition.
+        targets: Labelled data: names such as `cifar10`, `stanford_dogs`, `folder:PATH`, or data sets; or arrays in
+            memory, by name: `{"mine": (train_images, train_labels, test_images, test_labels)}`, images uint8
+            `(n,H,W,C)` and labels integers `(n,)`. Default: the data that the first set was distilled from.
+        protocols: Names in `PROTOCOLS`. Default: those of the edition.
+        references: Baselines reported alongside the sets, names in `REFERENCES`.
+        seeds: Networks per row. Default: the number of the edition.
+        source: The folder of the run that distilled the sets, from which their data and teacher are loaded. Default:
+            the run folder that contains the first set; "none" disables this. Or the name of a data set, with
+            `features=FILE`; or images and features in memory, uint8 `(n,H,W,C)` and floats `(n,D)`. Without a source
+            the only baseline is an untrained network.
+        edition: The preset of default values, a name in `EDITIONS`. Default: `digits` for sets of scikit-learn's
+            digits, `paper` for all others. `cpu` trains narrower networks for fewer epochs.
+        workdir: Folder of the cached results.
+        say: Called with each message for the user.
         **settings: Changes to `Options`, such as `epochs=100`.
 
     Returns:
-        A plain structure, the same as `evaluation.json`: `rows` (each with `target`, `model`, `entry`, `protocol`,
+        The content of `evaluation.json`: `rows` (each with `target`, `model`, `entry`, `protocol`,
         `measure`, `mean`, `std`, `seeds`, `values`; model None for the teacher and chance), `differences` (paired by
         seed, with confidence intervals), `sets`, `models`, `settings`, `seeds`, `seconds`, `machine`, `version`.
 
     Raises:
-        UserError: For whatever a user can mend.
+        UserError: If an argument is invalid, a file is missing, the sets, targets and source do not fit together, or a
+            network diverges.
     """
     began = time.monotonic()
-    given = sources.name_sets(sets)
-    named = {key: one if isinstance(one, DistilledSet) else formats.read(one) for key, one in given.items()}
-    first = next(iter(named.values()))
+    named_sets = sources.name_sets(sets)
+    distilled_sets = {
+        key: item if isinstance(item, DistilledSet) else formats.read(item) for key, item in named_sets.items()
+    }
+    # The first set determines the default edition, the source and the image shape; `suite.check` compares the others.
+    first = next(iter(distilled_sets.values()))
     name = edition or ("digits" if first.about.get("dataset") == "digits" else "paper")
-    chosen = options.edition(name)
-    made = options.make(chosen, settings)
-    models, protocols, references = map(_listed, (models, protocols, references))
+    preset = options.edition(name)
+    resolved = options.make(preset, settings)
+    models, protocols, references = map(_as_list, (models, protocols, references))
     _check(references, seeds)
     height, width, channels = first.pairs()[0].shape[1:]
     shape = (height, width, channels)
-    run = _run_of(next(iter(given.values())))
-    known = _source(source, run, made, shape, say)
-    _warn(named, say)
-    asked = _targets(targets) or [_own_target(known)]
+    run = _run_of(next(iter(named_sets.values())))
+    source_data = _source(source, run, resolved, shape, say)
+    _warn(distilled_sets, say)
+    target_list = _targets(targets) or [_default_target(source_data)]
+    # Repeated names would repeat rows, so each is evaluated once, in the order of the arguments.
     request = suite.Request(
-        sets=named,
-        counts={key: sources.count_of(one) for key, one in named.items()},
-        models=tuple(dict.fromkeys(models or chosen.models)),
-        targets=[sources.target(one, known, data_dir=made.data_dir, image_shape=shape) for one in asked],
-        protocols=tuple(dict.fromkeys(protocols or chosen.protocols)),
+        sets=distilled_sets,
+        counts={key: sources.count_of(item) for key, item in distilled_sets.items()},
+        models=tuple(dict.fromkeys(models or preset.models)),
+        targets=[
+            sources.target(item, source_data, data_dir=resolved.data_dir, image_shape=shape) for item in target_list
+        ],
+        protocols=tuple(dict.fromkeys(protocols or preset.protocols)),
         references=tuple(dict.fromkeys(references)),
-        source=known,
-        seeds=seeds or chosen.seeds,
-        seed=made.seed,
-        training=options.for_training(made),
-        judging=options.for_judging(made),
+        source=source_data,
+        seeds=seeds or preset.seeds,
+        seed=resolved.seed,
+        training=options.for_training(resolved),
+        judging=options.for_judging(resolved),
     )
-    # What the run itself has trained and measured need not be done again.
-    place = pathlib.Path(workdir).expanduser()
-    store = Store(place / "store", also=run and Workdir(run).evaluation)
-    with held(place), threadpool_limits(1, "blas"):  # LAPACK's own threads stand in XLA's way
+    # Networks and metrics of the run's own evaluation are reused.
+    folder = pathlib.Path(workdir).expanduser()
+    store = Store(folder / "store", also=run and Workdir(run).evaluation)
+    with held(folder), threadpool_limits(1, "blas"):  # LAPACK's threads would compete with XLA's
         rows = suite.run(request, store, say=say)
-    settled = {"edition": name, "settings": made._asdict(), "seconds": round(time.monotonic() - began, 1)}
-    return _result(request, rows) | settled
+    details = {"edition": name, "settings": resolved._asdict(), "seconds": round(time.monotonic() - began, 1)}
+    return _result(request, rows) | details
 
 
-def _listed(given: Any) -> Any:
-    return [given] if isinstance(given, str) else given
+def _as_list(names: Any) -> Any:
+    return [names] if isinstance(names, str) else names
 
 
 def _targets(
-    given: str | data.Dataset | Sequence[str | data.Dataset] | Mapping[str, Sequence[Any]],
+    requested: str | data.Dataset | Sequence[str | data.Dataset] | Mapping[str, Sequence[Any]],
 ) -> list[str | data.Dataset]:
-    if isinstance(given, Mapping):
-        return [sources.of_arrays(name, arrays) for name, arrays in given.items()]
-    return [given] if isinstance(given, str | data.Dataset) else list(given)
+    if isinstance(requested, Mapping):
+        return [sources.of_arrays(name, arrays) for name, arrays in requested.items()]
+    return [requested] if isinstance(requested, str | data.Dataset) else list(requested)
 
 
-def _warn(named: Mapping[str, DistilledSet], say: Callable[[str], None]) -> None:
-    """Say where sets do not share what they are compared by."""
+def _warn(distilled_sets: Mapping[str, DistilledSet], say: Callable[[str], None]) -> None:
+    """Warn if sets were distilled from different data or with different teachers."""
     for key in ("dataset", "teacher"):
-        known = {name: one.about[key] for name, one in named.items() if key in one.about}
-        if len(set(known.values())) > 1:
-            words = ", ".join(f"{name}: {value}" for name, value in known.items())
-            say(f"evaluate: the sets differ in their {key} ({words}); the reference points are the first's")
+        recorded = {name: item.about[key] for name, item in distilled_sets.items() if key in item.about}
+        if len(set(recorded.values())) > 1:
+            words = ", ".join(f"{name}: {value}" for name, value in recorded.items())
+            say(f"evaluate: the sets differ in their {key} ({words}); the baselines are those of the first set")
 
 
 def _check(references: Sequence[str], seeds: int) -> None:
-    unknown = [one for one in references if one not in entries.REFERENCES]
+    unknown = [name for name in references if name not in entries.REFERENCES]
     if unknown:
         raise UserError(f"unknown reference {unknown[0]!r}: there are {', '.join(entries.REFERENCES)}")
     if seeds < 0:
@@ -145,7 +151,7 @@ def _result(request: suite.Request, rows: list[dict[str, Any]]) -> dict[str, Any
     first = next(iter(request.sets.values()))
     return {
         "schema": SCHEMA,
-        "sets": [_about(key, one, request.counts[key]) for key, one in request.sets.items()],
+        "sets": [_about(key, item, request.counts[key]) for key, item in request.sets.items()],
         "models": [_size(model, first) for model in request.models],
         "targets": [target.name for target in request.targets],
         "protocols": list(request.protocols),
@@ -161,53 +167,53 @@ def write(result: Mapping[str, Any], folder: Path) -> str:
     """Write `evaluation.json`, `evaluation.md` and `evaluation.png` into a folder; returns the Markdown."""
     from ssdd_jax.evaluate import figures  # Matplotlib is slow to load
 
-    place = pathlib.Path(folder).expanduser()
+    output = pathlib.Path(folder).expanduser()
     words = tables.markdown(result)
-    files.write_json(place / "evaluation.json", dict(result))
-    files.write_bytes(place / "evaluation.md", (words + "\n").encode())
-    figures.draw(place / "evaluation.png", result)
+    files.write_json(output / "evaluation.json", dict(result))
+    files.write_bytes(output / "evaluation.md", (words + "\n").encode())
+    figures.draw(output / "evaluation.png", result)
     return words
 
 
 def _source(
-    given: Path | entries.SourceData | tuple[Any, Any] | None,
+    requested: Path | entries.SourceData | tuple[Any, Any] | None,
     run: pathlib.Path | None,
-    made: options.Options,
+    resolved: options.Options,
     shape: tuple[int, int, int],
     say: Callable[[str], None],
 ) -> entries.SourceData | None:
-    """The data and the teacher that the sets come from, if they are known; `run` is the run that the first lies in."""
-    if isinstance(given, entries.SourceData):
-        return given
-    if isinstance(given, tuple):
-        return sources.of_features_in_memory(*given)
-    if given == "none":
+    """Load the data and the teacher of the sets; None if unknown. `run` is the run folder that contains the first."""
+    if isinstance(requested, entries.SourceData):
+        return requested
+    if isinstance(requested, tuple):
+        return sources.of_features_in_memory(*requested)
+    if requested == "none":
         return None
-    if made.features and given is None:
-        raise UserError("features are of the images of a data set: name it too, as in --source=tfds:cifar100")
-    if made.features:
-        return sources.of_features(str(given), made.features, data_dir=made.data_dir, image_shape=shape)
-    if given is not None or run is not None:
-        return sources.of_run(given or run, shared=made.shared or None, data_dir=made.data_dir)  # type: ignore[arg-type]
+    if resolved.features and requested is None:
+        raise UserError("features need the data set of their images: name it too, as in --source=tfds:cifar100")
+    if resolved.features:
+        return sources.of_features(str(requested), resolved.features, data_dir=resolved.data_dir, image_shape=shape)
+    if requested is not None or run is not None:
+        return sources.of_run(requested or run, shared=resolved.shared or None, data_dir=resolved.data_dir)  # type: ignore[arg-type]
     say(
-        "evaluate: it is not known what the set was distilled from: of the reference points only the untrained network "
-        "is to be had; --source names the run that made it"
+        "evaluate: the source of the set is unknown, so that the only baseline is the untrained network: "
+        "name the run that distilled it, as in --source=RUN"
     )
     return None
 
 
-def _run_of(given: DistilledSet | Path) -> pathlib.Path | None:
-    """The folder of the run that a set lies in."""
-    if isinstance(given, DistilledSet):
+def _run_of(item: DistilledSet | Path) -> pathlib.Path | None:
+    """The run folder that contains a set; None for a set in memory or outside of a run."""
+    if isinstance(item, DistilledSet):
         return None
-    folder = pathlib.Path(given).expanduser().resolve().parent
+    folder = pathlib.Path(item).expanduser().resolve().parent
     return folder if (folder / "config.json").exists() else None
 
 
-def _own_target(source: entries.SourceData | None) -> str | data.Dataset:
+def _default_target(source: entries.SourceData | None) -> str | data.Dataset:
     if source is None:
         raise UserError("no target is given: name one, as in --targets=cifar10")
-    if not source.whole:  # a part of the data set that its name stands for
+    if not source.whole:  # a subset: loading the data set by its name would give other images
         return source.dataset
     short = {name: key for key, name in data.targets.NAMES.items()}
     return short.get(source.dataset.name, source.dataset.name)
@@ -220,8 +226,8 @@ def _about(name: str, distilled: DistilledSet, count: int) -> dict[str, Any]:
         "images": len(distilled.images()),
         "numbers": distilled.numbers_stored(),
     }
-    known = {key: distilled.about[key] for key in ("method", "dataset", "teacher", "seed") if key in distilled.about}
-    return {"name": name, **sizes, **known}
+    origin = {key: distilled.about[key] for key in ("method", "dataset", "teacher", "seed") if key in distilled.about}
+    return {"name": name, **sizes, **origin}
 
 
 def _size(model: str, like: DistilledSet) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is compared: distilled sets, and the reference points beside them."""
+"""Entries of an evaluation: distilled sets and baselines, each with a function that trains networks on it."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from ssdd_jax.training import streaming
 
 Array = jax.Array
 
-# A stream apart from the keys that the networks are trained with: `fold_in` with a small number is a key of `split`.
+# Separates the draws from the training keys: `fold_in` with a small number could repeat a key that `split` returns.
 DRAW = np.uint32(zlib.crc32(b"random_real"))
 
-# The rows that a distilled set is read beside; chance has no networks and is added to the table.
+# Baselines reported alongside a distilled set. Chance has no networks; `suite` adds its rows.
 REFERENCES = ("random_real", "random_init", "full_data", "teacher")
 
 
 class SourceData(NamedTuple):
-    """The data that sets were distilled from, and the teacher: what the reference points are made of.
+    """The data that sets were distilled from and the teacher, from which the baselines are computed.
 
     Attributes:
         dataset: The images.
-        features: The teacher's features of them.
-        preprocessing: Constants of the data set.
-        teacher: The teacher as a network `(module, variables)`, or None if its features were brought.
-        moments: Mean and std of the images that it takes, whatever the target; None for those of each target.
-        whole: Whether the data set is what its name says, not a part of it: all training images, the usual test part.
+        features: The teacher's features of the images.
+        preprocessing: Normalisation constants of the data set.
+        teacher: The teacher as a network `(module, variables)`, or None if its features are precomputed.
+        moments: Mean and std `(C,)` that normalise the teacher's inputs on every target; None for the moments of each
+            target.
+        whole: True for the complete data set of that name (all training images, default test split), False for a
+            subset.
     """
 
     dataset: data.Dataset
@@ -50,14 +52,14 @@ class SourceData(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A labelled data set that networks are probed on.
+    """A labelled data set that networks are evaluated on.
 
     Attributes:
-        name: What it is called.
-        dataset: Images and labels, of the sets' image shape.
-        mean: Of each channel of the training images `(C,)`, which normalises both parts (KRR-ST).
-        std: Of each channel `(C,)`.
-        mark: A hash of images and labels.
+        name: Name in the results.
+        dataset: Images and labels; images have the image shape of the sets.
+        mean: Mean of each channel of the training images `(C,)`, which normalises both splits (KRR-ST).
+        std: Standard deviation of each channel `(C,)`.
+        mark: Hash of images and labels.
     """
 
     name: str
@@ -68,11 +70,11 @@ class Target(NamedTuple):
 
 
 class Images(NamedTuple):
-    """What an entry offers for target data-free distillation.
+    """Images of an entry for target data-free distillation.
 
     Attributes:
         inputs: Network inputs `(P,H,W,C)`, or `(seeds,P,H,W,C)`.
-        noise: Whether Gaussian noise of that shape is to stand in for them.
+        noise: If True, Gaussian noise of that shape replaces the inputs.
     """
 
     inputs: Array
@@ -80,15 +82,15 @@ class Images(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A row of the results.
+    """A distilled set or a baseline: one row of the results.
 
     Attributes:
-        name: Such as `distilled` or `random_real`.
-        what: What its networks depend on besides the architecture and the seed; JSON values.
+        name: Name of the row, such as `distilled` or `random_real`.
+        what: Cache key of its networks, besides the architecture and the seed; JSON values.
         dim: Length of the targets that its networks predict.
-        train: From keys `(seeds,)` and an architecture to variables with a leading axis of seeds; None for the teacher.
-        images: From keys `(seeds,)` to what `zero_shot_kd` learns from; None if there is nothing.
-        offered: How many images that is.
+        train: Maps keys `(seeds,)` and an architecture to variables with a leading axis of seeds; None for the teacher.
+        images: Maps keys `(seeds,)` to the images that `zero_shot_kd` learns from; None if there are none.
+        offered: Number of those images.
     """
 
     name: str
@@ -100,14 +102,15 @@ class Entry(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How networks are trained on distilled sets and on the reference points.
+    """Training settings for distilled sets and baselines.
 
     Attributes:
-        pairs: On a set, and on as many random real images.
-        full: On the full source set.
-        own_rate: Train on a set at the rate that it came with, where it came with one (MKDT).
-        together: Networks side by side; 0: as many as the memory holds.
-        gigabytes: The source set is streamed if it takes more of the device than this; 0: as `streaming.fits` says.
+        pairs: Training on a distilled set, and on N random real images.
+        full: Training on the full source set.
+        own_rate: Use the learning rate stored with a set, if there is one (MKDT).
+        together: Networks trained side by side; 0: as many as fit into memory.
+        gigabytes: The source set is streamed if it needs more device memory than this; 0: the default limit of
+            `streaming.fits`.
     """
 
     pairs: training.Settings
@@ -118,32 +121,38 @@ class Settings(NamedTuple):
 
 
 def of_set(name: str, distilled: DistilledSet, settings: Settings) -> Entry:
-    """The entry of a distilled set."""
+    """Create the entry of a distilled set.
+
+    Args:
+        name: Name of the row.
+        distilled: The set; its pairs are decoded once, here.
+        settings: Training settings.
+    """
     images, targets = distilled.pairs()
-    own = settings.pairs._replace(sgd=_own_rate(settings, distilled))
+    pair_settings = settings.pairs._replace(sgd=_sgd_of(settings, distilled))
     train = functools.partial(
         training.train,
         pairs=(images, targets),
         preprocessing=distilled.preprocessing,
-        settings=own,
+        settings=pair_settings,
         together=settings.together,
         name=name,
     )
-    what = {"pairs": mark(np.asarray(images), np.asarray(targets)), "training": _plain(own)}
+    what = {"pairs": mark(np.asarray(images), np.asarray(targets)), "training": _plain(pair_settings)}
     return Entry(name, what, targets.shape[-1], train, lambda keys: Images(images), len(images))
 
 
 def of_reference(
     name: str, source: SourceData | None, like: DistilledSet, count: int, settings: Settings
 ) -> Entry | None:
-    """The entry of a reference point, or None if it cannot be had.
+    """Create the entry of a baseline; None if the source data that it needs is unknown.
 
     Args:
         name: One of `REFERENCES`, or `random_real_N` where sets differ in size.
-        source: What the sets were distilled from; None if it is not known.
-        like: A set, whose image shape and number of targets an untrained network takes.
+        source: Data and teacher that the sets were distilled from; None if unknown.
+        like: A set, which determines the image shape and the target length of an untrained network.
         count: Images of the random baseline, N.
-        settings: How networks are trained.
+        settings: Training settings.
     """
     if name == "random_init":
         return _random_init(like)
@@ -151,10 +160,11 @@ def of_reference(
         return None
     if name == "teacher":
         what = {"teacher": mark(source.features.train), "images": content(source.dataset)}
-        known = source.teacher is not None or source.features.test is not None
-        return Entry(name, what, source.features.train.shape[-1], None, None) if known else None
-    made = _random_real(source, count, settings) if name.startswith("random_real") else _full_data(source, settings)
-    return made._replace(name=name)
+        # Evaluating the teacher takes the network itself or precomputed features of the test images.
+        available = source.teacher is not None or source.features.test is not None
+        return Entry(name, what, source.features.train.shape[-1], None, None) if available else None
+    entry = _random_real(source, count, settings) if name.startswith("random_real") else _full_data(source, settings)
+    return entry._replace(name=name)
 
 
 def _random_init(like: DistilledSet) -> Entry:
@@ -175,19 +185,20 @@ def _random_real(source: SourceData, count: int, settings: Settings) -> Entry:
     count = min(count, len(images))
     pairs = streaming.Pairs(images, source.features.train, source.preprocessing)
 
-    def drawn(keys: Array) -> tuple[Array, Array]:
+    def subsets(keys: Array) -> tuple[Array, Array]:
         def draw(key: Array) -> Array:
             return jax.random.choice(jax.random.fold_in(key, DRAW), len(images), (count,), replace=False)
 
-        rows = np.asarray(jax.jit(jax.vmap(draw))(keys))
-        drawn_images, targets = pairs.take(rows)
+        # The source set may be larger than the device memory, so only the drawn images are copied.
+        indices = np.asarray(jax.jit(jax.vmap(draw))(keys))
+        drawn_images, targets = pairs.take(indices)
         return source.preprocessing.images(jnp.asarray(drawn_images)), jnp.asarray(targets)
 
     def train(keys: Array, network: nn.Module) -> Any:
         return training.train(
             keys,
             network,
-            drawn(keys),
+            subsets(keys),
             preprocessing=source.preprocessing,
             settings=settings.pairs,
             together=settings.together,
@@ -196,12 +207,13 @@ def _random_real(source: SourceData, count: int, settings: Settings) -> Entry:
 
     what = {**_of_source(source), "drawn": count, "training": _plain(settings.pairs)}
     dim = source.features.train.shape[-1]
-    return Entry("random_real", what, dim, train, lambda keys: Images(drawn(keys)[0]), count)
+    return Entry("random_real", what, dim, train, lambda keys: Images(subsets(keys)[0]), count)
 
 
 def _full_data(source: SourceData, settings: Settings) -> Entry:
     def train(keys: Array, network: nn.Module) -> Any:
         pairs = streaming.Pairs(source.dataset.train_images, source.features.train, source.preprocessing)
+        # Same networks either way; streaming is slower, but is not limited by the device memory.
         options: dict[str, Any] = {"settings": settings.full, "together": settings.together, "name": "full_data"}
         if not streaming.fits(pairs.nbytes, settings.gigabytes):
             return training.train_streamed(keys, network, pairs, **options)
@@ -217,12 +229,12 @@ def _of_source(source: SourceData) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=16)
 def content(dataset: data.Dataset) -> str:
-    """A hash of all images of a data set."""
+    """Return a hash of all images of a data set, uint8 `(n,H,W,C)` each."""
     test = () if dataset.test_images is None else (dataset.test_images,)
     return mark(dataset.train_images, *test)
 
 
-def _own_rate(settings: Settings, distilled: DistilledSet) -> inner.Settings:
+def _sgd_of(settings: Settings, distilled: DistilledSet) -> inner.Settings:
     rate = distilled.statics.get("learning_rate")
     if not settings.own_rate or rate is None:
         return settings.pairs.sgd
@@ -230,5 +242,6 @@ def _own_rate(settings: Settings, distilled: DistilledSet) -> inner.Settings:
 
 
 def _plain(settings: training.Settings) -> list[Any]:
+    # Written out, since these values are part of cache keys that must not change with the order of the fields.
     sgd = settings.sgd
     return [settings.epochs, settings.batch_size, sgd.learning_rate, sgd.momentum, sgd.weight_decay]

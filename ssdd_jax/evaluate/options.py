@@ -1,4 +1,4 @@
-"""The settings of an evaluation, with the source of every default, and the editions that change them together."""
+"""Settings of an evaluation, with the source of every default, and their presets (called editions)."""
 
 from __future__ import annotations
 
@@ -13,40 +13,47 @@ from ssdd_jax.evaluate.protocols import finetune, probes, table, zero_shot
 
 
 class Options(NamedTuple):
-    """Every setting with its default; the published ones name their source."""
+    """All settings with their defaults; a default from a publication names its source."""
 
-    seed: int = 0  # the same seed gives every row the same initial networks and the same labels
-    data_dir: str = ""  # where TFDS keeps its data sets, or the targets' original files are
-    shared: str = ""  # the --shared folder of the run that made the sets, if it had one
-    features: str = ""  # a .npy or .npz with the teacher's features, where --source names data instead of a run
-    together: int = 0  # networks trained side by side in one program; 0: as many as the memory holds
+    seed: int = 0  # every row of one seed starts from the same initial networks and uses the same labels
+    data_dir: str = ""  # folder of the TFDS data sets, or of the targets' original files
+    shared: str = ""  # the --shared folder of the run that distilled the sets, if it had one
+    features: str = ""  # a .npy or .npz with the teacher's features, if --source names a data set instead of a run
+    together: int = 0  # networks trained side by side in one program; 0: as many as fit into memory
 
     epochs: int = 1000  # passes over a distilled set (KRR-ST test.py; Boost-SSDD)
     batch_size: int = 256  # pairs per step (KRR-ST test.py)
-    learning_rate: float = 0.1  # of SGD (KRR-ST test.py)
-    momentum: float = 0.9  # (KRR-ST)
+    learning_rate: float = 0.1  # learning rate of SGD (KRR-ST test.py)
+    momentum: float = 0.9  # momentum of SGD (KRR-ST)
     weight_decay: float = 1e-3  # on sets of up to some thousand pairs (KRR-ST test.py)
-    own_rate: bool = False  # train on a set at the rate that it came with (MKDT)
+    own_rate: bool = False  # use the learning rate stored with a set (MKDT)
     full_epochs: int = 20  # passes over the full source set (MKDT eval.py)
     full_weight_decay: float = 1e-4  # on the full source set (MKDT eval.py)
 
-    linear_steps: int = 5000  # of the linear probe's SGD (KRR-ST train.py)
+    linear_steps: int = 5000  # SGD steps of the linear probe (KRR-ST train.py)
     linear_batch_size: int = 512  # (KRR-ST train.py)
     linear_learning_rate: float = 0.2  # (KRR-ST train.py); cosine decay, no weight decay
-    neighbours: int = 20  # of k-NN (solo-learn)
+    neighbours: int = 20  # neighbours of k-NN (solo-learn)
     finetune_steps: int = 0  # 0: 10,000 on CIFAR and Tiny ImageNet, 5,000 elsewhere (KRR-ST test.py)
     finetune_batch_size: int = 256  # (KRR-ST test.py)
     finetune_learning_rate: float = 0.01  # (KRR-ST test.py)
     finetune_weight_decay: float = 5e-4  # (KRR-ST test.py)
-    kd_epochs: int = 1000  # of zero_shot_kd (KRR-ST test_kd.py)
+    kd_epochs: int = 1000  # epochs of zero_shot_kd (KRR-ST test_kd.py)
     kd_batch_size: int = 512  # (KRR-ST test_kd.py)
-    kd_learning_rate: float = 1e-4  # of AdamW; on noise ten times as much (KRR-ST test_kd.py)
-    kd_teacher: str = "resnet18"  # the supervised network that zero_shot_kd learns from (KRR-ST test_kd.py)
-    kd_teacher_steps: int = 0  # of its training on the target's labels; 0: as finetune_steps (KRR-ST scratch.py)
+    kd_learning_rate: float = 1e-4  # learning rate of AdamW; ten times as high on noise (KRR-ST test_kd.py)
+    kd_teacher: str = "resnet18"  # architecture of the supervised teacher of zero_shot_kd (KRR-ST test_kd.py)
+    kd_teacher_steps: int = 0  # steps of that teacher's supervised training; 0: as finetune_steps (KRR-ST scratch.py)
 
 
 class Edition(NamedTuple):
-    """What an evaluation is of where nothing else is said: architectures, protocols, seeds, and changed settings."""
+    """A preset of an evaluation.
+
+    Attributes:
+        models: Default architectures.
+        protocols: Default protocols.
+        seeds: Default number of networks per row.
+        changes: Settings that differ from the defaults of `Options`.
+    """
 
     models: tuple[str, ...]
     protocols: tuple[str, ...]
@@ -56,7 +63,7 @@ class Edition(NamedTuple):
 
 EDITIONS: dict[str, Edition] = {
     "paper": Edition(("convnet",), ("linear",), 3, {}),
-    # Two cores, 32x32: the settings of the configs' edition cpu.
+    # For two CPU cores and 32x32 images: the settings of the edition cpu in the config files.
     "cpu": Edition(
         ("convnet_32_64_128_bn",),
         ("linear",),
@@ -72,7 +79,7 @@ EDITIONS: dict[str, Edition] = {
             "kd_teacher_steps": 400,
         },
     ),
-    # scikit-learn's digits at 16x16, as in the run that distils them.
+    # For scikit-learn's digits at 16x16, as in configs/digits.py.
     "digits": Edition(
         ("convnet_16_32_64_64_bn", "resnet10_4"),
         ("linear", "few_labels"),
@@ -93,10 +100,13 @@ EDITIONS: dict[str, Edition] = {
 
 
 def edition(name: str) -> Edition:
-    """The edition of a name.
+    """Look up an edition by name.
+
+    Args:
+        name: A name in `EDITIONS`.
 
     Raises:
-        UserError: If it is unknown; all are listed.
+        UserError: If the name is unknown; the message lists all names.
     """
     if name not in EDITIONS:
         raise UserError(f"unknown edition {name!r}: there are {', '.join(EDITIONS)}")
@@ -104,16 +114,21 @@ def edition(name: str) -> Edition:
 
 
 def make(chosen: Edition, changes: Mapping[str, Any]) -> Options:
-    """The options of an edition with further changes.
+    """Combine the defaults, the settings of an edition, and further changes.
+
+    Args:
+        chosen: The edition.
+        changes: Values by the name of the setting; they override the edition's.
 
     Raises:
-        UserError: If a name is unknown, or a value is of the wrong type or out of range.
+        UserError: If a name is unknown, or a value has the wrong type or is out of range.
     """
-    known = Options._field_defaults
+    defaults = Options._field_defaults
     for name, value in changes.items():
-        if name not in known:
-            raise UserError(f"unknown setting {name!r}: there are {', '.join(known)}")
-        kind = type(known[name])
+        if name not in defaults:
+            raise UserError(f"unknown setting {name!r}: there are {', '.join(defaults)}")
+        kind = type(defaults[name])
+        # bool is a subclass of int, and an int is accepted where a float is expected.
         if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and isinstance(value, bool)):
             raise UserError(f"{name}={value!r} is not {'an' if kind is int else 'a'} {kind.__name__}")
         least = 0 if name in _FROM_ZERO else 1 if kind is int else None
@@ -124,6 +139,7 @@ def make(chosen: Edition, changes: Mapping[str, Any]) -> Options:
     return Options(**{**chosen.changes, **changes})
 
 
+# Settings that may be 0; all other integers are at least 1, all other floats positive.
 _FROM_ZERO = {
     "seed", "together", "momentum", "weight_decay", "full_weight_decay", "finetune_steps", "finetune_weight_decay",
     "kd_teacher_steps",
@@ -131,7 +147,7 @@ _FROM_ZERO = {
 
 
 def for_training(options: Options) -> entries.Settings:
-    """How networks are trained."""
+    """Return the training settings."""
     sgd = inner.Settings(options.learning_rate, options.momentum, options.weight_decay)
     return entries.Settings(
         pairs=training.Settings(options.epochs, options.batch_size, sgd),
@@ -144,8 +160,8 @@ def for_training(options: Options) -> entries.Settings:
 
 
 def for_judging(options: Options) -> table.Settings:
-    """How networks are judged."""
-    tuned = finetune.Settings(
+    """Return the settings of the protocols."""
+    tuning = finetune.Settings(
         steps=options.finetune_steps,
         batch_size=options.finetune_batch_size,
         learning_rate=options.finetune_learning_rate,
@@ -153,7 +169,7 @@ def for_judging(options: Options) -> table.Settings:
     )
     return table.Settings(
         linear=probes.Settings(options.linear_steps, options.linear_batch_size, options.linear_learning_rate),
-        tuning=tuned,
+        tuning=tuning,
         distilling=zero_shot.Settings(
             epochs=options.kd_epochs,
             batch_size=options.kd_batch_size,
@@ -168,12 +184,13 @@ def for_judging(options: Options) -> table.Settings:
 
 
 def page() -> str:
-    """Every setting as `Options` writes it: default, and what it means."""
+    """Format all settings for the help text, with their defaults and the comments in the source of `Options`."""
+    # Reading the source keeps the help text and the comments of the fields the same.
     lines = inspect.getsource(Options).splitlines()
     begin = next(i for i, line in enumerate(lines) if line.strip().startswith("seed:"))
-    found = []
+    formatted = []
     for line in lines[begin:]:
         name, _, rest = line.strip().partition(":")
         default, _, words = rest.partition("=")[2].partition("  # ")
-        found.append(f"  --{name + '=' + default.strip():<32} {words}" if name else "")
-    return "\n".join(found)
+        formatted.append(f"  --{name + '=' + default.strip():<32} {words}" if name else "")
+    return "\n".join(formatted)

@@ -1,4 +1,4 @@
-"""From names and paths to what is evaluated: sets, the data that they were distilled from, and targets."""
+"""Load the inputs of an evaluation by name or path: distilled sets, their source data and teacher, and targets."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ Path = str | os.PathLike[str]
 def name_sets(
     given: DistilledSet | Path | Sequence[Path] | Mapping[str, DistilledSet | Path],
 ) -> dict[str, DistilledSet | Path]:
-    """Sets or their paths by the names of their rows: `distilled` where there is one alone, else by their folders.
+    """Name the rows of sets: `distilled` for a single set, the names of their folders for several.
 
     Args:
         given: A set, its path, several paths, or sets or paths by name.
 
+    Returns:
+        Sets or paths by name.
+
     Raises:
-        UserError: If none is given, or two have the same name.
+        UserError: If there are no sets, two have the same name, or a name is that of a baseline.
     """
     if isinstance(given, DistilledSet):
         return {"distilled": given}
@@ -49,31 +52,32 @@ def name_sets(
         raise UserError("no distilled set is given: name one with --set=PATH")
     reserved = [name for name in given if name in ("chance", *REFERENCES)]
     if reserved:
-        raise UserError(f"a set cannot be called {reserved[0]}: that is a row of its own")
+        raise UserError(f"a set cannot be called {reserved[0]}: that is the name of a baseline; choose another name")
     return dict(given)
 
 
 def _name(path: Path) -> str:
+    # Every run calls its set `distilled`: the name of the run tells sets apart.
     parts = pathlib.Path(path).expanduser().resolve()
     return parts.parent.name if parts.name == "distilled" else parts.stem
 
 
 def count_of(distilled: DistilledSet) -> int:
-    """The N that a set is compared at: the budget it was made for, else as many images as it has pairs."""
-    known = distilled.about.get("N") or distilled.about.get("config", {}).get("storage.N")
-    return int(known) if known else len(distilled.pairs()[0])
+    """Return the N of a set's random baseline: the storage budget in images, or the number of pairs if unknown."""
+    budget = distilled.about.get("N") or distilled.about.get("config", {}).get("storage.N")
+    return int(budget) if budget else len(distilled.pairs()[0])
 
 
 def of_run(folder: Path, *, shared: Path | None = None, data_dir: str = "") -> SourceData:
-    """The data and the teacher of a run.
+    """Load the data and the teacher of a run.
 
     Args:
         folder: The run's work dir.
-        shared: What the run was given as `--shared`, if anything.
-        data_dir: Where the data are now, if not where the run found them.
+        shared: The run's `--shared` folder, if it had one.
+        data_dir: Folder of the data, if they have moved since the run.
 
     Raises:
-        UserError: If the folder is not a run's, or its data or features are not there.
+        UserError: If the folder is not a run's, or its data or features are missing.
     """
     work = Workdir(folder, shared)
     if not work.config.exists():
@@ -89,26 +93,40 @@ def of_run(folder: Path, *, shared: Path | None = None, data_dir: str = "") -> S
         dataset = data.load(config.data)
     except UserError as error:
         words = str(error).replace("--config.data.", "--")
-        raise UserError(f"the data of the run {work.folder}: {words}; --data_dir says where they are now") from error
-    found = features.load(work.features, fingerprint(dataset.train_images))
-    network = own = None
+        # Errors of the loader name config keys, which this command does not have.
+        raise UserError(f"the data of the run {work.folder}: {words}; --data_dir names their folder") from error
+    # The fingerprint guards against features of other images.
+    teacher_features = features.load(work.features, fingerprint(dataset.train_images))
+    network = moments = None
     if (work.teacher / "teacher.json").exists():
         variables, about = teacher.load(work.teacher)
         described = teacher.describe(about, work.teacher / "teacher.json")
         network = as_network(teacher.backbone(variables), described)
-        own = (np.asarray(described.mean), np.asarray(described.std)) if described.words else None
-    constants = preprocess.fit(dataset.train_images, found.train, moments=preprocess.dataset_moments(dataset))
-    return SourceData(dataset, found, constants, network, own, whole=_is_whole(config.data))
+        # A downloaded teacher keeps its own normalisation; one trained by the run uses that of its data.
+        moments = (np.asarray(described.mean), np.asarray(described.std)) if described.words else None
+    constants = preprocess.fit(
+        dataset.train_images, teacher_features.train, moments=preprocess.dataset_moments(dataset)
+    )
+    return SourceData(dataset, teacher_features, constants, network, moments, whole=_is_whole(config.data))
 
 
-def _is_whole(chosen: Any) -> bool:
-    """Whether a run's data are what a target of their name is."""
+def _is_whole(data_config: Any) -> bool:
+    """Return whether a run used the complete data set, as a target of the same name does."""
     usual = configuration.default().data
-    return all(chosen[key] == usual[key] for key in ("train_split", "test_split", "train_limit", "test_fraction"))
+    return all(data_config[key] == usual[key] for key in ("train_split", "test_split", "train_limit", "test_fraction"))
 
 
 def as_network(backbone: Mapping[str, Any], described: teacher.Description) -> tuple[nn.Module, Any]:
-    """A teacher's backbone as a network that can be judged; its head is as wide as its features, and untrained."""
+    """Wrap a teacher's backbone as a network that the protocols can evaluate.
+
+    Args:
+        backbone: Collections of the backbone's variables.
+        described: The teacher's architecture and preprocessing.
+
+    Returns:
+        The module and its variables as NumPy arrays. The head has as many outputs as there are features and is zero:
+        protocols that need a head replace it.
+    """
     dim = described.network.features
     head = {"kernel": np.zeros((dim, dim), np.float32), "bias": np.zeros(dim, np.float32)}
     variables = {name: {"backbone": tree} for name, tree in backbone.items()}
@@ -118,40 +136,44 @@ def as_network(backbone: Mapping[str, Any], described: teacher.Description) -> t
 
 
 def of_features(name: str, path: Path, *, data_dir: str = "", image_shape: tuple[int, int, int]) -> SourceData:
-    """A data set with features that are brought; the teacher itself is not known.
+    """Load a data set with precomputed features; the teacher network is unknown.
 
     Args:
-        name: Of the data set, as for `targets`.
-        path: Its features, a `.npy` or `.npz` as for `config.teacher.features`.
-        data_dir: Where the data are.
-        image_shape: `(H,W,C)` of the sets.
+        name: Name of the data set, as for `targets`.
+        path: Features of its images, a `.npy` or `.npz` as for `config.teacher.features`.
+        data_dir: Folder of the data.
+        image_shape: Image shape `(H,W,C)` of the sets.
+
+    Raises:
+        UserError: If the data or features are missing or invalid.
     """
-    chosen = targets.settings(name, data_dir=data_dir, image_size=image_shape[0])
-    dataset = data.load(chosen)
+    data_config = targets.settings(name, data_dir=data_dir, image_size=image_shape[0])
+    dataset = data.load(data_config)
     test = 0 if dataset.test_images is None else len(dataset.test_images)
-    brought = features.read(os.fspath(path), train=len(dataset.train_images), test=test, views=())
-    found = features.Features(brought.train, brought.test)
-    return SourceData(dataset, found, preprocess.fit(dataset.train_images, found.train))
+    precomputed = features.read(os.fspath(path), train=len(dataset.train_images), test=test, views=())
+    teacher_features = features.Features(precomputed.train, precomputed.test)
+    return SourceData(dataset, teacher_features, preprocess.fit(dataset.train_images, teacher_features.train))
 
 
 def _config(flat: Mapping[str, Any]) -> Any:
+    # Keys that this version does not know are dropped: the run may have been made by another version.
     config = configuration.default()
-    known = configuration.flatten(config)
-    own = {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items() if key in known}
-    config.update_from_flattened_dict(own)
+    defaults = configuration.flatten(config)
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items() if key in defaults}
+    config.update_from_flattened_dict(values)
     return config
 
 
 def of_arrays(name: str, arrays: Sequence[Any]) -> data.Dataset:
-    """Arrays in memory as a labelled data set.
+    """Create a labelled data set from arrays in memory.
 
     Args:
-        name: What it is called.
+        name: Name in the results.
         arrays: Training images uint8 `(n,H,W,C)` or `(n,H,W)` and their labels, integers `(n,)` from 0 on; then the
             same of the test images.
 
     Raises:
-        UserError: If they are not that.
+        UserError: If there are not four arrays, or the labels are not integers `(n,)`.
     """
     if len(arrays) != 4:
         raise UserError(f"target {name}: give training images, their labels, test images and their labels")
@@ -164,35 +186,35 @@ def of_arrays(name: str, arrays: Sequence[Any]) -> data.Dataset:
 
 
 def of_features_in_memory(images: Any, found: Any) -> SourceData:
-    """The source of sets that were distilled in memory.
+    """Create the source data of sets that were distilled from arrays in memory.
 
     Args:
-        images: uint8 `(n,H,W,C)` or `(n,H,W)`.
-        found: The teacher's features of them, floats `(n,D)`.
+        images: Images uint8 `(n,H,W,C)` or `(n,H,W)`.
+        found: The teacher's features of the images, floats `(n,D)`.
 
     Raises:
-        UserError: If they are not that.
+        UserError: If the features are invalid or not one per image.
     """
     images, found = np.asarray(images), np.asarray(found)
     images = images[..., None] if images.ndim == 3 else images
     dataset = data.Dataset("the source", images)
-    known = features.check("the source's features", {"train": found}, train=len(images))
-    return SourceData(dataset, features.Features(known.train, None), preprocess.fit(images, known.train), whole=False)
+    valid = features.check("the source's features", {"train": found}, train=len(images))
+    return SourceData(dataset, features.Features(valid.train, None), preprocess.fit(images, valid.train), whole=False)
 
 
 def target(
     given: str | data.Dataset, source: SourceData | None, *, data_dir: str = "", image_shape: tuple[int, int, int]
 ) -> Target:
-    """A target by name, or a data set as one.
+    """Load a target by name, or adapt a data set.
 
     Args:
         given: A name as for `targets.load`, or a data set.
-        source: The sets' source: a target of its name need not be loaded again.
-        data_dir: Where the data are.
-        image_shape: `(H,W,C)` of the sets.
+        source: Source data of the sets; a target of the same name shares its images.
+        data_dir: Folder of the data.
+        image_shape: Image shape `(H,W,C)` of the sets.
 
     Raises:
-        UserError: If it cannot be loaded, or is of no use as a target.
+        UserError: If the target cannot be loaded, has no labels or test images, or has a single class.
     """
     if isinstance(given, data.Dataset):
         name, dataset = given.name, given
@@ -205,7 +227,12 @@ def target(
 
 
 def as_target(name: str, dataset: data.Dataset) -> Target:
-    """A data set of the right shape as a target, normalised by the moments of its own training images (KRR-ST)."""
+    """Create a target, normalised by the channel moments of its own training images (KRR-ST).
+
+    Args:
+        name: Name in the results.
+        dataset: Labelled data with test images, uint8 `(n,H,W,C)` in the image shape of the sets.
+    """
     mean, std = preprocess.dataset_moments(dataset)
     assert dataset.test_images is not None
     labels = [part for part in (dataset.train_labels, dataset.test_labels) if part is not None]

@@ -1,4 +1,4 @@
-"""Means over seeds, and differences between entries that share their seeds."""
+"""Means over seeds, and paired differences of entries that share their seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ LEVEL = 0.95
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """`mean`, `std` (sample standard deviation, 0 for one value), `seeds` and `values`, rounded to 4 digits."""
+    """Summarise the values of several seeds.
+
+    Args:
+        values: One value per seed.
+
+    Returns:
+        `mean`, `std` (sample standard deviation, 0 for one value), `seeds` and `values`, rounded to 4 digits.
+    """
+    # ddof=1 is undefined for one value.
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {
         "mean": round(float(np.mean(values)), 4),
@@ -22,20 +30,21 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def paired(first: Sequence[float], second: Sequence[float], *, level: float = LEVEL) -> dict[str, Any]:
-    """How far the first is above the second, seed by seed, with a confidence interval of the mean (Student's t).
+    """Paired difference, first minus second, with a confidence interval of its mean (Student's t).
 
-    The same seed gives both the same initial network and the same labels, so that what they have in common cancels.
+    Both entries of a seed start from the same initial network and use the same labels, so that this common variance
+    cancels in the difference.
 
     Args:
-        first: A value per seed.
-        second: A value for each of the same seeds.
-        level: Of the interval.
+        first: One value per seed.
+        second: One value for each of the same seeds.
+        level: Confidence level of the interval.
 
     Returns:
-        `mean`, `low` and `high` (None for a single seed, which says nothing about the spread), `level` and `seeds`.
+        `mean`, `low` and `high` (None for a single seed, whose variance is unknown), `level` and `seeds`.
 
     Raises:
-        ValueError: If the two are not of one length.
+        ValueError: If the lengths differ, or there are no values.
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(f"paired values are needed, got {len(first)} and {len(second)}")

@@ -1,4 +1,4 @@
-"""What has been computed before, found by what it was computed from: trained networks, and values per seed."""
+"""Content-addressed cache of trained networks and of metrics per seed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ from ssdd_jax.runtime import files
 
 Values = dict[int, dict[str, float]]
 
-# Raised when the same settings come to mean another computation.
+# To be increased when the computation changes but its settings do not, so that older entries are not used any more.
 VERSION = 1
 
 
 def mark(*parts: Any) -> str:
-    """A hash of arrays, by shape, type and content, and of JSON values."""
+    """Hash arrays and JSON values.
+
+    Args:
+        *parts: Arrays of any shape, hashed by type, shape and content; everything else is hashed as JSON.
+
+    Returns:
+        SHA-256 as hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray | jax.Array):
@@ -31,48 +38,55 @@ def mark(*parts: Any) -> str:
             digest.update(array.reshape(-1).view(np.uint8).data)
         else:
             digest.update(json.dumps(part, sort_keys=True).encode())
+        # A separator, so that ("a", "b") and ("ab",) differ.
         digest.update(b"|")
     return digest.hexdigest()
 
 
 class Store:
-    """A folder of results; every entry is written whole or not at all, and values say what they are of."""
+    """Folder of cached results.
+
+    Entries are files named by the hash of their key `what`, JSON values. Each is written atomically; a file of values
+    contains its key as well.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], also: str | os.PathLike[str] | None = None):
-        """Nothing is made yet.
+        """Create a store without touching the disk.
 
         Args:
-            folder: Where to keep things.
-            also: Another such folder, in which things are found as well.
+            folder: The folder that entries are written to and read from.
+            also: A second folder that entries are read from.
         """
         self.folder = pathlib.Path(folder).expanduser()
         self.folders = [self.folder] + ([] if also is None else [pathlib.Path(also).expanduser()])
 
     def values(self, what: Mapping[str, Any]) -> Values:
-        """What is known of `what`, JSON values: column to value, by seed."""
-        found: Values = {}
-        for path in reversed(self._there("values", what, "json")):
-            found |= {int(seed): row for seed, row in files.read_json(path)["seeds"].items()}
-        return found
+        """Return the cached values of the key `what`: column to value, by seed."""
+        cached: Values = {}
+        # Reversed, so that this folder takes precedence over the second one.
+        for path in reversed(self._existing("values", what, "json")):
+            cached |= {int(seed): row for seed, row in files.read_json(path)["seeds"].items()}
+        return cached
 
     def add_values(self, what: Mapping[str, Any], rows: Values) -> Values:
-        """Add rows by seed to what is known of `what`; returns them."""
-        known = {**self.values(what), **rows}
-        body = {"what": dict(what), "seeds": {str(seed): known[seed] for seed in sorted(known)}}
+        """Add rows, by seed, to the cached values of the key `what`; returns the rows."""
+        merged = {**self.values(what), **rows}
+        body = {"what": dict(what), "seeds": {str(seed): merged[seed] for seed in sorted(merged)}}
         files.write_json(self._path("values", what, "json"), body)
         return rows
 
     def has_network(self, what: Mapping[str, Any], seed: int) -> bool:
-        """Whether the network of a seed is there."""
-        return bool(self._there("networks", {**what, "seed": seed}, "safetensors"))
+        """Return whether the network of a seed is cached."""
+        return bool(self._existing("networks", {**what, "seed": seed}, "safetensors"))
 
     def add_network(self, what: Mapping[str, Any], seed: int, variables: Any) -> None:
-        """Keep the variables of one network."""
+        """Write the variables of one network."""
         files.write_tensors(self._path("networks", {**what, "seed": seed}, "safetensors"), jax.device_get(variables))
 
     def networks(self, what: Mapping[str, Any], seeds: Sequence[int]) -> Any:
-        """Variables of these seeds' networks, stacked along a new first axis."""
-        paths = [self._there("networks", {**what, "seed": seed}, "safetensors")[0] for seed in seeds]
+        """Read the networks of several seeds; leaves of the variables are stacked along a new first axis of seeds."""
+        paths = [self._existing("networks", {**what, "seed": seed}, "safetensors")[0] for seed in seeds]
+        # The file format has no empty collections: a network without batch norm lacks `batch_stats`.
         trees = [{"params": {}, "batch_stats": {}} | files.read_tensors(path) for path in paths]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
@@ -81,7 +95,7 @@ class Store:
     ) -> pathlib.Path:
         return (folder or self.folder) / kind / f"{mark({'version': VERSION, **what})[:32]}.{ending}"
 
-    def _there(self, kind: str, what: Mapping[str, Any], ending: str) -> list[pathlib.Path]:
-        """The files that there are, this folder's own first."""
+    def _existing(self, kind: str, what: Mapping[str, Any], ending: str) -> list[pathlib.Path]:
+        """List the files of an entry that exist, the one in `self.folder` first."""
         paths = [self._path(kind, what, ending, folder) for folder in self.folders]
         return [path for path in paths if path.exists()]

@@ -1,4 +1,4 @@
-"""What an evaluation found, for readers: Markdown, and differences with confidence intervals."""
+"""Tables of an evaluation: Markdown, and paired differences with confidence intervals."""
 
 from __future__ import annotations
 
@@ -19,47 +19,50 @@ LABELS = {
 
 
 def label(entry: str) -> str:
-    """What readers call an entry."""
+    """Return the display name of an entry."""
     if entry.startswith("random_real_"):
         return f"{entry.rpartition('_')[2]} random real images"
     return LABELS.get(entry, entry)
 
 
 def differences(rows: Rows, sets: Sequence[str]) -> list[dict[str, Any]]:
-    """Every set against the sets after it and against the trained reference points, paired by seed.
+    """Compare every set with the sets after it and with the baselines that were trained, paired by seed.
 
     Args:
-        rows: From `suite.run`.
+        rows: Rows from `suite.run`.
         sets: Names of the sets' rows.
 
     Returns:
-        Per target, architecture and measure: `first`, `second`, and what `statistics.paired` says of first - second.
+        A row per target, architecture, measure and pair: `first`, `second`, and the result of `statistics.paired` for
+        first - second.
     """
-    by_place: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    # Only entries of one target, architecture and measure share their seeds; the teacher and chance have model None.
+    by_group: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        by_place.setdefault((row["target"], row["model"], row["measure"]), {})[row["entry"]] = row
-    found = []
-    for (target, model, measure), there in by_place.items():
-        for place, first in enumerate(sets):
-            for second in there:
-                if first not in there or second in sets[: place + 1]:
+        by_group.setdefault((row["target"], row["model"], row["measure"]), {})[row["entry"]] = row
+    pairs = []
+    for (target, model, measure), by_entry in by_group.items():
+        for i, first in enumerate(sets):
+            for second in by_entry:
+                if first not in by_entry or second in sets[: i + 1]:
                     continue
-                pair = statistics.paired(there[first]["values"], there[second]["values"])
+                pair = statistics.paired(by_entry[first]["values"], by_entry[second]["values"])
                 names = {"target": target, "model": model, "measure": measure, "first": first, "second": second}
-                found.append(names | pair)
-    return found
+                pairs.append(names | pair)
+    return pairs
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """A table per target, and one of differences under it.
+    """Format a result as Markdown: one table of values per target, followed by one of differences.
 
     Args:
-        result: What `ssdd_jax.evaluate` returns.
+        result: Return value of `ssdd_jax.evaluate`.
     """
     parts = []
     for target in dict.fromkeys(row["target"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["target"] == target]
         parts.append(f"**{target}**\n\n{_values(rows)}")
+        # Differences of a single seed have no interval and are left out.
         compared = [row for row in result["differences"] if row["target"] == target and row["low"] is not None]
         if compared:
             parts.append(
@@ -107,6 +110,6 @@ def _digits(measure: str) -> int:
 
 
 def _caption(result: Mapping[str, Any]) -> str:
-    sets = "; ".join(f"{one['name']}: {one['pairs']} pairs, {one['numbers']:,} numbers" for one in result["sets"])
-    sizes = ", ".join(f"{one['name']} {one['parameters']:,} parameters" for one in result["models"])
+    sets = "; ".join(f"{item['name']}: {item['pairs']} pairs, {item['numbers']:,} numbers" for item in result["sets"])
+    sizes = ", ".join(f"{item['name']} {item['parameters']:,} parameters" for item in result["models"])
     return f"Mean ± standard deviation over {result['seeds']} networks. {sets}. {sizes}."

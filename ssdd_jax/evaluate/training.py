@@ -1,4 +1,4 @@
-"""Networks trained on pairs by regression, several seeds side by side, and the features of what was trained."""
+"""Train networks on pairs by regression, several seeds side by side, and extract features of frozen networks."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ssdd_jax.training.streaming import memory_bytes
 Array = jax.Array
 Variables = Any
 
-# Images per forward pass when features are extracted.
+# Images per forward pass in feature extraction.
 EXTRACT = 256
-# The share of the memory that the activations of networks trained side by side may take.
+# Largest share of the memory for the activations of networks trained side by side.
 SHARE = 0.4
-# Training is handed to the device in about so many pieces, between which it can be stopped and tells where it is.
+# Approximate number of device calls of a training; it can be interrupted and reports its progress between them.
 PIECES = 10
 
 
 class Settings(NamedTuple):
-    """How a network is trained on pairs.
+    """Settings of training on pairs.
 
     Attributes:
         epochs: Passes over the pairs.
         batch_size: Pairs per step.
-        sgd: Rate, momentum and weight decay.
+        sgd: Learning rate, momentum and weight decay.
     """
 
     epochs: int = 1000
@@ -55,7 +55,7 @@ def train(
     together: int = 0,
     name: str = "",
 ) -> Variables:
-    """Train one network per key on pairs, by mean squared error in shuffled mini-batches.
+    """Train one network per key on pairs, minimising the mean squared error in shuffled mini-batches.
 
     Args:
         keys: PRNG keys `(seeds,)`; each network's start and order come from its own key alone.
@@ -65,30 +65,30 @@ def train(
         preprocessing: Constants of the data set.
         settings: Passes, batch size and SGD.
         together: Networks side by side in one program; 0: as many as the memory holds.
-        name: What the progress bar says; no bar if empty.
+        name: Label of the progress bar; no bar if empty.
 
     Returns:
         Variables with a leading axis of seeds.
     """
     images, targets = pairs
-    own = images.ndim == 5
-    chex.assert_equal_shape_prefix([images, targets], 2 if own else 1)
-    shape, examples = images.shape[-3:], images.shape[1] if own else len(images)
+    per_seed = images.ndim == 5
+    chex.assert_equal_shape_prefix([images, targets], 2 if per_seed else 1)
+    shape, examples = images.shape[-3:], images.shape[1] if per_seed else len(images)
     size, per_epoch = epochs.batch_of(examples, settings.batch_size)
     together = together or side_by_side(network, (size, *shape))
     piece = -(-settings.epochs // PIECES)
-    fixed = settings._replace(epochs=0)  # which makes no other program
+    fixed = settings._replace(epochs=0)  # the number of epochs must not cause a recompilation
     trained = []
     with loop.bar(name, len(keys) * settings.epochs * per_epoch) as bar:
         for begin in range(0, len(keys), together):
-            some = slice(begin, begin + together)
-            chosen = (images[some], targets[some]) if own else pairs
-            state, orders = _start(keys[some], network=network, image_shape=shape, settings=fixed)
-            weight = len(keys[some]) * per_epoch
+            group = slice(begin, begin + together)
+            group_pairs = (images[group], targets[group]) if per_seed else pairs
+            state, orders = _start(keys[group], network=network, image_shape=shape, settings=fixed)
+            weight = len(keys[group]) * per_epoch
             for first, count in loop.calls(bar, settings.epochs, per_call=piece, weight=weight):
                 span = jnp.int32(first), jnp.int32(first + count)
-                state = _advance(state, orders, span, chosen, preprocessing, network=network, settings=fixed)
-                if not bar.disable:  # what is drawn must be done
+                state = _advance(state, orders, span, group_pairs, preprocessing, network=network, settings=fixed)
+                if not bar.disable:  # the bar shows steps that are done, not those that are dispatched
                     jax.block_until_ready(state)
             trained.append(state.variables)
     return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
@@ -103,7 +103,7 @@ def train_streamed(
     together: int = 0,
     name: str = "",
 ) -> Variables:
-    """The networks that `train` makes of the same pairs, which here stay on the host.
+    """Train the same networks as `train`, streaming the pairs from the host.
 
     Args:
         keys: PRNG keys `(seeds,)`; each network's start and order come from its own key alone.
@@ -111,7 +111,7 @@ def train_streamed(
         pairs: Images and features.
         settings: Passes, batch size and SGD.
         together: Networks side by side in one program, each with batches of its own; 0: as many as the memory holds.
-        name: What the progress bar says; no bar if empty.
+        name: Label of the progress bar; no bar if empty.
 
     Returns:
         Variables with a leading axis of seeds.
@@ -123,11 +123,11 @@ def train_streamed(
     trained = []
     with loop.bar(name, len(keys) * steps) as bar:
         for begin in range(0, len(keys), together):
-            some = keys[begin : begin + together]
-            start, orders = _start(some, network=network, image_shape=shape, settings=settings._replace(epochs=0))
+            group = keys[begin : begin + together]
+            start, orders = _start(group, network=network, image_shape=shape, settings=settings._replace(epochs=0))
             read, _ = streaming.shuffled(orders, pairs, batch_size=settings.batch_size)
-            per_call = streaming.steps_per_call(pairs, len(some) * size, steps)
-            after = None if bar.disable else functools.partial(_update, bar, len(some))
+            per_call = streaming.steps_per_call(pairs, len(group) * size, steps)
+            after = None if bar.disable else functools.partial(_update, bar, len(group))
             state = streaming.run(advance, start, read, steps=steps, per_call=per_call, after=after)
             trained.append(state.variables)
     return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
@@ -147,22 +147,23 @@ def _advance_fed(
     network: nn.Module,
     settings: Settings,
 ) -> inner.State:
-    def one(state: inner.State, x: Array, y: Array) -> inner.State:
+    def update(state: inner.State, x: Array, y: Array) -> inner.State:
         return inner.step(state, preprocessing.images(x), y, settings=settings.sgd, network=network)[0]
 
-    return streaming.loop(lambda state, item: jax.vmap(one)(state, *item), state, items, count)
+    return streaming.loop(lambda state, item: jax.vmap(update)(state, *item), state, items, count)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "image_shape", "settings"))
 def _start(
     keys: Array, *, network: nn.Module, image_shape: tuple[int, ...], settings: Settings
 ) -> tuple[inner.State, Array]:
-    def one(key: Array) -> tuple[inner.State, Array]:
+    # A network depends on its own key only, so that groups of any size train the same networks.
+    def start(key: Array) -> tuple[inner.State, Array]:
         key_init, key_order = jax.random.split(key)
         variables = models.initialize(key_init, network, image_shape)
         return inner.State(variables, inner.optimizer(settings.sgd).init(variables["params"])), key_order
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(start)(keys)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "settings"), donate_argnums=0)
@@ -176,10 +177,11 @@ def _advance(
     network: nn.Module,
     settings: Settings,
 ) -> inner.State:
-    """The epochs from the first of `span` up to the second, of networks side by side."""
+    """Run the epochs `span[0] .. span[1] - 1` of networks side by side."""
+    # Pairs with a leading axis of seeds differ between networks; others are shared without a copy.
     axis = 0 if pairs[0].ndim == 5 else None
-    one = functools.partial(_epochs, span=span, network=network, preprocessing=preprocessing, settings=settings)
-    return jax.vmap(one, in_axes=(0, 0, axis))(state, keys, pairs)
+    run = functools.partial(_epochs, span=span, network=network, preprocessing=preprocessing, settings=settings)
+    return jax.vmap(run, in_axes=(0, 0, axis))(state, keys, pairs)
 
 
 def _epochs(
@@ -194,10 +196,11 @@ def _epochs(
 ) -> inner.State:
     images, targets = pairs
 
-    def step(state: inner.State, rows: Array) -> inner.State:
-        x = images[rows]
+    def step(state: inner.State, indices: Array) -> inner.State:
+        x = images[indices]
+        # uint8 images take a quarter of the memory; only the batch is normalised.
         x = preprocessing.images(x) if x.dtype == jnp.uint8 else x
-        return inner.step(state, x, targets[rows], settings=settings.sgd, network=network)[0]
+        return inner.step(state, x, targets[indices], settings=settings.sgd, network=network)[0]
 
     def epoch(number: Array, state: inner.State) -> inner.State:
         return epochs.one(key, state, step, number, count=len(images), batch_size=settings.batch_size)
@@ -206,7 +209,16 @@ def _epochs(
 
 
 def fresh(keys: Array, network: nn.Module, image_shape: tuple[int, ...]) -> Variables:
-    """Untrained networks: those that `train` begins with for these keys `(seeds,)`."""
+    """Initialise the untrained networks that `train` starts from.
+
+    Args:
+        keys: PRNG keys `(seeds,)`.
+        network: The architecture.
+        image_shape: `(H,W,C)`.
+
+    Returns:
+        Variables with a leading axis of seeds.
+    """
     state, _ = _start(keys, network=network, image_shape=tuple(image_shape), settings=Settings())
     return state.variables
 
@@ -214,34 +226,37 @@ def fresh(keys: Array, network: nn.Module, image_shape: tuple[int, ...]) -> Vari
 def extract(
     network: nn.Module, variables: Variables, images: np.ndarray, *, mean: np.ndarray, std: np.ndarray
 ) -> np.ndarray:
-    """Features of a frozen network, a batch at a time: one program whatever the number of images.
+    """Extract features of a frozen network, a batch at a time.
 
     Args:
         network: The architecture.
-        variables: Of one network.
-        images: uint8 `(n,H,W,C)`.
-        mean: Of each channel `(C,)`, of pixels in 0..1.
-        std: Of each channel `(C,)`.
+        variables: Variables of one network.
+        images: Images uint8 `(n,H,W,C)`.
+        mean: Mean of each channel `(C,)`, of pixels in 0..1.
+        std: Standard deviation of each channel `(C,)`.
 
     Returns:
         Features `(n,F)`, float32.
 
     Raises:
-        UserError: If they are more than the memory of the device, which probes take them to, holds.
+        UserError: If the features do not fit into the memory of the device, to which the probes copy them.
     """
     constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    found = []
+    features = []
     for begin in range(0, len(images), EXTRACT):
         batch = images[begin : begin + EXTRACT]
+        # The last batch is padded to avoid recompilation.
         padded = np.concatenate([batch, np.zeros((EXTRACT - len(batch), *batch.shape[1:]), np.uint8)])
-        found.append(np.asarray(_features(variables, padded, *constants, network=network))[: len(batch)])
-        needed = len(images) * found[0][0].nbytes
+        features.append(np.asarray(_features(variables, padded, *constants, network=network))[: len(batch)])
+        # The first batch determines the length of a feature, so that the check precedes most of the work.
+        needed = len(images) * features[0][0].nbytes
         if needed > memory_bytes():
             raise UserError(
-                f"evaluate: {len(images):,} features of {found[0].shape[1]:,} numbers take {needed / 1e9:.0f} GB, and "
-                f"there are {memory_bytes() / 1e9:.0f} GB: evaluate on smaller targets (python -m ssdd_jax.evaluate)"
+                f"evaluate: {len(images):,} features of {features[0].shape[1]:,} dimensions take {needed / 1e9:.0f} GB "
+                f"of the {memory_bytes() / 1e9:.0f} GB of memory: evaluate on smaller targets "
+                "(python -m ssdd_jax.evaluate)"
             )
-    return np.concatenate(found)
+    return np.concatenate(features)
 
 
 @functools.partial(jax.jit, static_argnames="network")
@@ -250,18 +265,26 @@ def _features(variables: Variables, images: Array, mean: Array, std: Array, *, n
 
 
 def side_by_side(network: nn.Module, batch_shape: Sequence[int]) -> int:
-    """How many networks can be trained side by side, from what their activations take; at least 1.
+    """Estimate the number of networks whose activations fit into memory side by side; at least 1.
 
     Args:
         network: The architecture.
-        batch_shape: Of a batch of network inputs, `(B,H,W,C)`.
+        batch_shape: Shape of a batch of network inputs, `(B,H,W,C)`.
     """
     return max(1, int(SHARE * memory_bytes() / activation_bytes(network, tuple(batch_shape))))
 
 
 @functools.cache
 def activation_bytes(network: nn.Module, batch_shape: tuple[int, ...]) -> int:
-    """Bytes of all that a forward pass in training computes, an upper bound of what its backward pass keeps."""
+    """Bytes of all intermediate values of a forward pass in training.
+
+    This is an upper bound of the activations that the backward pass needs.
+
+    Args:
+        network: The architecture.
+        batch_shape: Shape of a batch of network inputs, `(B,H,W,C)`.
+    """
+    # Traced on abstract shapes: nothing is computed or allocated.
     x = jax.ShapeDtypeStruct(batch_shape, jnp.float32)
     variables = jax.eval_shape(functools.partial(network.init, train=False), jax.random.key(0), x)
     apply = functools.partial(network.apply, train=True, mutable=["batch_stats"])

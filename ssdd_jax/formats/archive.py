@@ -25,12 +25,12 @@ _DAMAGE = (EOFError, ValueError, SyntaxError, NotImplementedError, zipfile.BadZi
 
 
 def is_archive(path: pathlib.Path) -> bool:
-    """Returns whether a path is an `.npz` archive or a folder with `pairs.npz`."""
+    """Return whether a path is an `.npz` archive or a folder with `pairs.npz`."""
     return (path.is_file() and path.suffix == ".npz") or (path / NAME).is_file()
 
 
 def read(path: pathlib.Path) -> Content:
-    """Reads an archive, and the `constants.json` beside a `pairs.npz`; constants in the archive take precedence.
+    """Read an archive, and the `constants.json` beside a `pairs.npz`; constants in the archive take precedence.
 
     Args:
         path: The archive or its folder. Images `(P,H,W,C)` are under `images`, `x` or `x_syn`, as uint8 pixels or as
@@ -64,7 +64,7 @@ def read(path: pathlib.Path) -> Content:
 
 
 def write(folder: pathlib.Path, content: Content) -> None:
-    """Writes `pairs.npz`: float32 network inputs, targets and constants.
+    """Write `pairs.npz`: float32 network inputs, targets and constants.
 
     Args:
         folder: Folder to write to.
@@ -77,7 +77,7 @@ def write(folder: pathlib.Path, content: Content) -> None:
 
 
 def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Loads the arrays of an `.npz` archive, or the one of an `.npy` file, without unpickling.
+    """Load the arrays of an `.npz` archive, or the one of an `.npy` file, without unpickling.
 
     Args:
         path: The file.

@@ -17,7 +17,7 @@ NAME = "constants.json"
 
 
 def describe(distilled: DistilledSet, form: str, undo: str) -> dict[str, Any]:
-    """Collects the facts of a set.
+    """Collect the facts of a set.
 
     Args:
         distilled: The set.
@@ -42,7 +42,7 @@ def describe(distilled: DistilledSet, form: str, undo: str) -> dict[str, Any]:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads the facts in a folder; they are empty without a `constants.json`.
+    """Read the facts in a folder; they are empty without a `constants.json`.
 
     Raises:
         UserError: If the file is not a JSON object.

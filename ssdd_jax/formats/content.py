@@ -34,7 +34,7 @@ class Content(NamedTuple):
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """Imports an optional library.
+    """Import an optional library.
 
     Args:
         module: Name of the module.
@@ -55,7 +55,7 @@ def require(module: str, extra: str, purpose: str) -> Any:
 
 
 def check_inputs(where: str, array: np.ndarray, *, channels_first: bool = False) -> np.ndarray:
-    """Checks network inputs and converts them to float32, channels last.
+    """Check network inputs and convert them to float32, channels last.
 
     Args:
         where: Name or path of the array, with which messages begin.
@@ -74,7 +74,7 @@ def check_inputs(where: str, array: np.ndarray, *, channels_first: bool = False)
 
 
 def check_image_shape(where: str, array: np.ndarray, *, channels_first: bool = False) -> None:
-    """Checks that images have the shape `(P,H,W,C)`, or `(P,C,H,W)`, with 1 or 3 channels.
+    """Check that images have the shape `(P,H,W,C)`, or `(P,C,H,W)`, with 1 or 3 channels.
 
     Args:
         where: Name or path of the array, with which messages begin.
@@ -96,7 +96,7 @@ def check_image_shape(where: str, array: np.ndarray, *, channels_first: bool = F
 
 
 def check_targets(where: str, array: np.ndarray) -> np.ndarray:
-    """Checks regression targets and converts them to float32.
+    """Check regression targets and convert them to float32.
 
     Args:
         where: Name or path of the array, with which messages begin.
@@ -130,7 +130,7 @@ def _finite(where: str, array: np.ndarray, content: str) -> np.ndarray:
 
 
 def to_set(where: pathlib.Path, form: str, content: Content) -> distilled.DistilledSet:
-    """Builds a distilled set that stores the pairs unchanged.
+    """Build a distilled set that stores the pairs unchanged.
 
     Args:
         where: The path that was read, for messages.
@@ -184,7 +184,7 @@ def _preprocessing(where: pathlib.Path, content: Content) -> preprocess.Preproce
 
 
 def _number(where: pathlib.Path, name: str, value: Any, shape: tuple[int, ...], *, positive: bool) -> np.ndarray:
-    """Converts a fact to float32 of a shape; a scalar is broadcast."""
+    """Convert a fact to float32 of a shape; a scalar is broadcast."""
     # What is no number becomes an empty array, which the check of the shape refuses.
     try:
         array = np.asarray(value, np.float32)

@@ -51,12 +51,12 @@ self-supervised teacher.
 
 
 def is_folder(path: pathlib.Path) -> bool:
-    """Returns whether a folder has parquet files under `data/`."""
+    """Return whether a folder has parquet files under `data/`."""
     return any((path / "data").glob("*.parquet"))
 
 
 def read(path: pathlib.Path) -> Content:
-    """Reads the columns `pixel_values` and `target` of all parquet files, in the order of their names.
+    """Read the columns `pixel_values` and `target` of all parquet files, in the order of their names.
 
     Args:
         path: The folder.
@@ -93,7 +93,7 @@ def read(path: pathlib.Path) -> Content:
 
 
 def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: list[str]) -> None:
-    """Writes one parquet file and a data set card.
+    """Write one parquet file and a data set card.
 
     Args:
         folder: Folder to write to.
@@ -138,7 +138,7 @@ def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: lis
 
 
 def _array(where: str, column: Any, arrow: Any) -> np.ndarray:
-    """Converts nested lists, with one length at each depth, to one array `(n,...)`."""
+    """Convert nested lists, with one length at each depth, to one array `(n,...)`."""
     shape = [len(column)]
     # Each pass unwraps one level of lists: extension arrays (such as `Array3D`) first, then lists of any kind.
     while True:

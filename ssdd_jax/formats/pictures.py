@@ -23,12 +23,12 @@ UNDO = (
 
 
 def is_folder(path: pathlib.Path) -> bool:
-    """Returns whether a folder holds a file of features for its images."""
+    """Return whether a folder holds a file of features for its images."""
     return any((path / name).is_file() for name in FEATURES)
 
 
 def read(path: pathlib.Path) -> Content:
-    """Reads a folder of images, at any depth, in the order of their paths, with the targets at the same indices.
+    """Read a folder of images, at any depth, in the order of their paths, with the targets at the same indices.
 
     Args:
         path: The folder, with the targets `(P,D)` in `features.npy`, or in `features.npz` as `targets` or as its only
@@ -49,7 +49,7 @@ def read(path: pathlib.Path) -> Content:
 
 
 def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: list[str]) -> None:
-    """Writes images and `features.npy`.
+    """Write images and `features.npy`.
 
     Args:
         folder: Folder to write to.
@@ -63,14 +63,14 @@ def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: lis
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """Encodes an image `(H,W,C)`, uint8 with 1 or 3 channels, as PNG."""
+    """Encode an image `(H,W,C)`, uint8 with 1 or 3 channels, as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def file_names(count: int, views: list[str]) -> list[str]:
-    """Builds file names whose sorted order is that of the pairs.
+    """Build file names whose sorted order is that of the pairs.
 
     Args:
         count: Number of pairs P.
@@ -86,7 +86,7 @@ def file_names(count: int, views: list[str]) -> list[str]:
 
 
 def to_bytes(inputs: np.ndarray, image_mean: np.ndarray, image_std: np.ndarray) -> tuple[np.ndarray, int]:
-    """Converts network inputs to 8-bit pixels.
+    """Convert network inputs to 8-bit pixels.
 
     Args:
         inputs: Network inputs `(P,H,W,C)`.

@@ -37,7 +37,7 @@ FORMS = {
 
 
 def read(path: str | os.PathLike[str]) -> distilled.DistilledSet:
-    """Reads a distilled set in any form of `FORMS`, without unpickling.
+    """Read a distilled set in any form of `FORMS`, without unpickling.
 
     A set of any other form than this package's own stores its pairs unchanged. Its constants are read from a
     `constants.json` in the folder (`image_mean`, `image_std`, `target_mean`, `target_scale`, `learning_rate`,

@@ -29,12 +29,12 @@ _DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError,
 
 
 def is_krr_st(path: pathlib.Path) -> bool:
-    """Returns whether a folder holds at least one of KRR-ST's files."""
+    """Return whether a folder holds at least one of KRR-ST's files."""
     return any((path / name).is_file() for name in KRR_ST)
 
 
 def read_krr_st(path: pathlib.Path) -> Content:
-    """Reads KRR-ST's two files.
+    """Read KRR-ST's two files.
 
     Args:
         path: The folder.
@@ -52,12 +52,12 @@ def read_krr_st(path: pathlib.Path) -> Content:
 
 
 def is_mkdt(path: pathlib.Path) -> bool:
-    """Returns whether a folder holds at least one of MKDT's files."""
+    """Return whether a folder holds at least one of MKDT's files."""
     return bool(_mkdt_numbers(path, "images") | _mkdt_numbers(path, "labels"))
 
 
 def read_mkdt(path: pathlib.Path) -> Content:
-    """Reads MKDT's files of the last iteration that has both images and labels, and its learned learning rate.
+    """Read MKDT's files of the last iteration that has both images and labels, and its learned learning rate.
 
     Args:
         path: The folder.
@@ -85,7 +85,7 @@ def read_mkdt(path: pathlib.Path) -> Content:
 
 
 def write_krr_st(folder: pathlib.Path, content: Content) -> None:
-    """Writes float32 network inputs and targets as plain contiguous tensors, images channels first.
+    """Write float32 network inputs and targets as plain contiguous tensors, images channels first.
 
     Args:
         folder: Folder to write to.
@@ -114,7 +114,7 @@ def _mkdt_numbers(path: pathlib.Path, kind: str) -> set[int]:
 
 
 def _load(path: pathlib.Path) -> np.ndarray:
-    """Loads the tensor in a file, with floats of any width as float32; nothing else is unpickled."""
+    """Load the tensor in a file, with floats of any width as float32; nothing else is unpickled."""
     torch = _torch()
     refused = UserError(
         f"{path} is not a file of one plain tensor, or is damaged (other pickled objects are never loaded): "

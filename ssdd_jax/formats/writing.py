@@ -58,7 +58,7 @@ WRITABLE = tuple(_FORMS)
 
 
 def write(distilled: DistilledSet, folder: str | os.PathLike[str], form: str) -> Summary:
-    """Writes a set in another form, with `constants.json`; replaces an earlier export of the same form.
+    """Write a set in another form, with `constants.json`; replaces an earlier export of the same form.
 
     `krr_st`, `npz` and the `pixel_values` of `huggingface` equal the result of `pairs()` exactly; `png` differs by at
     most half a grey level if pixels lie in 0..1. All pairs are written, including views: a set that stores bases
@@ -108,7 +108,7 @@ def write(distilled: DistilledSet, folder: str | os.PathLike[str], form: str) ->
 
 
 def _check_place(folder: pathlib.Path, form: str) -> None:
-    """Refuses a folder that is neither new, nor empty, nor an earlier export of the same form."""
+    """Refuse a folder that is neither new, nor empty, nor an earlier export of the same form."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -123,7 +123,7 @@ def _check_place(folder: pathlib.Path, form: str) -> None:
 
 
 def _stage(folder: pathlib.Path) -> pathlib.Path:
-    """Creates an empty staging folder within `folder`, on the same file system, for files to be renamed from."""
+    """Create an empty staging folder within `folder`, on the same file system, for files to be renamed from."""
     staging = folder / _STAGING
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -134,7 +134,7 @@ def _stage(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _replace(staging: pathlib.Path, folder: pathlib.Path, names: tuple[str, ...]) -> None:
-    """Replaces an earlier export by the staged files.
+    """Replace an earlier export by the staged files.
 
     An interruption leaves an incomplete export, which is refused when read, but never a mixture of two exports.
     """

@@ -1,6 +1,6 @@
-"""Distillation methods by name: the registry, and the choice of devices that depends on the method.
+"""Registry of distillation methods, and the device mesh that suits a method.
 
-Each method is a module with a `Definition`; `register` adds one, also from outside the package.
+Each method is a module with a `Definition`. `register` adds one, also from outside the package.
 """
 
 from jax.sharding import Mesh
@@ -34,7 +34,7 @@ METHODS: dict[str, Definition] = {}
 
 
 def register(name: str, definition: Definition) -> None:
-    """Add a method, and its editions to those of every config.
+    """Add a method to the registry, and its editions to those of every config.
 
     Args:
         name: Its name in `config.method`.
@@ -44,9 +44,10 @@ def register(name: str, definition: Definition) -> None:
         ValueError: If the name or one of the editions is taken.
     """
     if METHODS.get(name) == definition:
-        return  # by a config file that is read again
+        return  # a config file that registers a method may be executed more than once
     if name in METHODS:
         raise ValueError(f"method {name!r} is registered already")
+    # All editions are checked before anything is stored, so that a refused method leaves no trace.
     for edition in definition.editions:
         if edition in configuration.EDITIONS:
             raise ValueError(f"method {name!r}: there is an edition {edition!r} already")
@@ -63,10 +64,10 @@ register("noise", noise.DEFINITION)
 
 
 def check(name: str) -> None:
-    """Refuse an unknown method.
+    """Check that a method is registered.
 
     Raises:
-        UserError: Listing the registered ones.
+        UserError: If it is not; the registered ones are listed.
     """
     if name not in METHODS:
         raise UserError(f"config.method={name!r} is out of range: it must be one of {', '.join(METHODS)}")
@@ -77,13 +78,13 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     Args:
         config: See `ssdd_jax.config.default`.
-        problem: Shapes of the data, and what is known of the teacher.
+        problem: Shapes of the data and facts about the teacher.
 
     Returns:
         The method.
 
     Raises:
-        UserError: If there is no such method, there are fewer images than N, or the method cannot serve the problem.
+        UserError: If there is no such method, there are fewer images than N, or the method cannot handle the problem.
     """
     check(config.method)
     check_pairs(config.storage.N, problem.images)
@@ -91,12 +92,13 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
 
 def titles() -> dict[str, str]:
-    """Names for readers of all registered methods, by edition."""
+    """Return the display names of all registered methods, by edition."""
     return {edition: title for definition in METHODS.values() for edition, title in definition.titles.items()}
 
 
 def mesh_of(config: ConfigDict) -> Mesh | None:
-    """The devices that a config asks for, None for one alone; see `ssdd_jax.runtime.devices.make`."""
+    """Build the device mesh that a config describes; None for a single device. See `ssdd_jax.runtime.devices.make`."""
+    # Only batches of trainings that this run performs limit the mesh: a precomputed teacher sets no constraint.
     trained = not (config.teacher.features or config.teacher.source)
     batches = {"teacher.batch_size": config.teacher.batch_size} if trained else {}
     pooled = config.method in METHODS and METHODS[config.method].pooled

@@ -1,4 +1,4 @@
-"""Types of the distillation methods and of a run: a method is a NamedTuple of pure functions, as in Optax."""
+"""Types for distillation methods and runs. A method is a NamedTuple of pure functions, as in Optax."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Array = jax.Array
 Feed = Callable[[int, int], Any]
 Say = Callable[[str], None]
 
-# Each stage draws from a key of its own. These numbers stay what they are, so that seeds keep their meaning; a stage
-# that a method brings gets one from its name.
+# Each stage has its own PRNG key. Changing these numbers would change the results of every seed. A stage that a method
+# adds gets a number derived from its name.
 _KEYS = {"teacher": 1, "samples": 2, "distill": 3, "approximate": 4}
 
 
 class Problem(NamedTuple):
-    """What is known before any work is done.
+    """Facts about the data and the teacher that are available before any stage runs.
 
     Attributes:
         image_shape: `(H,W,C)`.
         dim: Length D of the teacher's features.
         images: Number n of training images.
         classes: Number of classes; 0 without labels.
-        network: Whether the teacher is a network that can be run, not features that were brought.
-        mesh: The devices to split the work over; None for one.
+        network: Whether the teacher is a network that can be run, as opposed to precomputed features.
+        mesh: Devices to split the work over; None for a single device.
         batch_norm: Whether that network has batch norm.
     """
 
@@ -51,23 +51,23 @@ class Problem(NamedTuple):
 
     @property
     def image_numbers(self) -> int:
-        """Numbers in an image, HWC."""
+        """Number of values in an image, `H W C`."""
         height, width, channels = self.image_shape
         return height * width * channels
 
 
 class Source(NamedTuple):
-    """The data that a method distils, on the device: all training images, or a part, or none where they are streamed.
+    """Data that a method distils, on the device: all training images, a part, or none where they are streamed.
 
     Attributes:
         images: uint8 `(n,H,W,C)`.
         targets: The teacher's features of the images, centred and scaled, `(n,D)`.
-        samples: Which of them the method starts from, int32 `(M,)`; of no use where there are none.
-        view_targets: The same as `targets` for the views of the samples `(views,M,D)`.
+        samples: Indices of the images that the method starts from, int32 `(M,)`; meaningless if there are no images.
+        view_targets: Like `targets`, for the views of the samples `(views,M,D)`.
         preprocessing: The data set's constants.
         teacher: Variables of the teacher's backbone, a `models.resnet.ResNet`, or a `models.frozen.Frozen` network;
-            None if its features were brought.
-        prepared: What the method's `load` gave.
+            None if its features are precomputed.
+        prepared: Output of the method's `load`.
     """
 
     images: Array
@@ -80,18 +80,18 @@ class Source(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """A piece of a stage's work for the dry run to time.
+    """Part of a stage's work that the dry run times.
 
     Attributes:
-        what: The unit it is counted in, in the plural, such as `steps`.
-        count: Units that are left to do.
+        what: Name of the unit of work, in the plural, such as `steps`.
+        count: Remaining units.
         function: A function under `jax.jit`.
         arguments: Its positional arguments.
         options: Its static arguments by name.
-        units: Units that one call does; with `repeated` the most that a call may be asked for.
+        units: Units that one call performs; with `repeated` the largest number that a call accepts.
         repeated: Whether the function takes the number of units as a further positional argument, int32.
-        held: Bytes on the device that the program's own memory does not include.
-        compiles: Whether the time to compile counts; not where another piece of the run compiles the same program.
+        held: Bytes on the device in addition to the memory of the program.
+        compiles: Whether to count the compilation time; False if another part of the run compiles the same program.
     """
 
     what: str
@@ -106,11 +106,11 @@ class Trial(NamedTuple):
 
 
 class StandIns(Protocol):
-    """Random arrays in the right shapes for the outputs of stages that have not run; see `ssdd_jax.dry_run.standins`.
+    """Random arrays shaped like the outputs of stages that have not run; see `ssdd_jax.dry_run.standins`.
 
     Attributes:
-        run: The run that is planned.
-        backbone: The teacher as `Run.backbone` gives it; None where it is not a network that can be run.
+        run: The planned run.
+        backbone: The teacher as `Run.backbone` returns it; None if it is not a network.
         preprocessing: The data set's constants, with those of the random features.
         state: The method's state at the start.
     """
@@ -119,36 +119,37 @@ class StandIns(Protocol):
 
     @property
     def backbone(self) -> Any:
-        """The teacher as `Run.backbone` gives it."""
+        """The teacher as `Run.backbone` returns it; None if it is not a network."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The data set's constants."""
+        """The data set's constants, with those of the random features."""
 
     @property
     def state(self) -> Any:
         """The method's state at the start."""
 
     def normal(self, *shape: int) -> np.ndarray:
-        """Standard normal numbers, float32, of the shape `(*shape)`."""
+        """Draw standard normal values, float32 `(*shape)`."""
 
     def features(self, count: int) -> np.ndarray:
-        """Features of the teacher `(count,D)`."""
+        """Draw random features in place of the teacher's `(count,D)`."""
 
 
 class Stage(NamedTuple):
-    """A part of a run that leaves its output in a folder, and returns at once where that is complete.
+    """Part of a run that writes its output to a folder, and returns at once if that is complete.
 
     Attributes:
-        name: For `--stage`, the seconds in `results.json`, and its folder.
-        run: Does the work.
-        shared: The parts of the config that its output depends on, if runs that agree in them may share it.
-        together: Whether it splits its work over all devices, so that every process of a run must take part; otherwise
-            the first does it alone.
-        output: The file that is written last, relative to the run directory, or to the shared folder if `shared`;
-            empty where nothing tells that the stage is complete.
-        trials: Pieces of its work for the dry run to time; None where the dry run knows the stage, or it takes seconds.
-        lower: Config keys to lower where its programs need more memory than the device has.
+        name: Used by `--stage`, for the seconds in `results.json`, and as the name of its folder.
+        run: Performs the stage.
+        shared: Parts of the config that its output depends on, if runs with equal values of these may share it.
+        together: Whether the work is split over all devices, so that every process of a run must take part; otherwise
+            only the first process runs it.
+        output: The file that is written last and marks completion, relative to the run directory, or to the shared
+            folder if `shared`; empty if there is no such mark.
+        trials: Parts of its work for the dry run to time; None if the dry run has its own measurement for the stage, or
+            if it takes only seconds.
+        lower: Config keys to lower if its programs need more memory than the device has.
     """
 
     name: str
@@ -161,37 +162,37 @@ class Stage(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A distillation method for given shapes: pure functions, and the facts that plans and reports print.
+    """A distillation method for fixed shapes: pure functions, and the facts that plans and reports print.
 
     Attributes:
-        init: `(key, source) -> state`. A state is a pytree with the fields `step`, int32, and `key`. The source has
+        init: `(key, source) -> state`. A state is a pytree with the fields `step`, int32, and `key`. The source holds
             the samples and the images that `look` chooses.
         step: `(state, source) -> (state, info)`: one outer step. `info` is a NamedTuple of scalars, `loss` among them.
-            With a feed, `(state, source, item) -> (state, info)`. None where nothing is learned.
-        export: `(key, state, source) -> DistilledSet`, with the source that `init` was given.
-        steps: Number of outer steps; 0 where nothing is learned.
+            With a feed, `(state, source, item) -> (state, info)`. None if nothing is learned.
+        export: `(key, state, source) -> DistilledSet`, with the same source as `init`.
+        steps: Number of outer steps; 0 if nothing is learned.
         samples: Number M of images that it starts from; 0 if it starts from none.
-        title: Name for readers, such as `KRR-ST`; the name in the config if empty.
-        views: Names of the views whose targets it starts from, the first being the image as it is.
-        stages: Stages of its own between the teacher's features and the choice of samples.
+        title: Display name, such as `KRR-ST`; the name in the config if empty.
+        views: Names of the views whose targets it starts from; the first is the unchanged image.
+        stages: Method-specific stages between the teacher's features and the choice of samples.
         load: Reads the output of these stages, as a pytree for `Source.prepared`.
-        feed: From a run to `(done, count) -> item`s, leaves with a leading axis `count`: what the steps after the first
-            `done` need from the host. A pure function of the step's number, so that a resumed run sees the same. None
-            instead of it where the run's data are on the device.
-        look: `(key, n) -> indices`: the training images besides the samples that `init` looks at when it is given the
-            key, int `(k,)`; None instead of them for all n in their order. None where it looks at none.
-        after: Stages of its own between the export and the evaluation; each leaves a `results.json` in its folder.
+        feed: Maps a run to a function `(done, count) -> items`, whose leaves have a leading axis `count`: the host data
+            for the steps that follow the first `done`. The items depend on the step number alone, so that a resumed
+            run sees the same ones. Returns None if the run's data are on the device.
+        look: `(key, n) -> indices`: the training images that `init` reads in addition to the samples, int `(k,)`, for
+            the key that `init` receives; it returns None to request all n in order. None if `init` reads no others.
+        after: Method-specific stages between the export and the evaluation; each writes a `results.json` to its folder.
         advice: Hint printed when the loss becomes NaN.
-        show: `(state) -> pictures`: pictures of a state while it learns, by name: `images` `(M,H,W,C)` as network
-            inputs, and `bases` `(U,h,w,C)` if it has any. None where nothing is learned.
-        spread: `(mesh, like) -> shardings`: where each leaf of a state lies on several devices, a pytree like it. None
-            for all of it on every device.
-        pairs: Number of pairs, and length of a target; every view of every sample (or of N images) with the teacher's
-            features if left out.
-        parts: Numbers stored, by part; images and targets of the pairs if left out.
-        shapes: Further rows of the dry run's table of shapes: name and text.
-        trials: Further pieces of work in the stages `distill` and `approximate`, by stage, for the dry run to time.
-        example: Random output of its own stages for the dry run, as `load` returns it.
+        show: `(state) -> pictures`: snapshots of a state by name: `images` `(M,H,W,C)` as network inputs, and `bases`
+            `(U,h,w,C)` if it has any. None if nothing is learned.
+        spread: `(mesh, like) -> shardings`: the sharding of each leaf of a state, a pytree like it. None to replicate
+            the state on every device.
+        pairs: Number of pairs, and length of a target. Default: every view of every sample (or of N images) with the
+            teacher's features.
+        parts: Stored numbers by part. Default: the images and targets of the pairs.
+        shapes: Additional rows of the dry run's table of shapes: name and text.
+        trials: Additional parts of the stages `distill` and `approximate` for the dry run to time, by stage.
+        example: Random output of the method-specific stages for the dry run, as `load` returns it.
         example_feed: A feed of random items for the dry run, in place of `feed`.
     """
 
@@ -219,20 +220,20 @@ class Method(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """The registry's record of a method: its constructor, and the facts that are known before there are data.
+    """Registry entry of a method: its constructor, and the facts that do not depend on the data.
 
     Attributes:
         make: `(config, problem) -> Method`.
-        titles: Names for readers, by edition.
+        titles: Display names, by edition.
         editions: Changes to the default config, by edition: dotted keys to values, `method` among them.
-        pooled: Whether it learns against the model pool, so that its steps split over several devices and few steps
-            want a larger learning rate.
-        network: Whether it runs the teacher's network, so that features alone do not serve it.
-        cpu_steps: Outer steps that minutes on a CPU allow, below 32 pixels and from there on; None for those of the
-            config.
-        size_keys: Config keys that, beside `storage.N`, choose how many images are stored.
-        lower: Config keys to lower where the device's memory is full.
-        floor: Whether it is a lower bound that the axes of a comparison need not show.
+        pooled: Whether it learns against the model pool, so that its steps can be split over several devices, and short
+            runs need a larger learning rate.
+        network: Whether it runs the teacher's network, so that features alone are not enough.
+        cpu_steps: Outer steps that take minutes on a CPU, for images below 32 pixels and for larger ones; None for the
+            number in the config.
+        size_keys: Config keys that, in addition to `storage.N`, determine how many images are stored.
+        lower: Config keys to lower if the device runs out of memory.
+        floor: Whether it is a lower bound that the axes of a comparison need not include.
     """
 
     make: Callable[[ConfigDict, Problem], Method]
@@ -247,19 +248,19 @@ class Definition(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What every stage is given.
+    """Context of a run, passed to every stage.
 
     Attributes:
         config: The run's config.
-        work: Its folder.
-        dataset: Its images.
-        problem: What is known of them before any work.
-        method: Its method.
+        work: The run directory.
+        dataset: The images.
+        problem: Facts about the data and the teacher that are available before any stage runs.
+        method: The distillation method.
         say: Called with each message for the user.
-        known: The teacher's features, where they are in memory instead of in the folder.
+        known: The teacher's features if they are in memory; None to read them from the folder.
         chosen: Likewise the samples.
-        brought: Likewise the features that the user gave, by view.
-        extract: The teacher as a function of uint8 images `(k,H,W,C)` to features `(k,D)`, where it is given as one.
+        brought: Likewise the user's precomputed features, by view.
+        extract: The teacher as a function from uint8 images `(k,H,W,C)` to features `(k,D)`, if the user passed one.
     """
 
     config: ConfigDict
@@ -274,17 +275,18 @@ class Run(NamedTuple):
     extract: Callable[[np.ndarray], np.ndarray] | None = None
 
     def key(self, stage: str, *, shared: bool = False) -> jax.Array:
-        """The PRNG key of a stage: from `config.seed`, or from `config.teacher.seed` for what runs may share."""
+        """The PRNG key of a stage, a scalar `()`: from `config.seed`, or `config.teacher.seed` for shared outputs."""
         seed = self.config.teacher.seed if shared else self.config.seed
+        # Not `hash`, which differs between processes.
         number = _KEYS[stage] if stage in _KEYS else zlib.crc32(stage.encode())
         return jax.random.fold_in(jax.random.key(seed), jnp.uint32(number))
 
     def samples(self) -> features.Samples:
-        """The images that the method starts from, once they are chosen."""
+        """The images that the method starts from; the stage `samples` must be complete."""
         return self.chosen or features.load_samples(self.work.samples)
 
     def features(self) -> features.Features:
-        """The teacher's features, once they are there."""
+        """The teacher's features; the stage `features` must be complete."""
         return self.known or features.load(self.work.features, fingerprint(self.dataset.train_images))
 
     def preprocessing(self) -> preprocess.Preprocessing:
@@ -293,53 +295,59 @@ class Run(NamedTuple):
 
     def pairs(self) -> streaming.Pairs:
         """The training images and the teacher's features of them, on the host."""
-        images, known = self.dataset.train_images, self.features().train
+        images, train_features = self.dataset.train_images, self.features().train
         moments = preprocess.dataset_moments(self.dataset)
-        return streaming.Pairs(images, known, preprocess.fit(images, known, moments=moments))
+        return streaming.Pairs(images, train_features, preprocess.fit(images, train_features, moments=moments))
 
     def resident(self, *, features: bool = True) -> bool:
-        """Whether the training images, with the teacher's features or without, are kept on the device."""
+        """Return whether the training images, with or without the teacher's features, are kept on the device."""
         size = self.problem.images * (self.problem.image_numbers + (4 * self.problem.dim if features else 0))
         return streaming.fits(size, self.config.devices.gigabytes)
 
     def backbone(self) -> Any:
-        """The teacher for images as the data set's constants normalise them; None if its features were brought.
+        """The teacher for images normalised with the data set's constants; None if its features are precomputed.
 
-        Of one that the run has trained the variables of its `ResNet`, of another a `models.frozen.Frozen`.
+        A teacher trained by the run is returned as the variables of its `ResNet`, any other as a
+        `models.frozen.Frozen`.
         """
         if self.config.teacher.features:
             return None
         variables, about = self.teacher()
-        found: Any = teacher.backbone(variables)
+        backbone: Any = teacher.backbone(variables)
+        # A converted teacher expects its own normalisation: its wrapper converts from that of the data set.
         if "network" in about:
-            found = teacher.describe(about).frozen(found, given=preprocess.dataset_moments(self.dataset))
-        return jax.tree.map(jnp.asarray, found)
+            backbone = teacher.describe(about).frozen(backbone, given=preprocess.dataset_moments(self.dataset))
+        return jax.tree.map(jnp.asarray, backbone)
 
     def teacher(self) -> tuple[Any, dict[str, Any]]:
         """Variables of the trained teacher, and its description."""
         return teacher.load(self.work.teacher)
 
     def source(self) -> Source:
-        """The data that the method's steps are given: all, or none of the images where they are streamed."""
+        """The data for the method's steps: all images, or none if they are streamed."""
         if not self.resident():
             return _some(self, np.zeros(0, np.int32), np.zeros(0, np.int32))
         pairs = self.pairs()
         return _as_source(self, pairs, pairs.on_device(), self.samples().rows)
 
     def start(self) -> Source:
-        """The data that the method's `init` and `export` are given: its samples, and what else it looks at."""
+        """The data for the method's `init` and `export`: its samples, and the images that `look` chooses."""
         samples, count = self.samples().rows, self.problem.images
-        rows = self.method.look(self.key("distill"), count) if self.method.look else np.zeros(0, np.int32)
-        if rows is None:
+        others = self.method.look(self.key("distill"), count) if self.method.look else np.zeros(0, np.int32)
+        if others is None:
+            # All images in their order, so that the samples keep their indices.
             return _some(self, np.arange(count), samples)
-        return _some(self, np.concatenate([samples, np.asarray(rows)]), np.arange(len(samples)))
+        # The samples come first: their indices are then 0 to M - 1.
+        return _some(self, np.concatenate([samples, np.asarray(others)]), np.arange(len(samples)))
 
 
-def _some(run: Run, rows: np.ndarray, samples: np.ndarray) -> Source:
-    """Some rows alone; `samples` are positions among them."""
+def _some(run: Run, indices: np.ndarray, samples: np.ndarray) -> Source:
+    """Restrict a run's data to some images; `samples` index into these."""
     pairs = run.pairs()
-    some = pairs._replace(images=streaming.gather(pairs.images, rows), features=streaming.gather(pairs.features, rows))
-    return _as_source(run, pairs, some.on_device(), samples)
+    subset = pairs._replace(
+        images=streaming.gather(pairs.images, indices), features=streaming.gather(pairs.features, indices)
+    )
+    return _as_source(run, pairs, subset.on_device(), samples)
 
 
 def _as_source(run: Run, pairs: streaming.Pairs, on_device: tuple[Array, Array], samples: np.ndarray) -> Source:

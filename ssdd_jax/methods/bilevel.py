@@ -1,7 +1,7 @@
-"""Bilevel distillation against a model pool (KRR-ST, section 3), whatever the pairs are decoded from.
+"""Bilevel distillation against a model pool (KRR-ST, section 3), for any parameterization of the pairs.
 
-Each outer step draws models of the pool, differentiates their closed-form loss in what is learned, takes a step of
-AdamW, and trains the drawn models by one step on the new pairs.
+Each outer step draws models from the pool, differentiates their closed-form loss with respect to the parameters, takes
+one step of AdamW, and trains the drawn models by one step on the new pairs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class State(NamedTuple):
     Attributes:
         step: Outer steps done, int32.
         key: PRNG key; folded with `step`, never advanced.
-        outer: What is learned, and AdamW's moments.
+        outer: The learned parameters, and AdamW's moments.
         pool: The inner models.
     """
 
@@ -54,7 +54,7 @@ class Info(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """`init(key, source) -> State`, `step(state, source) -> (State, Info)`, and a feed for data that are streamed."""
+    """`init(key, source) -> State`, `step(state, source) -> (State, Info)`, and a feed for streamed data."""
 
     init: Callable[[Array, Source], State]
     step: Callable[..., tuple[State, Info]]
@@ -69,14 +69,14 @@ def make(
     decode: outer.Decode,
     learned: Callable[[Any], Any] = lambda params: None,
 ) -> Functions:
-    """The start and the step of a method that learns against the pool.
+    """Build the initialization, step and feed of a method that learns against the pool.
 
     Args:
         config: See `ssdd_jax.config.default`; its keys `distill`, `pool`, `inner` and `student`.
         problem: Shapes of the data.
-        start: From a PRNG key and the data to what is learned, a pytree.
-        decode: From that to images `(S,H,W,C)` and targets `(S,D)`.
-        learned: From that to a pytree of booleans: what weight decay applies to. None for everything.
+        start: Maps a PRNG key and the data to the initial parameters, a pytree.
+        decode: Maps parameters to images `(S,H,W,C)` and targets `(S,D)`.
+        learned: Maps parameters to a weight-decay mask, a pytree of booleans; None to decay all of them.
 
     Returns:
         The functions.
@@ -84,6 +84,7 @@ def make(
     Raises:
         UserError: If a batch is larger than the data set.
     """
+    # Checked before the teacher is trained, because a run reaches its first outer step much later.
     size = config.distill.batch_size
     if size > problem.images:
         raise UserError(f"config.distill.batch_size={size} is more than the {problem.images} images")
@@ -91,6 +92,7 @@ def make(
     pool_set = pool_settings(config)._replace(mesh=problem.mesh)
 
     def init(key: Array, source: Source) -> State:
+        # The unused key belongs to `key_of_look`, which splits the same way.
         key_start, _, key_pool, key_steps = jax.random.split(key, 4)
         params = start(key_start, source)
         models = pool.init(key_pool, *decode(params), settings=pool_set)
@@ -99,36 +101,40 @@ def make(
         )
 
     def keys_of(key: Array, step: Array) -> tuple[Array, Array]:
-        """Keys of a step's models and of its batch; `key` is the state's."""
+        """Derive the keys of a step's models and of its batch; `key` is the state's."""
         key_models, key_batch = jax.random.split(jax.random.fold_in(key, step))
         return key_models, key_batch
 
-    def rows_of(key_batch: Array) -> Array:
+    def indices_of(key_batch: Array) -> Array:
         return jax.random.randint(key_batch, (size,), 0, problem.images)
 
     def feed(run: Run) -> Feed | None:
         if run.resident():
             return None
+        # The key that `init` stores in the state: the host draws the batches that a resident run would draw.
         pairs, key = run.pairs(), jax.random.split(run.key("distill"), 4)[3]
-        rows = streaming.on_host(lambda key, step: rows_of(keys_of(key, step)[1]))
-        return streaming.feed(lambda step: pairs.take(rows(key, np.int32(step))), steps=config.distill.steps)
+        batch_indices = streaming.on_host(lambda key, step: indices_of(keys_of(key, step)[1]))
+        return streaming.feed(lambda step: pairs.take(batch_indices(key, np.int32(step))), steps=config.distill.steps)
 
     def step(state: State, source: Source, item: tuple[Array, Array] | None = None) -> tuple[State, Info]:
+        # Keys depend on the step number alone, so that a resumed run draws the same models and images.
         key_models, key_batch = keys_of(state.key, state.step)
-        indices = pool.draw(key_models, pool_set.size, config.pool.models_per_step)
+        drawn = pool.draw(key_models, pool_set.size, config.pool.models_per_step)
+        # Real images come from the device, or from the feed where they are streamed.
         if item is None:
-            rows = devices.over_data(problem.mesh, rows_of(key_batch))
-            item = source.images[rows], source.targets[rows]
+            batch_indices = devices.over_data(problem.mesh, indices_of(key_batch))
+            item = source.images[batch_indices], source.targets[batch_indices]
         else:
             item = devices.over_data(problem.mesh, item)
         batch = outer.Batch(
-            models=pool.drawn(state.pool.models.variables, indices),
+            models=pool.drawn(state.pool.models.variables, drawn),
             x_real=source.preprocessing.images(item[0]),
             y_real=item[1],
         )
         mask = learned(state.outer.params)
         after, info = outer.step(state.outer, batch, settings=settings, decode=decode, mask=mask)
-        models = pool.step(state.pool, indices, *decode(after.params), settings=pool_set)
+        # The drawn models are trained on the new pairs only after the outer step has used them.
+        models = pool.step(state.pool, drawn, *decode(after.params), settings=pool_set)
         ages = models.ages.astype(jnp.float32)
         return (
             State(state.step + 1, state.key, after, models),
@@ -139,17 +145,17 @@ def make(
 
 
 def key_of_look(key: Array) -> Array:
-    """The PRNG key, a scalar `()`, to choose with what a start looks at; `key`, likewise, is what `init` is given."""
+    """Derive the PRNG key, a scalar `()`, of `Method.look` from the key of `init`, likewise a scalar."""
     return jax.random.split(key, 4)[1]
 
 
 def spread(mesh: Mesh, like: State) -> Any:
-    """Where the leaves of a state lie: see `pool.spread`; all else on every device."""
+    """Shardings of a state: the pool as in `pool.spread`, everything else replicated."""
     return devices.shardings(mesh, like)._replace(pool=pool.spread(mesh, like.pool))
 
 
 def pool_settings(config: ConfigDict) -> pool.Settings:
-    """The pool's constants out of a config."""
+    """Read the pool's settings from a config."""
     return pool.Settings(
         size=config.pool.size,
         steps=config.pool.steps,
@@ -161,7 +167,7 @@ def pool_settings(config: ConfigDict) -> pool.Settings:
 
 
 def outer_settings(config: ConfigDict) -> outer.Settings:
-    """The outer problem's constants out of a config."""
+    """Read the outer problem's settings from a config."""
     return outer.Settings(
         learning_rate=config.distill.learning_rate,
         steps=config.distill.steps,
@@ -173,21 +179,24 @@ def outer_settings(config: ConfigDict) -> outer.Settings:
 
 
 def shapes(config: ConfigDict, problem: Problem) -> tuple[tuple[str, str], ...]:
-    """Rows of the dry run's table: the pool, and the outer batch."""
+    """Return the rows of the dry run's table for the pool and the outer batch."""
     network = convnet.ConvNet(tuple(config.student.widths), problem.dim, config.student.norm)
-    numbers = count(network, problem.image_shape)
+    weights = count(network, problem.image_shape)
     return (
-        ("pool", f"{config.pool.size} networks of {numbers:,} parameters, renewed after {config.pool.steps:,} steps, "
+        ("pool", f"{config.pool.size} networks of {weights:,} parameters, renewed after {config.pool.steps:,} steps, "
          f"{config.pool.models_per_step} a step"),
         ("outer batch", f"{config.distill.batch_size:,} real images"),
     )  # fmt: skip
 
 
 def trials(config: ConfigDict) -> dict[str, Callable[[StandIns], list[Trial]]]:
-    """The first training of the pool's models, for the dry run to time; a resumed run has it behind it.
+    """Trials of the initial training of the pool's models, which a resumed run skips.
 
     Args:
-        config: That of the run: the stand-in's has a pool of models that are trained by a step.
+        config: The run's config, not that of the stand-in, whose pool is trained for a single step.
+
+    Returns:
+        Functions from stand-ins to trials, by stage.
     """
     settings = pool_settings(config)
     together = min(settings.vectorize, settings.size)
@@ -198,9 +207,11 @@ def trials(config: ConfigDict) -> dict[str, Callable[[StandIns], list[Trial]]]:
         return jax.lax.fori_loop(0, steps, lambda _, states: step(states), states)
 
     def grow_pool(stand: StandIns) -> list[Trial]:
+        # The stand-ins have few, hardly trained models; their shapes are all that the timing depends on.
         method, problem = stand.run.method, stand.run.problem
         pairs = len(method.views) * method.samples
         models = devices.local(problem.mesh, stand.state.pool.models)
+        # As many models as train side by side in a run.
         states = jax.tree.map(lambda leaf: leaf[:together], models)
         x, y = stand.normal(pairs, *problem.image_shape), stand.normal(pairs, problem.dim)
         # Ages are spread evenly below the one at which a model is redrawn; of models side by side the oldest decides.

@@ -15,16 +15,17 @@ from ssdd_jax.methods.base import Definition, Method, Problem, Source, StandIns,
 
 Array = jax.Array
 
-# Principal components are taken of at most this many images: more do not move them, and would fill the memory.
+# Principal components are computed from at most this many images: more hardly change them, and could exhaust memory.
 START_IMAGES = 50_000
-# Steps of the fit that the dry run times.
+# Number of steps of the fit that the dry run times.
 TRIED = 100
 TITLE = "Boost-SSDD"
 
 
 def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
-    """The sizes that fit the budget; see `storage.plan`."""
+    """Choose sizes that fit the budget; see `budget.plan`."""
     height, width, _ = problem.image_shape
+    # Bases are never larger than the images.
     side = config.storage.base_size
     return budget.plan(
         N=config.storage.N,
@@ -41,7 +42,7 @@ def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
-    """Boost-SSDD as the config describes it.
+    """Build Boost-SSDD from a config.
 
     Args:
         config: See `ssdd_jax.config.default`.
@@ -51,10 +52,11 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If the sizes asked for do not fit the budget or the data, or a view cannot be had of the images.
+        UserError: If the configured sizes do not fit the budget or the data, or a view does not suit the image shape.
     """
     plan, views = plan_of(config, problem), tuple(config.views)
     try:
+        # Checked here, because the first use of the table would be inside a compiled function.
         augment.table(views, *problem.image_shape[:2])
     except ValueError as error:
         raise UserError(f"{error}; choose other config.views") from None
@@ -74,6 +76,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         )
 
     def export(key: Array, state: bilevel.State, source: Source) -> distilled.DistilledSet:
+        # Views other than the first are stored as networks that predict their coefficients from those of the first.
         params = state.outer.params
         networks = approximate.fit(
             key,
@@ -106,7 +109,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
 
 def _shapes(plan: budget.Sizes) -> tuple[tuple[str, str], ...]:
-    """Rows of the dry run's table."""
+    """Return the rows of the dry run's table."""
     size, low = ("x".join(map(str, shape)) for shape in (plan.image_shape, (*plan.base_size, plan.image_shape[-1])))
     return (
         ("distilled images M", f"{plan.M:,} of {size}, in {plan.views} views"),
@@ -116,8 +119,9 @@ def _shapes(plan: budget.Sizes) -> tuple[tuple[str, str], ...]:
 
 
 def _fit_trials(stand: StandIns) -> list[Trial]:
-    """The fit of the approximation networks, which the export compiles."""
+    """Trial of the fit of the approximation networks, which the export compiles."""
     config, params = stand.run.config, stand.state.outer.params
+    # `compiles=False` below: the measurement of the export includes the compilation.
     tried = min(TRIED, config.approximate.steps)
     settings = approximate.Settings(config.storage.hidden, tried, config.approximate.learning_rate)
 
@@ -130,7 +134,7 @@ def _fit_trials(stand: StandIns) -> list[Trial]:
 
 
 def _look(key: Array, count: int) -> Array | None:
-    """The images that the start looks at besides the samples: all of the `count`, or `START_IMAGES`."""
+    """Choose the images, besides the samples, for the principal components: all `count` (None), or `START_IMAGES`."""
     if count <= START_IMAGES:
         return None
     return jax.random.choice(bilevel.key_of_look(key), count, (START_IMAGES,), replace=False)

@@ -1,8 +1,8 @@
-"""Storage: a parameterized set must fit in the N images and features that it replaces, `N (HWC + D)` numbers.
+"""Storage budget: a parameterized set must fit in `N (HWC + D)` numbers, the size of N images and their features.
 
-Everything a set needs to be decoded is counted: bases, coefficients, means and approximation networks. Not counted are
-the constants that every method and baseline shares because they belong to the data set: mean and deviation per channel,
-mean and scale of the teacher's features.
+Everything that is needed to decode a set is counted: bases, coefficients, means and approximation networks. Constants
+of the data set, which every method and baseline shares, are not counted: mean and deviation per channel, mean and scale
+of the teacher's features.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ssdd_jax import approximate
 from ssdd_jax.errors import UserError
 
-# Left to itself, a plan decodes into this many images per image of the budget.
+# By default a set decodes into this many images per image of the budget.
 IMAGES_PER_N = 4
 
 
@@ -22,7 +22,7 @@ class Sizes:
     """Sizes of a parameterized set.
 
     Attributes:
-        N: Images and features in whose storage the set fits.
+        N: Budget: the set fits in the storage of N images and features.
         M: Decoded images.
         U: Image bases.
         V: Feature bases.
@@ -45,13 +45,13 @@ class Sizes:
 
     @property
     def budget(self) -> int:
-        """Numbers that N images and their features take: `N (HWC + D)`."""
+        """Size of N images and their features: `N (HWC + D)` numbers."""
         height, width, channels = self.image_shape
         return self.N * (height * width * channels + self.dim)
 
     @property
     def parts(self) -> dict[str, int]:
-        """Numbers stored, by part."""
+        """Stored numbers by part."""
         low = self.base_size[0] * self.base_size[1] * self.image_shape[-1]
         return {
             "image bases": self.U * low,
@@ -65,11 +65,11 @@ class Sizes:
 
     @property
     def numbers(self) -> int:
-        """Numbers stored."""
+        """Total of the stored numbers."""
         return sum(self.parts.values())
 
     def sum_text(self) -> str:
-        """The sum, written out."""
+        """Return the sum over the parts as text."""
         terms = " + ".join(f"{count:,} ({part})" for part, count in self.parts.items())
         return f"{terms} = {self.numbers:,}"
 
@@ -87,43 +87,45 @@ def plan(
     U: int = 0,
     V: int = 0,
 ) -> Sizes:
-    """Choose what is left open (0) among M, U and V so that the budget is used.
+    """Choose those of M, U and V that are 0 so that the set uses the budget.
 
-    M becomes 4 N. U and V become the same share of the most that their spaces and the data allow; what then remains
-    goes to V, U and M in turn.
+    M becomes 4 N. U and V become the same share of the largest values that their spaces and the data allow. The
+    remainder is spent on V, U and M in turn.
 
     Args:
-        N: Images and features in whose storage the set must fit.
+        N: Budget: the set must fit in the storage of N images and features.
         image_shape: `(H,W,C)`.
         dim: Length D of a target.
         base_size: Low resolution `(h,w)`.
         views: Number of views.
         hidden: Hidden units of an approximation network.
-        images: Number n of images there are to start from.
-        M: Decoded images, or 0.
-        U: Image bases, or 0.
-        V: Feature bases, or 0.
+        images: Number n of training images.
+        M: Decoded images; 0 to choose it.
+        U: Image bases; 0 to choose it.
+        V: Feature bases; 0 to choose it.
 
     Returns:
-        A plan that fits.
+        Sizes that fit the budget.
 
     Raises:
-        UserError: If there are too few images, or the choice exceeds the budget; the sum is written out.
+        UserError: If there are too few images, or the sizes exceed the budget; the message lists the parts.
     """
     check_pairs(N, images)
+    # n centred vectors span at most n - 1 dimensions, which limits the number of bases.
     low = base_size[0] * base_size[1] * image_shape[-1]
     most = {"M": images, "U": min(low, images - 1), "V": min(dim, images - 1)}
-    given = {"M": M, "U": U, "V": V}
+    requested = {"M": M, "U": U, "V": V}
     spaces = {"M": "images", "U": f"{low} numbers of a base and {images} images",
               "V": f"{dim} numbers of a feature and {images} images"}  # fmt: skip
-    for name, value in given.items():
+    # Sizes that the user fixed are checked against the data before the budget, for a clearer message.
+    for name, value in requested.items():
         if value > most[name]:
             raise UserError(f"storage.{name}={value} is too many for the {spaces[name]}: at most {most[name]}")
-    fixed = Sizes(N, M, U, V, hidden, views, image_shape, base_size, dim)
-    open_ = [name for name, value in given.items() if not value]
-    chosen = _fill(fixed, open_, most)
+    initial = Sizes(N, M, U, V, hidden, views, image_shape, base_size, dim)
+    free = [name for name, value in requested.items() if not value]
+    chosen = _fill(initial, free, most)
     if chosen.numbers > chosen.budget:
-        least = "" if not open_ else f" even with {', '.join(open_)} at their least"
+        least = "" if not free else f" even with {', '.join(free)} as small as possible"
         raise UserError(
             f"storage exceeds the budget{least}: {chosen.sum_text()} > {chosen.budget:,} = "
             f"N (HWC + D) with N={N}; lower M, U, V or hidden, or raise N"
@@ -132,27 +134,28 @@ def plan(
 
 
 def check_pairs(N: int, images: int) -> int:
-    """N, if there are so many images to start from.
+    """Return N after checking that there are at least N training images.
 
     Raises:
-        UserError: If there are not.
+        UserError: If there are fewer.
     """
     if N > images:
         raise UserError(f"storage.N={N} asks for more images than the {images} there are: choose at most {images}")
     return N
 
 
-def _fill(fixed: Sizes, open_: list[str], most: dict[str, int]) -> Sizes:
-    if "M" in open_:
+def _fill(fixed: Sizes, free: list[str], most: dict[str, int]) -> Sizes:
+    if "M" in free:
         fixed = dataclasses.replace(fixed, M=min(IMAGES_PER_N * fixed.N, most["M"]))
-    # More bases than images would store each image more dearly than as it is.
+    # More bases than images would cost more than to store the images themselves.
     ceiling = {"U": min(most["U"], fixed.M), "V": min(most["V"], fixed.M * fixed.views), "M": most["M"]}
-    bases = [name for name in open_ if name != "M"]
+    bases = [name for name in free if name != "M"]
 
     def shared(share: float) -> Sizes:
         sizes: dict[str, Any] = {name: max(1, int(share * ceiling[name])) for name in bases}
         return dataclasses.replace(fixed, **sizes)
 
+    # Bisection for the largest share that fits; sizes grow monotonically with it.
     low, high = 0.0, 1.0
     if shared(high).numbers <= fixed.budget:
         low = high
@@ -160,12 +163,14 @@ def _fill(fixed: Sizes, open_: list[str], most: dict[str, int]) -> Sizes:
         middle = (low + high) / 2
         low, high = (middle, high) if shared(middle).numbers <= fixed.budget else (low, middle)
     chosen = shared(low)
-    if chosen.numbers > chosen.budget and "M" in open_:
+    # A tiny budget may not hold the coefficients of 4 N images: fall back to one, and let the rest be spent below.
+    if chosen.numbers > chosen.budget and "M" in free:
         chosen = dataclasses.replace(chosen, M=1)
-    return _spend_rest(chosen, [name for name in ("V", "U", "M") if name in open_], ceiling)
+    return _spend_rest(chosen, [name for name in ("V", "U", "M") if name in free], ceiling)
 
 
 def _spend_rest(chosen: Sizes, names: list[str], ceiling: dict[str, int]) -> Sizes:
+    # Rounding down leaves a remainder: enlarge one size after the other while it fits.
     for name in names:
         while getattr(chosen, name) < ceiling[name]:
             larger = dataclasses.replace(chosen, **{name: getattr(chosen, name) + 1})

@@ -4,9 +4,9 @@ free targets, learned against a model pool by kernel ridge regression.
 Published: AdamW without decay, rate 1e-4 on CIFAR-100 and 1e-5 at 64x64, falling linearly to a thousandth over 160,000
 steps, from 1,000 (CIFAR-100) or 2,000 (Tiny ImageNet) random images with the teacher's features.
 
-Different here: the published loop crops and flips the real images at random and runs the teacher on them at every step;
-here they are as they are, and the teacher's features are computed once. Targets are centred and scaled, where theirs
-are raw, and pixels start normalised.
+Differences: the published loop crops and flips the real images at random and runs the teacher on them at every step;
+here they are not augmented, and the teacher's features are computed once. Targets are centred and scaled instead of
+raw, and pixels start normalised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TITLE = "KRR-ST"
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
-    """KRR-ST as the config describes it.
+    """Build KRR-ST from a config.
 
     Args:
         config: See `ssdd_jax.config.default`.
@@ -44,6 +44,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         images, targets = state.outer.params
         return distilled.from_pairs(images, targets, source.preprocessing)
 
+    # Images and targets are the parameters themselves, so decoding is the identity.
     functions = bilevel.make(config, problem, start=start, decode=lambda pairs: pairs)
     return Method(
         functions.init,

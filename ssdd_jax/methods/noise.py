@@ -1,4 +1,4 @@
-"""Gaussian noise with the teacher's features of it: the floor under every method."""
+"""Gaussian noise with the teacher's features of it: a lower bound for every method."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ssdd_jax.methods.subset import State
 
 Array = jax.Array
 
-# Images that go through the teacher together.
+# Images per forward pass of the teacher.
 BATCH = 256
 TITLE = "Gaussian noise"
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
-    """N images of noise, normal with the mean and deviation of the data set's channels, and their features.
+    """Build the noise baseline: N normal images with the data set's mean and deviation per channel, and their features.
 
     Args:
         config: See `ssdd_jax.config.default`.
@@ -31,11 +31,11 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If only the teacher's features are there, not the teacher.
+        UserError: If the teacher is not a network but precomputed features.
     """
     if not problem.network:
         raise UserError(
-            "config.method=noise runs the teacher on noise, and features alone were brought: leave "
+            "config.method=noise runs the teacher on noise, and only precomputed features are available: leave "
             "config.teacher.features empty to train a teacher, or choose another method"
         )
     shape = (config.storage.N, *problem.image_shape)
@@ -44,10 +44,11 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         return State(jnp.zeros((), jnp.int32), key)
 
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
+        # Network inputs are normalised, so standard normal values have the data set's mean and deviation.
         images = jax.random.normal(state.key, shape)
-        one = functools.partial(teacher.features_of_inputs, source.teacher)
-        found = jax.lax.map(lambda image: one(image[None])[0], images, batch_size=BATCH)
-        targets = source.preprocessing.targets(found)
+        extract = functools.partial(teacher.features_of_inputs, source.teacher)
+        features = jax.lax.map(lambda image: extract(image[None])[0], images, batch_size=BATCH)
+        targets = source.preprocessing.targets(features)
         return distilled.from_pairs(images, targets, source.preprocessing)
 
     return Method(init, None, export, steps=0, samples=0, title=TITLE)

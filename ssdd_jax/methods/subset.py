@@ -1,7 +1,7 @@
-"""A subset of the images with the teacher's features: what every method is compared with.
+"""A subset of the images with the teacher's features: the baseline of every method.
 
-Which images is `config.distill.samples`: random ones, those nearest to the centres of k-means in feature space, or
-those that a student finds hardest (the high-loss subset of MKDT).
+`config.distill.samples` chooses the images: random ones, those nearest to the centres of k-means in feature space, or
+those with the highest loss of a student (the high-loss subset of MKDT).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ssdd_jax.methods.base import Definition, Method, Problem, Source
 
 Array = jax.Array
 
-# By the choice of images, which is also the name of the edition.
+# Keys are values of `config.distill.samples`, and also the names of the editions.
 TITLES = {"random": "random subset", "kmeans": "k-means subset", "high_loss": "high-loss subset"}
 
 
 class State(NamedTuple):
-    """Nothing is learned: no steps, and a key that nothing uses."""
+    """State of a method that learns nothing: the step stays 0, and the key is unused unless `export` draws from it."""
 
     step: Array
     key: Array
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
-    """N images of the data set and their features.
+    """Build the subset baseline: N images of the data set and their features.
 
     Args:
         config: See `ssdd_jax.config.default`.

@@ -1,4 +1,4 @@
-"""Pieces of work that several stages share, for the dry run to time."""
+"""Dry-run trials that several stages share."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.methods.base import StandIns, Trial
 from ssdd_jax.training import epochs
 
-# Steps of a probe that are timed.
+# Number of steps of a probe that are timed.
 TRIED = 100
 
 
 def linear(stand: StandIns, width: int, *, times: int) -> Trial:
-    """A linear probe on random features `(n,width)`, trained `times` times."""
+    """Build a trial of a linear probe on random features `(n,width)` that is trained `times` times."""
     options, problem = stand.run.config.evaluate, stand.run.problem
     size, per_epoch = epochs.batch_of(problem.images, options.probe_batch_size)
     settings = probes.Settings(TRIED, options.probe_batch_size, options.probe_learning_rate)
+    # A few batches of features suffice: the time of a step does not depend on the size of the data set.
     count = min(problem.images, 4 * size)
     features = jnp.asarray(stand.normal(count, width))
     labels = jnp.arange(count, dtype=jnp.int32) % problem.classes
-    # Whole epochs are trained, of the data set as of the few features that are timed.
+    # A probe trains whole epochs, of the data set as of the few features that are timed here.
     tried_epoch = epochs.batch_of(count, size)[1]
     return Trial(
         "steps",

@@ -1,4 +1,4 @@
-"""Networks: those that are trained on a distilled set and judged by it, the teacher's ResNet, and what they share."""
+"""Neural networks: the students that evaluate a distilled set, the teacher's ResNet, and their shared layers."""
 
 from ssdd_jax.models.architectures import ARCHITECTURES, count, make
 from ssdd_jax.models.convnet import ConvNet

@@ -1,7 +1,7 @@
-"""The networks that distilled sets are judged on, by name.
+"""Registry of the networks that distilled sets are evaluated on.
 
 Widths and names are those of KRR-ST (`models/wrapper.py`, and `test.py` for the base network of each image size) and,
-with instance norm, of MKDT. ResNets take a width as in `resnet18_16`, for small machines.
+with instance norm, of MKDT. A ResNet's width can be part of its name, as in `resnet18_16`, for small machines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ssdd_jax.models.vit import VisionTransformer, patch_side
 
 __all__ = ["ARCHITECTURES", "count", "make"]
 
-# `(name, dim, image_shape) -> network`; the name is for messages.
+# `(name, dim, image_shape) -> network`; the name is used in error messages.
 Builder = Callable[[str, int, tuple[int, ...]], nn.Module]
 
 _RESNETS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
@@ -30,11 +30,11 @@ _NORMS = {"bn": "batch", "in": "instance"}
 
 
 def make(name: str, dim: int, image_shape: tuple[int, ...]) -> nn.Module:
-    """The network of a name.
+    """Build the network of a name.
 
     Args:
         name: A key of `ARCHITECTURES`, or a free form: `convnet_16_32_64_bn` (widths of the blocks; `bn` for batch norm
-            or `in` for instance norm), `resnet18_16` (width of the first stage, 64 where none is given).
+            or `in` for instance norm), `resnet18_16` (width of the first stage, 64 by default).
         dim: Length D of a target.
         image_shape: `(H,W,C)`.
 
@@ -42,7 +42,7 @@ def make(name: str, dim: int, image_shape: tuple[int, ...]) -> nn.Module:
         A module that maps images `(B,H,W,C)` to features `(B,F)` and predictions `(B,dim)`; see `models.network`.
 
     Raises:
-        ValueError: If there is no such network, or it does not take images of this size.
+        ValueError: If there is no such network, or it does not accept images of this size.
     """
     if len(image_shape) != 3:
         raise ValueError(f"an image shape is (height, width, channels), got {tuple(image_shape)}")
@@ -51,12 +51,13 @@ def make(name: str, dim: int, image_shape: tuple[int, ...]) -> nn.Module:
 
 
 def _free_form(name: str) -> Builder:
+    """Return the builder of a name that contains widths, such as `convnet_16_32_bn` or `resnet18_16`."""
     if match := re.fullmatch(r"convnet((?:_[1-9]\d*)+)_(bn|in)", name):
         return _convnet(tuple(int(width) for width in match[1][1:].split("_")), _NORMS[match[2]])
     if (match := re.fullmatch(r"(resnet\d+)_([1-9]\d*)", name)) and match[1] in _RESNETS:
         return _resnet(match[1], int(match[2]))
-    near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    close = difflib.get_close_matches(name, ARCHITECTURES, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
     raise ValueError(
         f"there is no architecture {name!r}{hint}; there are {', '.join(ARCHITECTURES)}, and with widths of your own "
         "convnet_16_32_64_bn (or _in), resnet18_16 (or resnet10_, resnet50_)"
@@ -72,10 +73,10 @@ def _convnet(widths: tuple[int, ...], norm: str = "batch") -> Builder:
 
 
 def _base(name: str, dim: int, image_shape: tuple[int, ...]) -> nn.Module:
-    """KRR-ST's base network: the larger the images, the more blocks."""
+    """Build KRR-ST's base network: larger images get more blocks."""
     side = max(image_shape[:2])
-    smaller = [width for width, least in ((32, 224), (64, 64)) if side >= least]
-    return _convnet((*smaller, 128, 256, 512))(name, dim, image_shape)
+    first_widths = [width for width, minimum_side in ((32, 224), (64, 64)) if side >= minimum_side]
+    return _convnet((*first_widths, 128, 256, 512))(name, dim, image_shape)
 
 
 def _plain(layers: tuple[Layer, ...]) -> Builder:
@@ -101,6 +102,7 @@ def _resnet(kind: str, width: int = 64) -> Builder:
 
 def _vit_tiny(name: str, dim: int, image_shape: tuple[int, ...]) -> nn.Module:
     patch = patch_side(image_shape)
+    # `patch_side` rounds an eighth of the height down, so a multiple of 8 is required as well as one of the patch.
     for multiple_of in (8, patch):
         check_multiple(name, image_shape[:2], multiple_of)
     return VisionTransformer(dim, patch)
@@ -120,4 +122,4 @@ ARCHITECTURES: dict[str, Builder] = {
     "resnet50": _resnet("resnet50"),
     "vit_tiny": _vit_tiny,
 }
-"""One builder for each name."""
+"""Builders by name; `make` also accepts names with widths."""

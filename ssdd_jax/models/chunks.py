@@ -1,4 +1,4 @@
-"""A few images at a time, so that what is made of them on the way stays in a CPU's cache."""
+"""Chunked computation: a few images at a time, so that intermediate results stay in a CPU's cache."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from ssdd_jax.models.precision import at_least_float32
 
 Array = jax.Array
 
-# Made of one chunk, at most: about a third of a third-level cache of 32 MiB. Half and twice as much were within 10 %.
+# Upper limit for the intermediate results of a chunk: about a third of a third-level cache of 32 MiB. Half and twice
+# this size were within 10 %.
 BYTES = 12 * 2**20
 
 
 def images_per_chunk(count: int, bytes_of_one: int, *, least: int = 1) -> int:
-    """How many of `count` images to take at a time; all of them on an accelerator, which has no such cache.
+    """Choose the number of images per chunk; all of them on an accelerator, which has no such cache.
 
     Args:
         count: Number of images.
-        bytes_of_one: What is made of one.
-        least: As many at least, if there are.
+        bytes_of_one: Size of the intermediate results of one image.
+        least: Minimum number of images per chunk, if there are as many.
 
     Returns:
-        A divisor of `count` if there is one near: a chunk left over would be joined to the others by copying them all.
+        A divisor of `count` if there is one nearby: joining an incomplete last chunk to the others would copy them all.
     """
     if jax.default_backend() != "cpu":
         return max(count, 1)
-    most = max(1, min(count, max(BYTES // bytes_of_one, least)))
-    even = [size for size in range(most, most // 2, -1) if count % size == 0]
-    return even[0] if even else most
+    limit = max(1, min(count, max(BYTES // bytes_of_one, least)))
+    divisors = [size for size in range(limit, limit // 2, -1) if count % size == 0]
+    return divisors[0] if divisors else limit
 
 
 def mapped(function: Callable[[Array], Array], x: Array, size: int) -> Array:
-    """`function` of images `(B,...)`, `size` at a time: the results `(B,...)`."""
+    """Apply `function` to images `(B,...)`, `size` at a time; returns the results `(B,...)`."""
     chunks, rest = _split(x, size)
     if len(chunks) < 2:
         return function(x)
@@ -45,17 +46,17 @@ def mapped(function: Callable[[Array], Array], x: Array, size: int) -> Array:
 
 
 def through(function: Callable[[Array], Array], x: Array, size: int) -> Array:
-    """A network's forward pass over images `(B,...)`: `size` at a time on a CPU, all at once on an accelerator."""
+    """Run a forward pass over images `(B,...)`: `size` at a time on a CPU, all at once on an accelerator."""
     return mapped(function, x, size if jax.default_backend() == "cpu" else max(len(x), 1))
 
 
 def summed(function: Callable[[Array, Array], Array], x: Array, y: Array, size: int) -> Array:
-    """The sum of `function` over images of both, `(B,...)`, `size` at a time."""
+    """Sum `function` over chunks of `size` images of both arrays `(B,...)`."""
     (xs, x_rest), (ys, y_rest) = _split(x, size), _split(y, size)
     if len(xs) < 2:
         return function(x, y)
     like = jax.eval_shape(function, xs[0], ys[0])
-    # Of half precision the sum is kept in float32. The first chunk apart would copy all others.
+    # Half precision accumulates in float32. Starting from the first chunk instead of zeros would copy all the others.
     start = at_least_float32(jnp.zeros_like(like))
 
     def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
@@ -67,6 +68,6 @@ def summed(function: Callable[[Array, Array], Array], x: Array, y: Array, size: 
 
 
 def _split(x: Array, size: int) -> tuple[Array, Array]:
-    """The whole chunks `(count,size,...)`, and what is left over."""
+    """Split into complete chunks `(count,size,...)` and the remainder."""
     count = len(x) // size
     return x[: count * size].reshape(count, size, *x.shape[1:]), x[count * size :]

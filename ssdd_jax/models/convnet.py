@@ -1,8 +1,8 @@
-"""The ConvNet of the field: blocks of 3x3 convolution, norm, ReLU and 2x2 average pooling, then a linear layer.
+"""ConvNet of the distillation literature: blocks of 3x3 convolution, norm, ReLU and 2x2 average pooling.
 
-Batch norm and widths 128-256-512 at 32x32, 64-128-256-512 at 64x64 (KRR-ST, section 4; Boost-SSDD, section 4); instance
-norm and 128 channels in every block (MKDT). Parameters start as PyTorch's defaults do: uniform within
-`1 / sqrt(fan_in)`, biases included.
+A linear layer follows. Batch norm and widths 128-256-512 at 32x32, 64-128-256-512 at 64x64 (KRR-ST, section 4;
+Boost-SSDD, section 4); instance norm and 128 channels in every block (MKDT). Parameters are initialized with PyTorch's
+defaults: uniform within `1 / sqrt(fan_in)`, biases included.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["NORMS", "ConvNet", "check_divisible", "from_variables", "initialize"
 Array = jax.Array
 Variables = Mapping[str, Any]
 
-# What the layers of a norm are called.
+# Prefix of the layer names of each norm.
 NORMS = {"batch": "bn", "instance": "in"}
 
 
 class ConvNet(nn.Module):
-    """Images `(B,H,W,C)` to targets `(B,dim)`.
+    """ConvNet that maps images `(B,H,W,C)` to targets `(B,dim)`.
 
     Attributes:
         widths: Channels of each block; H and W must be divisible by `2 ** len(widths)`.
         dim: Length D of a target.
-        norm: `batch` or `instance`.
+        norm: Normalisation layer, `batch` or `instance`.
 
     Raises:
-        ValueError: If `norm` is neither.
+        ValueError: If `norm` is neither of these.
     """
 
     widths: tuple[int, ...]
@@ -50,10 +50,15 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Features `(B,F)`, the flattened last block, and predictions `(B,dim)`, both float32 or more.
+        """Compute features `(B,F)`, the flattened last block, and predictions `(B,dim)`, both at least float32.
 
-        Batch norm uses the batch's own statistics and updates the running ones (collection `batch_stats`) when
-        `train`, and the running ones otherwise. Instance norm does the same in both.
+        Args:
+            x: Images `(B,H,W,C)`.
+            train: If True, batch norm uses the statistics of the batch and updates the running ones (collection
+                `batch_stats`); otherwise it uses the running statistics. Instance norm does not depend on it.
+
+        Returns:
+            Features and predictions.
 
         Raises:
             ValueError: If H or W is not divisible by `2 ** len(widths)`.
@@ -67,6 +72,7 @@ class ConvNet(nn.Module):
             else:
                 x = InstanceNorm(name=name)(x)
             x = average_pool(nn.relu(x))
+        # The last layer stays in float32: its closed-form counterpart (`krr`) is ill-conditioned.
         features = at_least_float32(x.reshape(x.shape[0], -1))
         return features, Linear(self.dim, name="fc")(features)
 
@@ -81,7 +87,7 @@ def check_divisible(size: tuple[int, ...], blocks: int) -> None:
 
 
 def from_variables(variables: Variables) -> ConvNet:
-    """The network that `variables` belong to, read off the names and shapes of its parameters."""
+    """Reconstruct the network that `variables` belong to from the names and shapes of its parameters."""
     params = variables["params"]
     widths = tuple(params[f"conv{i}"]["bias"].shape[-1] for i in range(sum(k.startswith("conv") for k in params)))
     norm = next((norm for norm, prefix in NORMS.items() if f"{prefix}0" in params), "batch")

@@ -1,4 +1,4 @@
-"""Networks whose weights stay as they are, and what turns a data set's images into what they take."""
+"""Frozen networks, with the preprocessing that turns a data set's images into their inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Variables = Mapping[str, Any]
 Backbone = ResNet | Encoder
 
 RESIZE = ("linear", "cubic", "lanczos3")
-"""How images may be resized, as `jax.image.resize` calls it; smoothed where they shrink, as by torchvision."""
+"""Resize methods, by their names in `jax.image.resize`; with antialiasing, as in torchvision."""
 
 
 @flax.struct.dataclass
@@ -30,12 +30,12 @@ class Frozen:
 
     Attributes:
         variables: The network's `params` and, with batch norm, `batch_stats`.
-        scale: What given images are multiplied by, `(1,1,1,C)`; None if they are normalised as the network wants.
-        shift: What is added then, `(1,1,1,C)`. One channel is given to a network of three as three equal ones.
+        scale: Factor for the images `(1,1,1,C)`; None if they are already normalised as the network expects.
+        shift: Offset added after scaling `(1,1,1,C)`. For a network of three channels, a single channel is broadcast.
         network: The network.
-        size: Side of its inputs in pixels; 0 to take images as they are.
+        size: Side of its inputs in pixels; 0 to use images at their own size.
         resize: One of `RESIZE`.
-        exact: Compute in full float32, also where products of float32 are less precise by default.
+        exact: Compute in full float32, even where the backend's default for float32 products is less precise.
     """
 
     variables: Variables
@@ -47,36 +47,50 @@ class Frozen:
     exact: bool = flax.struct.field(pytree_node=False, default=False)
 
     def apply(self, x: Array, *, mutable: list[str] | bool = False) -> Any:
-        """What `network.apply` gives of images `(B,H,W,C)`: features `(B,D)`, and collections where asked for."""
+        """Compute features `(B,D)` of images `(B,H,W,C)`, like `network.apply`.
+
+        Args:
+            x: Images.
+            mutable: Collections to return as well, as in Flax.
+
+        Returns:
+            Features, or a pair of features and collections if `mutable` is not False.
+        """
         if self.scale is not None and self.shift is not None:
             x = x * self.scale + self.shift
+        # For published weights, whose features must agree with their source's: TF32 would not reproduce them.
         with jax.default_matmul_precision("float32") if self.exact else contextlib.nullcontext():
             x = resized(x, self.size, self.resize)
             return self.network.apply(self.variables, x, train=False, mutable=mutable)
 
 
 def of(backbone: Variables | Frozen) -> Frozen:
-    """A network by its variables, those of a `ResNet` that takes images as they are given; a `Frozen` as it is."""
+    """Wrap a backbone as `Frozen`.
+
+    Args:
+        backbone: Variables of a `ResNet` without preprocessing, or a `Frozen`, which is returned unchanged.
+    """
     if isinstance(backbone, Frozen):
         return backbone
     return Frozen(backbone, network=resnet.from_params(backbone["params"]))
 
 
 def resized(x: Array, size: int, method: str = "linear") -> Array:
-    """Images `(B,H,W,C)` as `(B,size,size,C)`; as they are where `size` is 0."""
+    """Resize images `(B,H,W,C)` to `(B,size,size,C)`; a `size` of 0 leaves them unchanged."""
+    x = jnp.asarray(x)
     if size == 0 or x.shape[1:3] == (size, size):
         return x
     return jax.image.resize(x, (len(x), size, size, x.shape[3]), method, antialias=True)
 
 
 class Judged(nn.Module):
-    """A backbone and a linear layer, as networks are judged by: images `(B,H,W,C)` to targets `(B,dim)`.
+    """Backbone with a linear layer, the interface for evaluation: maps images `(B,H,W,C)` to targets `(B,dim)`.
 
     Attributes:
         dim: Length D of a target.
-        backbone: The network below.
-        channels: Channels that it takes; a single one is repeated.
-        size: Side of its inputs in pixels; 0 to take images as they are.
+        backbone: The network below the linear layer.
+        channels: Number of channels of its inputs; a single channel is repeated.
+        size: Side of its inputs in pixels; 0 to use images at their own size.
         resize: One of `RESIZE`.
     """
 
@@ -88,7 +102,8 @@ class Judged(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Features `(B,F)` and predictions `(B,dim)`."""
+        """Compute features `(B,F)` and predictions `(B,dim)`."""
+        # Grey images get three equal channels for backbones that expect colour.
         x = jnp.broadcast_to(x, (*x.shape[:3], self.channels))
         backbone: Any = self.backbone
         features = backbone(resized(x, self.size, self.resize), train=train)

@@ -1,4 +1,4 @@
-"""The layers that the networks share; what they begin as is a `starts.Rule`, PyTorch's default unless said."""
+"""Layers shared by the networks; a `starts.Rule` initializes them, PyTorch's default unless specified."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Array = jax.Array
 
 
 class Conv(nn.Module):
-    """A convolution: parameters `kernel (size,size,I,features)` and, where asked for, `bias (features,)`.
+    """Convolution with parameters `kernel (size,size,I,features)` and, optionally, `bias (features,)`.
 
     Attributes:
         features: Number of output channels.
         size: Side of the kernel.
         stride: Step in both directions.
         padding: Zeros added on every side.
-        bias: Whether there is a bias.
-        start: How it begins.
+        bias: Whether to add a bias.
+        start: Initializers of kernel and bias.
     """
 
     features: int
@@ -46,7 +46,7 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A 3x3 convolution of each channel by itself, padded by 1: one parameter, `kernel (3,3,1,C)`.
+    """Depthwise 3x3 convolution with padding 1: one parameter, `kernel (3,3,1,C)`.
 
     Attributes:
         stride: Step in both directions.
@@ -63,11 +63,11 @@ class DepthwiseConv(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear layer: parameters `kernel (I,features)` and `bias (features,)`.
+    """Linear layer with parameters `kernel (I,features)` and `bias (features,)`.
 
     Attributes:
-        features: Numbers that come out.
-        start: How it begins.
+        features: Length of the output.
+        start: Initializers of kernel and bias.
     """
 
     features: int
@@ -80,24 +80,26 @@ class Linear(nn.Module):
         kernel_start, bias_start = self.start(shape)
         kernel = parameter(self, "kernel", kernel_start, shape).astype(x.dtype)
         bias = parameter(self, "bias", bias_start, (self.features,)).astype(x.dtype)
+        # The bias gets explicit axes: implicit rank promotion is an error in this package's tests.
         return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def average_pool(x: Array) -> Array:
-    """Means over 2x2 pixels: `(B,H,W,C)` to `(B,H/2,W/2,C)`."""
+    """Average over 2x2 pixels: `(B,H,W,C)` to `(B,H/2,W/2,C)`."""
+    x = jnp.asarray(x)
     # Four strided slices run faster than a window or a reshape and mean, forwards and backwards.
     top, bottom = x[:, ::2], x[:, 1::2]
     return 0.25 * (top[:, :, ::2] + top[:, :, 1::2] + bottom[:, :, ::2] + bottom[:, :, 1::2])
 
 
 def max_pool(x: Array) -> Array:
-    """The largest of 2x2 pixels: `(B,H,W,C)` to `(B,H/2,W/2,C)`. Equal ones share the gradient."""
-    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+    """Maximum over 2x2 pixels: `(B,H,W,C)` to `(B,H/2,W/2,C)`. Ties share the gradient."""
+    row_maxima = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(row_maxima[:, :, ::2], row_maxima[:, :, 1::2])
 
 
 def check_multiple(name: str, size: tuple[int, ...], multiple: int) -> None:
-    """Raise a ValueError unless both sides of images `(H, W)` are multiples of `multiple`, in the name of a network."""
+    """Raise a ValueError, naming the network, unless both sides of images `(H, W)` are multiples of `multiple`."""
     if any(side % multiple or side == 0 for side in size):
         sides = f"both sides must be multiples of {multiple}" if multiple > 1 else "both sides must be at least 1"
         raise ValueError(f"{name} does not take images of {size[0]}x{size[1]}: {sides}")

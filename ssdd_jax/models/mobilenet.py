@@ -26,8 +26,8 @@ class BlockGroup(NamedTuple):
     Attributes:
         expansion: Inner channels per input channel.
         width: Number of output channels.
-        blocks: How many.
-        stride: Step of the first.
+        blocks: Number of blocks.
+        stride: Stride of the first block; the others have 1.
     """
 
     expansion: int
@@ -50,12 +50,12 @@ _Pointwise = functools.partial(layers.Conv, size=1, padding=0, bias=False)
 
 
 class Block(nn.Module):
-    """Expansion, a convolution of single channels, projection; around it a shortcut where the map keeps its size.
+    """Inverted residual: expansion, depthwise convolution, linear projection; with a shortcut if the stride is 1.
 
     Attributes:
         expansion: Inner channels per input channel.
         width: Number of output channels.
-        stride: Step of the convolution.
+        stride: Stride of the depthwise convolution.
     """
 
     expansion: int
@@ -69,10 +69,12 @@ class Block(nn.Module):
         y = nn.relu(BatchNorm(name="norm1")(y, use_running_average=not train))
         y = layers.DepthwiseConv(self.stride, name="depthwise")(y)
         y = nn.relu(BatchNorm(name="norm2")(y, use_running_average=not train))
+        # No ReLU after the projection: the bottleneck is linear (section 3.2 of the paper).
         y = _Pointwise(self.width, name="project")(y)
         y = BatchNorm(name="norm3")(y, use_running_average=not train)
         if self.stride != 1:
             return y
+        # KRR-ST's variant projects the shortcut where the paper has none.
         if x.shape[-1] != self.width:
             x = _Pointwise(self.width, name="shortcut")(x)
             x = BatchNorm(name="shortcut_norm")(x, use_running_average=not train)
@@ -80,13 +82,13 @@ class Block(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """Images `(B,H,W,C)` to targets `(B,dim)`.
+    """MobileNet V2 that maps images `(B,H,W,C)` to targets `(B,dim)`.
 
     Attributes:
         dim: Length D of a target.
-        stages: The blocks.
-        stem: Channels before them.
-        head: Channels after them: the length F of the features.
+        stages: Groups of blocks.
+        stem: Number of channels before the blocks.
+        head: Number of channels after the blocks, the length F of the features.
     """
 
     dim: int
@@ -96,7 +98,7 @@ class MobileNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Features `(B,head)`, averages over the last map, and predictions `(B,dim)`."""
+        """Compute features `(B,head)`, averages over the last map, and predictions `(B,dim)`."""
         x = layers.Conv(self.stem, bias=False, name="stem")(x)
         x = nn.relu(BatchNorm(name="stem_norm")(x, use_running_average=not train))
         for i, stage in enumerate(self.stages):

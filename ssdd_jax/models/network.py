@@ -1,8 +1,8 @@
-"""What is the same for every network: its fresh variables, its number of parameters, its features in eval mode.
+"""Common interface of the networks: initialization, parameter count, and features in eval mode.
 
 A network is a Flax module with an attribute `dim` that maps images `(B,H,W,C)` to features `(B,F)` and predictions
-`(B,dim)`, `network.apply(variables, x, train=...)`; with `train=True` batch norm's statistics (`batch_stats`) must be
-mutable. Predictions are a linear layer `fc` of the features.
+`(B,dim)`, `network.apply(variables, x, train=...)`; with `train=True` the collection `batch_stats` must be mutable.
+Predictions are a linear layer `fc` of the features.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Array = jax.Array
 Variables = Mapping[str, Any]
 Path = tuple[str, ...]
 
-# Images that go through a network together in eval mode on a CPU; 4 and 8 measured alike, 16 and 32 slower.
+# Images per chunk in eval mode on a CPU; 4 and 8 were equally fast, 16 and 32 slower.
 EVAL_CHUNK = 8
 
 _STATISTICS = {"mean": jnp.zeros, "var": jnp.ones}
 
 
 def initialize(key: Array, network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Fresh variables, distributed as those of `network.init`, out of a single draw.
+    """Initialize variables from a single random draw, with the same distribution as `network.init`.
 
-    Each random array of its own costs up to a second of compilation on a CPU, wherever a model can be renewed. A
-    network that has layers of other libraries, which do not say how they start, is left to its own `init`.
+    Each separate random array costs up to a second of compilation on a CPU, in every program that creates models. A
+    network with layers of other libraries, whose initial distributions are unknown, is initialized by its own `init`.
 
     Args:
         key: PRNG key.
@@ -44,28 +44,31 @@ def initialize(key: Array, network: nn.Module, image_shape: tuple[int, ...]) -> 
         `params` and `batch_stats`, float32; `batch_stats` is empty without batch norm.
 
     Raises:
-        ValueError: If the network does not take images of this size.
+        ValueError: If the network does not accept images of this size.
     """
     return dict(_initialize(key, network, tuple(image_shape)))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _initialize(key: Array, network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    # Abstract evaluation yields shapes and initializers without computing or drawing anything.
     shapes = _traced(network, image_shape)
     params, stats = _by_path(shapes["params"]), _by_path(shapes.get("batch_stats", {}))
     starts = {path: start for path, start in _by_path(shapes.get(COLLECTION, {})).items() if isinstance(start, Start)}
     if starts.keys() != params.keys():
-        own = network.init(key, jnp.zeros((1, *image_shape)), train=False)
-        return {"params": own["params"], "batch_stats": own.get("batch_stats", {})}
-    # Layer by layer, kernels before biases: the order is what makes a key mean the same network for ever.
+        variables = network.init(key, jnp.zeros((1, *image_shape)), train=False)
+        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    # Layer by layer, kernels before biases: a fixed order, so that a key always yields the same network.
     order = sorted((path for path in params if starts[path].random), key=lambda path: (path[:-1], path[-1] != "kernel"))
     draw = jax.random.uniform(key, (sum(params[path].size for path in order),), minval=-1.0)
+    # One long uniform draw is cut into the parameters and mapped to each one's distribution.
     values, begin = {}, 0
     for path in order:
         end = begin + params[path].size
         values[path] = starts[path].of(draw[begin:end]).reshape(params[path].shape)
         begin = end
-    # Sorted: in a set's order, which differs between processes, the program would not be found in a compilation cache.
+    # What is left is constant: scales and biases of norms, and zero biases. Sorted, because the order of a set differs
+    # between processes, and another order is another program to a compilation cache.
     for path in sorted(params.keys() - values.keys()):
         values[path] = jnp.full(params[path].shape, starts[path].value, jnp.float32)
     moments = {path: _STATISTICS[path[-1]](leaf.shape) for path, leaf in stats.items()}
@@ -73,16 +76,16 @@ def _initialize(key: Array, network: nn.Module, image_shape: tuple[int, ...]) ->
 
 
 def count(network: nn.Module, image_shape: tuple[int, ...]) -> int:
-    """Number of parameters for images `(H,W,C)`; nothing is computed.
+    """Count the parameters for images `(H,W,C)` by abstract evaluation.
 
     Raises:
-        ValueError: If the network does not take images of this size.
+        ValueError: If the network does not accept images of this size.
     """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_traced(network, image_shape)["params"]))
 
 
 def features(network: nn.Module, variables: Variables, x: Array) -> Array:
-    """Features in eval mode (running statistics): images `(B,H,W,C)` to `(B,F)`.
+    """Compute features in eval mode (running statistics): images `(B,H,W,C)` to `(B,F)`.
 
     Args:
         network: The network.
@@ -90,34 +93,34 @@ def features(network: nn.Module, variables: Variables, x: Array) -> Array:
         x: Network inputs `(B,H,W,C)`.
 
     Returns:
-        What goes into the last layer `(B,F)`.
+        Inputs of the last layer `(B,F)`.
     """
 
     def forward(images: Array) -> Array:
-        found: tuple[Array, Array] = network.apply(variables, images, train=False)  # type: ignore[assignment]
-        return found[0]
+        outputs: tuple[Array, Array] = network.apply(variables, images, train=False)  # type: ignore[assignment]
+        return outputs[0]
 
-    # Without batch statistics a few images can go through all layers while they are in the cache.
+    # Images are independent in eval mode, so a few can pass through all layers while they are in the cache.
     return chunks.through(forward, x, EVAL_CHUNK)
 
 
 def _traced(network: nn.Module, image_shape: tuple[int, ...]) -> Any:
-    """Shapes of all variables, and the starts of the parameters."""
+    """Return the shapes of all variables and the initializers of the parameters, by abstract evaluation."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False, mutable=True), images)
 
 
 def _by_path(tree: Mapping[str, Any], path: Path = ()) -> dict[Path, Any]:
-    """The leaves of nested mappings, in the order of their sorted names."""
-    found: dict[Path, Any] = {}
+    """Flatten nested mappings into leaves by path, in the order of their sorted names."""
+    leaves: dict[Path, Any] = {}
     for name, value in sorted(tree.items()):
-        here = (*path, name)
-        found |= _by_path(value, here) if isinstance(value, Mapping) else {here: value}
-    return found
+        child = (*path, name)
+        leaves |= _by_path(value, child) if isinstance(value, Mapping) else {child: value}
+    return leaves
 
 
 def _nested(leaves: Mapping[Path, Any]) -> dict[str, Any]:
-    """The nested mappings of which `_by_path` makes `leaves`."""
+    """Rebuild nested mappings from leaves by path: the inverse of `_by_path`."""
     tree: dict[str, Any] = {}
     for path, value in leaves.items():
         node = tree

@@ -1,7 +1,7 @@
 """Batch, instance and layer normalisation with PyTorch's conventions, shared by every network of the package.
 
-Flax's own module keeps the biased batch variance in its running average; networks trained or compared
-elsewhere expect the unbiased one. The update here is `running = 0.9 * running + 0.1 * batch`.
+Flax's own module keeps the biased batch variance in its running average; networks trained or compared elsewhere expect
+the unbiased one. The update here is `running = 0.9 * running + 0.1 * batch`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ Array = jax.Array
 
 EPSILON = 1e-5
 MOMENTUM = 0.1
-"""PyTorch's `momentum`: the weight of the new batch (Flax and optax would call this 0.9)."""
+"""PyTorch's `momentum`, the weight of the new batch (0.9 in the convention of Flax and Optax)."""
 
 
 def moments(x: Array) -> tuple[Array, Array]:
-    """Mean and biased variance of each channel.
+    """Compute the mean and the biased variance of each channel.
 
     Args:
-      x: activations `(..., C)`.
+        x: Activations `(...,C)`.
 
     Returns:
-      Mean `(C,)` and variance `(C,)`, in `x`'s precision and never below float32.
+        Mean `(C,)` and variance `(C,)`, in `x`'s precision but at least float32.
     """
     x = x.astype(_statistics_dtype(x))
     axes = tuple(range(x.ndim - 1))
@@ -38,17 +38,17 @@ def moments(x: Array) -> tuple[Array, Array]:
 
 
 def standardize(x: Array, mean: Array, variance: Array, scale: Array | None = None) -> Array:
-    """`scale (x - mean) / sqrt(variance + 1e-5)` over the last axis.
+    """Compute `scale (x - mean) / sqrt(variance + 1e-5)` over the last axis.
 
     Args:
-      x: activations `(..., C)`.
-      mean: `(C,)`.
-      variance: `(C,)`, biased.
-      scale: `(C,)`, or nothing for 1. Multiplied into the small factor here, it costs no pass over `x`, nor one
-        more sum over it in the backward pass.
+        x: Activations `(...,C)`.
+        mean: Mean `(C,)`.
+        variance: Biased variance `(C,)`.
+        scale: Scale `(C,)`, or None for 1. It is multiplied into the factor of shape `(C,)`, which saves a pass over
+            `x`, and a sum over it in the backward pass.
 
     Returns:
-      An array like `x`, in the precision of the statistics.
+        An array like `x`, in the precision of the statistics.
     """
     shape = (1,) * (x.ndim - 1) + (-1,)
     factor = jax.lax.rsqrt(variance + EPSILON)
@@ -58,16 +58,16 @@ def standardize(x: Array, mean: Array, variance: Array, scale: Array | None = No
 
 @jax.custom_vjp
 def normalize(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-    """Batch normalisation by the input's own statistics, with the derivative that takes the fewest passes over it.
+    """Normalise a batch by its own statistics, with a derivative that needs the fewest passes over it.
 
     Args:
-      x: activations `(..., C)`.
-      scale: `(C,)`, in the precision of the statistics.
-      bias: `(C,)`, likewise.
+        x: Activations `(...,C)`.
+        scale: Scale `(C,)`, in the precision of the statistics.
+        bias: Bias `(C,)`, likewise.
 
     Returns:
-      `scale (x - mean) / sqrt(variance + 1e-5) + bias`, like `x`; and the mean and the biased variance `(C,)`, which
-      are to be kept, not differentiated: a gradient in them is ignored.
+        `scale (x - mean) / sqrt(variance + 1e-5) + bias`, like `x`; and the mean and the biased variance `(C,)`, which
+        are for the running statistics: gradients with respect to them are ignored.
     """
     return _normalized(x, scale, bias)
 
@@ -79,7 +79,8 @@ def _normalized(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Arra
 
 
 def _normalize_forward(x: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    y, mean, variance = _normalized(x, scale, bias)  # by its own derivative: the second one needs that of the moments
+    # Not `normalize` itself: second derivatives need the ordinary derivative of the moments.
+    y, mean, variance = _normalized(x, scale, bias)
     return (y, mean, variance), (x, scale, mean, variance)
 
 
@@ -89,9 +90,11 @@ def _normalize_backward(saved: tuple[Array, ...], gradients: tuple[Array, Array,
     axes, shape = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
     centred = x.astype(mean.dtype) - mean.reshape(shape)
     inverse = jax.lax.rsqrt(variance + EPSILON)
+    # Two sums over the batch; everything else is elementwise.
     in_bias = jnp.sum(gradient, axis=axes)
     in_scale = inverse * jnp.sum(gradient * centred, axis=axes)
     count = x.size // x.shape[-1]
+    # The mean and the variance depend on `x` too: the gradient loses its components along 1 and along `centred`.
     along = (inverse * in_scale / count).reshape(shape)
     in_x = (inverse * scale).reshape(shape) * (gradient - (in_bias / count).reshape(shape) - centred * along)
     return in_x.astype(x.dtype), in_scale, in_bias
@@ -101,15 +104,15 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, as `torch.nn.BatchNorm1d` and `BatchNorm2d` do it.
+    """Batch normalisation over all axes except the last, like `torch.nn.BatchNorm1d` and `BatchNorm2d`.
 
-    Variables: `params` `scale (C,)` and `bias (C,)` where `affine`; `batch_stats` `mean (C,)` and `var (C,)`,
-    the running mean and the running *unbiased* variance. With running statistics and the collection `moments` mutable,
-    the input's own mean and *biased* variance are left there, under the same names.
+    Variables: `params` `scale (C,)` and `bias (C,)` if `affine`; `batch_stats` `mean (C,)` and `var (C,)`, the running
+    mean and the running *unbiased* variance. If running statistics are used and the collection `moments` is mutable,
+    the input's mean and *biased* variance are stored there, under the same names.
 
     Attributes:
-      affine: whether there are a learned scale and bias.
-      first_scale: what the scale starts as.
+        affine: Whether to learn a scale and a bias.
+        first_scale: Initial value of the scale.
     """
 
     affine: bool = True
@@ -117,14 +120,15 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, use_running_average: bool) -> Array:
-        """Normalises `x`, and in training moves the running statistics.
+        """Normalise `x` and, in training, update the running statistics.
 
         Args:
-          x: activations `(B, H, W, C)` or `(B, C)`.
-          use_running_average: normalise by the running statistics (evaluation), not the batch's (training).
+            x: Activations `(B,H,W,C)` or `(B,C)`.
+            use_running_average: If True, normalise by the running statistics (evaluation) instead of the batch's
+                (training).
 
         Returns:
-          An array of `x`'s shape and dtype.
+            An array of `x`'s shape and dtype.
         """
         channels, dtype = x.shape[-1], _statistics_dtype(x)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
@@ -134,6 +138,7 @@ class BatchNorm(nn.Module):
             scale = parameter(self, "scale", constant(self.first_scale), (channels,)).astype(dtype)
             bias = parameter(self, "bias", constant(0.0), (channels,)).astype(dtype)
         if use_running_average:
+            # SC-DD compares the input's moments with the running ones; they are computed only on request.
             if not self.is_initializing() and self.is_mutable_collection("moments"):
                 for name, value in zip(("mean", "var"), moments(x), strict=True):
                     self.sow("moments", name, value, init_fn=lambda: None, reduce_fn=lambda _, last: last)
@@ -141,27 +146,28 @@ class BatchNorm(nn.Module):
             return (y + bias.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
         y, mean, variance = normalize(x, scale, bias)
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+            # PyTorch keeps the unbiased variance: the factor is n / (n - 1).
             count = x.size // channels
-            running_mean.value = _moved(running_mean.value, mean)
-            running_var.value = _moved(running_var.value, variance * (count / max(count - 1, 1)))
+            running_mean.value = _updated(running_mean.value, mean)
+            running_var.value = _updated(running_var.value, variance * (count / max(count - 1, 1)))
         return y
 
 
 class InstanceNorm(nn.Module):
-    """Each image and channel normalised over its pixels, as `torch.nn.GroupNorm` with one channel per group does it.
+    """Instance normalisation over the pixels of each channel, like `torch.nn.GroupNorm` with one channel per group.
 
-    Variables: `params` `scale (C,)` and `bias (C,)`; the same in training and evaluation.
+    Variables: `params` `scale (C,)` and `bias (C,)`. Training and evaluation do not differ.
     """
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Normalises `x`.
+        """Normalise `x`.
 
         Args:
-          x: activations `(B, H, W, C)`.
+            x: Activations `(B,H,W,C)`.
 
         Returns:
-          An array of `x`'s shape and dtype.
+            An array of `x`'s shape and dtype.
         """
         chex.assert_rank(x, 4)
         dtype = _statistics_dtype(x)
@@ -172,19 +178,19 @@ class InstanceNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Each position normalised over its channels, as `torch.nn.LayerNorm` does it.
+    """Layer normalisation over the channels of each position, like `torch.nn.LayerNorm`.
 
-    Variables: `params` `scale (C,)` and `bias (C,)`; the same in training and evaluation.
+    Variables: `params` `scale (C,)` and `bias (C,)`. Training and evaluation do not differ.
 
     Attributes:
-      epsilon: added to the variance; vision transformers use 1e-6.
+        epsilon: Constant added to the variance; vision transformers use 1e-6.
     """
 
     epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Normalises `x (..., C)`; returns an array of its shape and dtype."""
+        """Normalise `x (...,C)`; returns an array of its shape and dtype."""
         dtype, shape = _statistics_dtype(x), (1,) * (x.ndim - 1) + (-1,)
         scale = parameter(self, "scale", constant(1.0), x.shape[-1:]).astype(dtype).reshape(shape)
         bias = parameter(self, "bias", constant(0.0), x.shape[-1:]).astype(dtype).reshape(shape)
@@ -194,11 +200,11 @@ class LayerNorm(nn.Module):
 
 
 def _statistics_dtype(x: Array) -> jnp.dtype:
-    """At least float32."""
+    """Return the precision of the statistics: that of `x`, but at least float32."""
     return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-def _moved(running: Array, batch: Array) -> Array:
-    """The running statistic after one more batch, in its own precision and without a gradient."""
+def _updated(running: Array, batch: Array) -> Array:
+    """Update a running statistic `(C,)` by one batch, in its own precision and without a gradient."""
     batch = jax.lax.stop_gradient(batch).astype(running.dtype)
     return (1.0 - MOMENTUM) * running + MOMENTUM * batch

@@ -19,12 +19,12 @@ Array = jax.Array
 
 
 class Layer(NamedTuple):
-    """One convolution.
+    """Configuration of one convolution.
 
     Attributes:
         width: Number of output channels.
-        size: Side of the kernel; padded so that the map keeps its size.
-        pool: Whether the map is halved afterwards.
+        size: Side of the kernel; padding preserves the size of the map.
+        pool: Whether max-pooling halves the map afterwards.
     """
 
     width: int
@@ -46,7 +46,7 @@ ALEXNET = (Layer(128, 5, True), Layer(192, 5, True), Layer(256), Layer(192), Lay
 
 
 class Plain(nn.Module):
-    """Images `(B,H,W,C)` to targets `(B,dim)`.
+    """Plain network that maps images `(B,H,W,C)` to targets `(B,dim)`.
 
     Attributes:
         layers: The convolutions; H and W must be multiples of `2 ** pools`.
@@ -58,21 +58,21 @@ class Plain(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Features `(B,F)`, the flattened last map, and predictions `(B,dim)`.
+        """Compute features `(B,F)`, the flattened last map, and predictions `(B,dim)`.
 
         Raises:
-            ValueError: If H or W cannot be halved that often.
+            ValueError: If H or W is not a multiple of `2 ** pools`.
         """
         check_multiple("the network", x.shape[1:3], multiple(self.layers))
         for i, layer in enumerate(self.layers):
             x = Conv(layer.width, layer.size, padding=layer.size // 2, name=f"conv{i}")(x)
             x = BatchNorm(name=f"bn{i}")(x, use_running_average=not train)
-            # The same as pooling after ReLU, and a quarter of the work.
+            # Same result as pooling after ReLU, with a quarter of the work.
             x = nn.relu(max_pool(x) if layer.pool else x)
         features = x.reshape(x.shape[0], -1)
         return features, Linear(self.dim, name="fc")(features)
 
 
 def multiple(layers: tuple[Layer, ...]) -> int:
-    """What the sides of an image must be a multiple of."""
+    """Return the number that both sides of an image must be a multiple of."""
     return 2 ** sum(layer.pool for layer in layers)

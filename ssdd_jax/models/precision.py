@@ -1,4 +1,4 @@
-"""In which precision a network's layers are computed; statistics, features, kernel and solve stay in float32."""
+"""Precision of a network's layers; statistics, features, kernel and solve stay in float32."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ NAMES = ("auto", "float32", "bfloat16")
 
 
 def network_input(x: Array, precision: str) -> Array:
-    """Images in the precision that a network is to compute in: its layers take over that of their input.
+    """Cast images to the precision that a network computes in: layers adopt the precision of their input.
 
     Args:
         x: Images `(B,H,W,C)`.
-        precision: One of `NAMES`. `float32` leaves them as they are, float64 too; on an accelerator the products of
-            float32 are then in its default precision, which may be TF32.
+        precision: One of `NAMES`. `float32` leaves the images unchanged, float64 included; products of float32 then
+            have the backend's default precision, which may be TF32 on an accelerator.
 
     Returns:
-        The images.
+        The images `(B,H,W,C)`.
     """
+    x = jnp.asarray(x)
     half = precision == "bfloat16" or (precision == "auto" and jax.default_backend() != "cpu")
     return x.astype(jnp.bfloat16) if half else x
 
 
 def at_least_float32(x: Array) -> Array:
-    """An array `(...)` of half precision in float32, any other as it is."""
+    """Cast an array `(...)` of half precision to float32; others are returned unchanged."""
+    x = jnp.asarray(x)
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

@@ -1,8 +1,8 @@
-"""ResNets: the backbone of the self-supervised teacher, and classifiers of several depths.
+"""ResNets: the backbone of the self-supervised teacher, and students of several depths.
 
 He, Zhang, Ren, Sun, "Deep residual learning for image recognition", CVPR 2016 (Table 1), with the stem that solo-learn
-and KRR-ST use for small images, a 3x3 convolution of stride 1 and padding 2 without max-pool, or with the paper's own.
-Bottlenecks have their stride in the 3x3 convolution, as torchvision's ("v1.5").
+and KRR-ST use for small images, a 3x3 convolution of stride 1 and padding 2 without max-pool, or with the paper's stem.
+Bottlenecks have their stride in the 3x3 convolution, as in torchvision ("v1.5").
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Array = jax.Array
 STEM_PADDING = 2
 """Padding of the 3x3 stem: 32x32 images become 34x34, 17x17, 9x9 and 5x5 maps in the four stages."""
 STEM_SIZES = (3, 7)
-"""Sides of a stem's kernel: 3 has stride 1; 7 has stride 2 and padding 3, and a max-pool follows."""
+"""Sides of the stem's kernel: 3 has stride 1; 7 has stride 2 and padding 3, and a max-pool follows."""
 
 Conv = functools.partial(layers.Conv, bias=False, start=starts.kaiming)
-"""A convolution without bias, which starts as torchvision's ResNets do."""
+"""Convolution without bias, initialized as in torchvision's ResNets."""
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut, which is a 1x1 projection where the shape changes.
 
     Attributes:
-      features: number of output channels.
-      stride: step of the first convolution and of the projection.
-      last_scale: what the scale of the last norm before the sum starts as.
+        features: Number of output channels.
+        stride: Stride of the first convolution and of the projection.
+        last_scale: Initial scale of the last norm before the sum.
     """
 
     features: int
@@ -47,7 +47,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps `(B, H, W, I)` to `(B, ceil(H / stride), ceil(W / stride), features)`."""
+        """Map `(B,H,W,I)` to `(B,ceil(H/stride),ceil(W/stride),features)`."""
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.features:
             shortcut = Conv(self.features, size=1, stride=self.stride, padding=0, name="shortcut")(x)
@@ -63,9 +63,9 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions around a shortcut, which is a 1x1 projection where the shape changes.
 
     Attributes:
-      features: number of channels of the 3x3 convolution; four times as many come out.
-      stride: step of the 3x3 convolution and of the projection.
-      last_scale: what the scale of the last norm before the sum starts as.
+        features: Number of channels of the 3x3 convolution; the block has four times as many outputs.
+        stride: Stride of the 3x3 convolution and of the projection.
+        last_scale: Initial scale of the last norm before the sum.
     """
 
     features: int
@@ -74,7 +74,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps `(B, H, W, I)` to `(B, ceil(H / stride), ceil(W / stride), 4 * features)`."""
+        """Map `(B,H,W,I)` to `(B,ceil(H/stride),ceil(W/stride),4*features)`."""
         shortcut, outputs = x, 4 * self.features
         if self.stride != 1 or x.shape[-1] != outputs:
             shortcut = Conv(outputs, size=1, stride=self.stride, padding=0, name="shortcut")(x)
@@ -89,17 +89,17 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet up to and including the global average pool.
+    """ResNet up to and including the global average pool.
 
     Attributes:
-      width: channels of the first stage; the features have `8 * width` numbers, with bottlenecks `32 * width`. 64 is
-        the published network (ResNet-18: 11,168,832 parameters); 8 or 16 suit a small machine.
-      blocks: blocks in each of the four stages: (2, 2, 2, 2) is ResNet-18, (1, 1, 1, 1) ResNet-10.
-      bottleneck: blocks of three convolutions instead of two; with (3, 4, 6, 3) blocks this is ResNet-50.
-      last_scale: what the scale of each block's last norm starts as; 0 makes every block the identity.
-      stem_start: how the stem starts.
-      stem_size: one of `STEM_SIZES`.
-      stem_padding: zeros around the image before a 3x3 stem.
+        width: Channels of the first stage; features have length `8 * width`, with bottlenecks `32 * width`. 64 is the
+            published network (ResNet-18: 11,168,832 parameters); 8 or 16 suit a small machine.
+        blocks: Number of blocks in each of the four stages: (2, 2, 2, 2) is ResNet-18, (1, 1, 1, 1) ResNet-10.
+        bottleneck: Use blocks of three convolutions instead of two; with (3, 4, 6, 3) blocks this is ResNet-50.
+        last_scale: Initial scale of each block's last norm; 0 makes every block the identity.
+        stem_start: Initializers of the stem.
+        stem_size: One of `STEM_SIZES`.
+        stem_padding: Zeros around the image before a 3x3 stem.
     """
 
     width: int = 64
@@ -112,46 +112,49 @@ class ResNet(nn.Module):
 
     @property
     def features(self) -> int:
-        """Numbers D of a feature."""
+        """Length D of a feature vector."""
         return self.width * 2 ** (len(self.blocks) - 1) * (4 if self.bottleneck else 1)
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Features of a batch.
+        """Compute the features of a batch.
 
         Args:
-          x: normalised images `(B, H, W, C)`, floating point.
-          train: normalise by the batch and move the running statistics (`batch_stats` must be mutable).
+            x: Normalised images `(B,H,W,C)`, floating point.
+            train: If True, batch norm uses the batch's statistics and updates the running ones (`batch_stats` must be
+                mutable).
 
         Returns:
-          Features `(B, D)`, float32 or more, `D = width * 2 ** (stages - 1)`, four times that with bottlenecks.
+            Features `(B,D)`, at least float32; `D = width * 2 ** (stages - 1)`, four times that with bottlenecks.
         """
         chex.assert_rank(x, 4)
-        make = Bottleneck if self.bottleneck else BasicBlock
+        block_type = Bottleneck if self.bottleneck else BasicBlock
         small = self.stem_size == 3
         stride, padding = (1, self.stem_padding) if small else (2, 3)
         x = Conv(self.width, self.stem_size, stride, padding, start=self.stem_start, name="stem")(x)
         x = nn.relu(BatchNorm(name="stem_norm")(x, use_running_average=not train))
         x = x if small else _max_pool(x)
+        # Every stage except the first halves the map in its first block and doubles the width.
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"stage{stage + 1}_block{block + 1}"
-                x = make(self.width * 2**stage, stride, self.last_scale, name=name)(x, train=train)
+                x = block_type(self.width * 2**stage, stride, self.last_scale, name=name)(x, train=train)
+        # The average is a feature, and features are float32 in every precision.
         return jnp.mean(at_least_float32(x), axis=(1, 2))
 
 
 class ResNetClassifier(nn.Module):
-    """A ResNet and a linear layer, as networks are judged by: images `(B,H,W,C)` to targets `(B,dim)`.
+    """ResNet with a linear layer, the interface for evaluation: maps images `(B,H,W,C)` to targets `(B,dim)`.
 
-    Starts as those of KRR-ST (`models/resnet.py`): the last scale of each block at 0; the stem, which is exchanged
-    there after the rest has been started, as PyTorch's default.
+    Initialized as in KRR-ST (`models/resnet.py`): the last scale of each block is 0; the stem, which is replaced there
+    after the rest has been initialized, has PyTorch's default.
 
     Attributes:
-      dim: length D of a target.
-      width: channels of the first stage.
-      blocks: blocks in each stage.
-      bottleneck: blocks of three convolutions instead of two.
+        dim: Length D of a target.
+        width: Channels of the first stage.
+        blocks: Number of blocks in each stage.
+        bottleneck: Use blocks of three convolutions instead of two.
     """
 
     dim: int
@@ -161,14 +164,18 @@ class ResNetClassifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Features `(B,F)`, the averages of the last stage, and predictions `(B,dim)`."""
+        """Compute features `(B,F)`, the averages of the last stage, and predictions `(B,dim)`."""
         backbone = ResNet(self.width, self.blocks, self.bottleneck, 0.0, starts.pytorch, name="backbone")
         features = backbone(x, train=train)
         return features, layers.Linear(self.dim, name="fc")(features)
 
 
 def from_params(params: Mapping[str, Any]) -> ResNet:
-    """The `ResNet` that `params` belong to, read off their names and shapes; a 3x3 stem is taken to have padding 2."""
+    """Reconstruct the `ResNet` that `params` belong to from their names and shapes.
+
+    The padding of a 3x3 stem leaves no trace in the parameters: the default, 2, is assumed.
+    """
+    # Blocks are named `stage1_block1` and so on; only bottlenecks have a third convolution.
     names = [name for name in params if name.startswith("stage")]
     stages = [name.split("_")[0] for name in names]
     blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))
@@ -177,6 +184,6 @@ def from_params(params: Mapping[str, Any]) -> ResNet:
 
 
 def _max_pool(x: Array) -> Array:
-    """The largest of 3x3 pixels at every second place, padded by 1: `(B,H,W,C)` to `(B,ceil(H/2),ceil(W/2),C)`."""
-    least = jnp.asarray(-jnp.inf, x.dtype)
-    return lax.reduce_window(x, least, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    """Max-pool over 3x3 pixels with stride 2 and padding 1: `(B,H,W,C)` to `(B,ceil(H/2),ceil(W/2),C)`."""
+    initial = jnp.asarray(-jnp.inf, x.dtype)
+    return lax.reduce_window(x, initial, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -1,8 +1,8 @@
-"""Vision transformers: an encoder of any size, and the network that is called Tiny.
+"""Vision transformers: an encoder of configurable size, and ViT-Tiny.
 
 Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021; Touvron et al., "Training data-efficient image
-transformers", ICML 2021 (DeiT-Ti). Layers and starts as timm's `vit_tiny_patch16_224`: norms before attention and
-perceptron, a class token, learned positions, joint queries, keys and values.
+transformers", ICML 2021 (DeiT-Ti). Layers and initializers are those of timm's `vit_tiny_patch16_224`: norms before
+attention and MLP, a class token, learned position embeddings, one projection for queries, keys and values.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Array = jax.Array
 
 
 class Patches(nn.Module):
-    """A linear map of each patch: parameters `kernel (patch,patch,C,width)` and `bias (width,)`.
+    """Patch embedding with parameters `kernel (patch,patch,C,width)` and `bias (width,)`.
 
     Attributes:
         patch: Side of a patch in pixels.
-        width: Numbers per patch.
+        width: Length of a token.
     """
 
     patch: int
@@ -33,19 +33,20 @@ class Patches(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map `(B,H,W,C)` to `(B,H/patch*W/patch,width)`, patches row by row."""
+        """Map `(B,H,W,C)` to `(B,H/patch*W/patch,width)`, patches in row-major order."""
         batch, height, width, channels = x.shape
         side = self.patch
         shape = (side, side, channels, self.width)
         kernel_start, bias_start = starts.pytorch(shape)
         kernel = parameter(self, "kernel", kernel_start, shape).astype(x.dtype)
         bias = parameter(self, "bias", bias_start, (self.width,)).astype(x.dtype)
+        # Patches do not overlap: the strided convolution is a reshape and one matrix product.
         x = x.reshape(batch, height // side, side, width // side, side, channels)
         return jnp.einsum("bhiwjc,ijcf->bhwf", x, kernel).reshape(batch, -1, self.width) + bias.reshape(1, 1, -1)
 
 
 class Attention(nn.Module):
-    """Softmax attention of all tokens to all.
+    """Multi-head self-attention.
 
     Attributes:
         heads: Number of heads, a divisor of the width.
@@ -55,8 +56,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map tokens `(B,T,width)` to the like."""
+        """Map tokens `(B,T,width)` to tokens of the same shape."""
         batch, tokens, width = x.shape
+        # One projection for queries, keys and values, as in timm's checkpoints.
         joint = Linear(3 * width, starts.transformer, name="qkv")(x)
         query, key, value = jnp.moveaxis(joint.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * (width // self.heads) ** -0.5, key)
@@ -65,12 +67,12 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a perceptron of one hidden layer, each after a norm and around a shortcut.
+    """Pre-norm transformer block: attention and an MLP with one hidden layer, each with a shortcut.
 
     Attributes:
         heads: Number of heads.
-        hidden: Hidden units; 0 for four per number of a token.
-        epsilon: Added to the variance in the norms.
+        hidden: Number of hidden units; 0 for four times the width.
+        epsilon: Constant added to the variance in the norms.
     """
 
     heads: int
@@ -79,7 +81,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Map tokens `(B,T,width)` to the like."""
+        """Map tokens `(B,T,width)` to tokens of the same shape."""
         width = x.shape[-1]
         x = x + Attention(self.heads, name="attention")(LayerNorm(self.epsilon, name="norm1")(x))
         hidden = LayerNorm(self.epsilon, name="norm2")(x)
@@ -88,15 +90,15 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A vision transformer up to and including its last norm.
+    """Vision transformer up to and including its last norm.
 
     Attributes:
         patch: Side of a patch; H and W must be multiples of it.
-        width: Numbers per token.
+        width: Length of a token.
         depth: Number of blocks.
-        heads: Heads of each.
-        hidden: Hidden units of the perceptrons; 0 for four per number of a token.
-        epsilon: Added to the variance in the norms.
+        heads: Number of heads of each block.
+        hidden: Number of hidden units of the MLPs; 0 for four times the width.
+        epsilon: Constant added to the variance in the norms.
     """
 
     patch: int
@@ -108,12 +110,12 @@ class Encoder(nn.Module):
 
     @property
     def features(self) -> int:
-        """Numbers D of a feature."""
+        """Length D of a feature vector."""
         return self.width
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Features of images `(B,H,W,C)`: the normed class token `(B,width)`, the same in training.
+        """Compute features of images `(B,H,W,C)`: the normalised class token `(B,width)`; `train` has no effect.
 
         Raises:
             ValueError: If H or W is not a multiple of `patch`.
@@ -122,11 +124,12 @@ class Encoder(nn.Module):
 
 
 def _encoded(module: Encoder | VisionTransformer, x: Array, *, hidden: int = 0, epsilon: float = 1e-6) -> Array:
-    """The normed class token `(B,width)`; the layers are those of `module`, whose `__call__` runs."""
+    """Compute the normalised class token `(B,width)`; the layers become children of `module`, whose call is running."""
     check_multiple("the transformer", x.shape[1:3], module.patch)
     x = Patches(module.patch, module.width, name="patches")(x)
     token = parameter(module, "class_token", starts.normal(1e-6), (1, 1, module.width)).astype(x.dtype)
     x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, module.width)), x], axis=1)
+    # The class token has a position of its own.
     x = x + parameter(module, "positions", starts.normal(0.02), (1, *x.shape[1:])).astype(x.dtype)
     for i in range(module.depth):
         x = Block(module.heads, hidden, epsilon, name=f"block{i}")(x)
@@ -134,14 +137,14 @@ def _encoded(module: Encoder | VisionTransformer, x: Array, *, hidden: int = 0, 
 
 
 class VisionTransformer(nn.Module):
-    """Images `(B,H,W,C)` to targets `(B,dim)`.
+    """Vision transformer that maps images `(B,H,W,C)` to targets `(B,dim)`.
 
     Attributes:
         dim: Length D of a target.
         patch: Side of a patch; H and W must be multiples of it.
-        width: Numbers per token.
+        width: Length of a token.
         depth: Number of blocks.
-        heads: Heads of each.
+        heads: Number of heads of each block.
     """
 
     dim: int
@@ -152,7 +155,7 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        """Features `(B,width)`, the normed class token, and predictions `(B,dim)`; the same in training.
+        """Compute features `(B,width)`, the normalised class token, and predictions `(B,dim)`; `train` has no effect.
 
         Raises:
             ValueError: If H or W is not a multiple of `patch`.
@@ -162,5 +165,5 @@ class VisionTransformer(nn.Module):
 
 
 def patch_side(image_shape: tuple[int, ...]) -> int:
-    """Side of a patch for images `(H,W,C)`: an eighth of the image up to 64 pixels, 16 pixels beyond."""
+    """Return the side of a patch for images `(H,W,C)`: an eighth of the image up to 64 pixels, 16 pixels beyond."""
     return max(1, image_shape[0] // 8) if image_shape[0] <= 64 else 16

@@ -1,8 +1,8 @@
-"""The report of a run: figures, tables, and single HTML pages that need no network, of one run or of several.
+"""Reports of runs: figures, tables, and self-contained HTML pages of one run or of several.
 
     python -m ssdd_jax.report runs/digits runs/digits-krr_st --out=comparison.html
 
-Matplotlib is loaded when a figure is drawn.
+Matplotlib is imported only when a figure is drawn.
 """
 
 from ssdd_jax.report.comparison_page import Side, compare, side_of

@@ -1,4 +1,4 @@
-"""The command that writes reports of finished runs: `python -m ssdd_jax.report RUN [RUN ...] [--out=FILE]`."""
+"""The command line that writes reports of finished runs: `python -m ssdd_jax.report RUN [RUN ...] [--out=FILE]`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ssdd_jax.errors import UserError
 HELP = """\
 usage: python -m ssdd_jax.report RUN [RUN ...] [--out=FILE]
 
-Write a report that a browser opens and that needs no network: of one run, or of several side by side. A run writes its
-own at its end, as report.html in its folder.
+Write a self-contained HTML report of one run, or a comparison of several. Every run writes its own report at the end,
+as report.html in its folder.
 
-  RUN         the folder of a finished run; its --workdir
-  --out=FILE  where to; default report.html in the folder of a single run, comparison.html for several
+  RUN         folder of a finished run, its --workdir
+  --out=FILE  output file; default report.html in the folder of a single run, comparison.html for several
   --help      print this page
 
 Examples:
@@ -30,10 +30,10 @@ def main(arguments: list[str]) -> int:
     """Run the command.
 
     Args:
-        arguments: Without the program's name.
+        arguments: Command-line arguments without the program's name.
 
     Returns:
-        The exit status: 0, 2 for a mistake that a user can mend, told in one line.
+        The exit status: 0, or 2 for a user's mistake, which is reported in one line.
     """
     return console.answer(lambda: _run(arguments), memory="what else runs on it")
 
@@ -46,14 +46,16 @@ def _run(arguments: list[str]) -> None:
     from ssdd_jax import report
     from ssdd_jax.report import comparison_page
 
+    # A folder named twice would be compared with itself.
     records = [report.read(folder) for folder in dict.fromkeys(options.runs)]
     default = records[0].folder / "report.html" if len(records) == 1 else pathlib.Path("comparison.html")
     out = pathlib.Path(options.out).expanduser() if options.out else default
     if len(records) == 1:
         report.write(out, records[0])
     else:
+        # Runs that differ in their seed only are not combined: each run is one side.
         sides = [
-            report.side_of(*one) for one in zip(comparison_page.labels(records), ([r] for r in records), strict=True)
+            report.side_of(*side) for side in zip(comparison_page.labels(records), ([r] for r in records), strict=True)
         ]
         command = shlex.join(["python", "-m", "ssdd_jax.report", *arguments])
         report.compare(out, sides, beside=comparison_page.references(records), command=command)
@@ -73,7 +75,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def cli() -> None:
-    """Run and exit with the status."""
+    """Run the command and exit with its status."""
     sys.exit(main(sys.argv[1:]))
 
 

@@ -1,4 +1,4 @@
-"""The report of several runs side by side."""
+"""The HTML page that compares several runs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ssdd_jax.report.records import Record
 
 SHOWN = 30  # images of each side
 REFERENCES = ("random_real", "random_init", "full_data", "teacher")
-# What the entries that a set is compared with depend on; random real images on `storage.N` too.
+# Groups of config keys that the baselines depend on; random real images depend on `storage.N` as well.
 GROUPS = ("data.", "teacher.", "student.", "evaluate.")
 
 
 class Side(NamedTuple):
-    """What is compared: one run, or runs that differ in their seed only.
+    """One side of a comparison: a run, or several runs that differ in their seed only.
 
     Attributes:
-        label: Its name on the page.
-        values: By measure, the single values of all networks trained on its sets.
-        results: `results.json` of the first run.
-        seconds: By stage, means over the runs.
-        host: The most bytes that a stage held on the host; None where that is not known.
+        label: Name on the page.
+        values: Values of all networks trained on the side's sets, by measure.
+        results: Content of `results.json` of the first run.
+        seconds: Mean time over the runs in seconds, by stage.
+        host: Largest host memory of any stage in bytes; None if unknown.
         images: Decoded images of the first run, uint8 `(M,H,W,C)`.
-        config: The config of the first run.
+        config: Config of the first run.
     """
 
     label: str
@@ -43,52 +43,59 @@ class Side(NamedTuple):
 
 
 def side_of(label: str, records: Sequence[Record]) -> Side:
-    """A side out of runs that differ in their seed only, one or more."""
+    """Combine runs that differ in their seed only into one side.
+
+    Args:
+        label: Name on the page.
+        records: The runs, at least one.
+    """
     first = records[0]
     values: dict[str, list[float]] = {}
     for record in records:
         for name, entries in measures.of_results(record.results).items():
-            values.setdefault(name, []).extend(entries[0].values)
-    spent = [record.results["seconds"] for record in records]
-    names = dict.fromkeys(name for one in spent for name in one)
-    held = [size["host"] for r in records for size in r.results.get("memory", {}).values() if "host" in size]
+            values.setdefault(name, []).extend(entries[0].values)  # the set itself is the first entry
+    # A stage that is missing from a run counts as 0 seconds.
+    times = [record.results["seconds"] for record in records]
+    names = dict.fromkeys(name for seconds in times for name in seconds)
+    peaks = [size["host"] for r in records for size in r.results.get("memory", {}).values() if "host" in size]
     return Side(
         label,
         values,
         first.results,
-        {name: float(np.mean([one.get(name, 0.0) for one in spent])) for name in names},
-        max(held, default=None),
+        {name: float(np.mean([seconds.get(name, 0.0) for seconds in times])) for name in names},
+        max(peaks, default=None),
         first.images,
         first.config,
     )
 
 
 def labels(records: Sequence[Record]) -> list[str]:
-    """Names that tell runs apart: method and N, and the folder's name where that is not enough."""
+    """Return distinct names of runs: method and N, followed by the folder if several runs share these."""
     plain = [f"{words.method(r.results)}, N = {r.results['storage']['N']}" for r in records]
     counts = Counter(plain)
     folders = Counter(record.folder.name for record in records)
-    places = [r.folder.name if folders[r.folder.name] == 1 else str(r.folder) for r in records]
-    return [label if counts[label] == 1 else f"{label} ({place})" for label, place in zip(plain, places, strict=True)]
+    paths = [r.folder.name if folders[r.folder.name] == 1 else str(r.folder) for r in records]
+    return [label if counts[label] == 1 else f"{label} ({path})" for label, path in zip(plain, paths, strict=True)]
 
 
 def references(records: Sequence[Record]) -> dict[str, dict[str, list[float]]]:
-    """Values of the entries that sets are compared with, by entry and measure, of all runs together.
+    """Pool the values of the baselines of all runs, by entry and measure.
 
-    They are left out where the runs differ in what they depend on. Runs of one seed have the same of them: they count
-    once.
+    A baseline is left out if the runs differ in config values that it depends on. Runs of one seed have equal
+    baselines, which count once.
     """
     if _differ(records, lambda key: key.startswith(GROUPS) and key != "evaluate.entries"):
         return {}
-    found: dict[str, dict[str, list[float]]] = {}
+    pooled: dict[str, dict[str, list[float]]] = {}
     for name in REFERENCES:
         if name == "random_real" and _differ(records, lambda key: key == "storage.N"):
             continue
         for record in {record.results.get("seed"): record for record in records}.values():
+            # Only the measures of `results.json` have rows with values.
             for measure, rows in record.results.items():
                 if isinstance(rows, Mapping) and isinstance(rows.get(name), Mapping) and "values" in rows[name]:
-                    found.setdefault(name, {}).setdefault(measure, []).extend(rows[name]["values"])
-    return found
+                    pooled.setdefault(name, {}).setdefault(measure, []).extend(rows[name]["values"])
+    return pooled
 
 
 def _differ(records: Sequence[Record], chosen: Any) -> bool:
@@ -96,10 +103,10 @@ def _differ(records: Sequence[Record], chosen: Any) -> bool:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys in which configs differ, each with its values; what devices they use does not count."""
+    """Return the keys in which configs differ, with the value in each config; `devices.*` is ignored."""
     keys = sorted({key for config in configs for key in config if not key.startswith("devices.")})
-    found = {key: [config.get(key, "") for config in configs] for key in keys}
-    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+    by_key = {key: [config.get(key, "") for config in configs] for key in keys}
+    return {key: values for key, values in by_key.items() if any(value != values[0] for value in values)}
 
 
 def compare(
@@ -111,18 +118,18 @@ def compare(
     command: str = "",
     notes: Sequence[str] = (),
 ) -> None:
-    """Write the report of a comparison.
+    """Write the page of a comparison.
 
     Args:
         path: The HTML file.
-        sides: What is compared, at least one.
-        beside: What stands beside them: values by entry and measure, see `references`.
-        title: The page's title.
-        command: What makes the page again.
-        notes: Sentences that a reader must know, such as what could not be measured.
+        sides: The sides to compare, at least one.
+        beside: Baselines: values by entry and measure, see `references`.
+        title: Title of the page.
+        command: Command that reproduces the page.
+        notes: Notes at the top of the page, such as measures that are missing.
 
     Raises:
-        UserError: If it cannot be written.
+        UserError: If the file cannot be written.
     """
     render.write(path, "comparison.html", content(sides, beside, title, command, notes))
 
@@ -134,7 +141,8 @@ def content(
     command: str,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """What the page of a comparison says."""
+    """Collect the variables of the template `comparison.html`; see `compare` for the arguments."""
+    # Bars of all sides share one scale, so that their lengths compare.
     budget = max(max(side.results["storage"][key] for key in ("budget", "numbers")) for side in sides)
     stages = list(dict.fromkeys(name for side in sides for name in side.seconds))
     totals = [sum(side.seconds.values()) for side in sides]
@@ -167,18 +175,19 @@ def content(
 
 
 def _measures(sides: Sequence[Side], beside: Mapping[str, Mapping[str, Sequence[float]]]) -> list[measures.Measure]:
-    found = []
+    tables = []
     for name in dict.fromkeys(name for side in sides for name in side.values):
+        # A side may lack a measure, for example one of a single method.
         rows = [measures.entry(s.label, s.values[name], own=True) for s in sides if s.values.get(name)]
         rows += [
             measures.entry(words.ENTRIES.get(entry, entry), values[name], own=False)
             for entry, values in beside.items()
             if values.get(name)
         ]
-        found.append(measures.table(name, rows))
-    return found
+        tables.append(measures.table(name, rows))
+    return tables
 
 
 def _legend(sides: Sequence[Side]) -> dict[str, int]:
-    """The parts that any side stores, with their colours."""
+    """Colours of the stored parts of all sides, by name."""
     return {part.name: part.colour for side in sides for part in storage.of_results(side.results).parts}

@@ -1,4 +1,4 @@
-"""Figures of a run. They know a distilled set and numbers, not the method that made them."""
+"""Figures of a run, drawn from a distilled set and its metrics; they do not depend on the method."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TITLES = {
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Lay images out in rows.
+    """Arrange images in a grid.
 
     Args:
-        images: `(n,H,W,C)` in 0..1, C 1 or 3.
+        images: Images `(n,H,W,C)` in 0..1, C 1 or 3.
         columns: Images per row.
 
     Returns:
-        One image `(rows*(H+1)-1, columns*(W+1)-1, 3)`, a white line between neighbours.
+        One image `(rows*(H+1)-1, columns*(W+1)-1, 3)` with white lines between neighbours.
     """
     count, height, width, channels = images.shape
     rows = -(-count // columns)
@@ -43,13 +43,14 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def stretch(images: np.ndarray) -> np.ndarray:
-    """Scale each image of `(n,H,W,C)` so that zero is mid-grey and its largest magnitude black or white."""
-    most = np.abs(images).max(axis=(1, 2, 3), keepdims=True)
-    return 0.5 + 0.5 * images / np.where(most > 0, most, 1)
+    """Scale each image of `(n,H,W,C)` so that zero becomes mid-grey and its largest magnitude black or white."""
+    largest = np.abs(images).max(axis=(1, 2, 3), keepdims=True)
+    return 0.5 + 0.5 * images / np.where(largest > 0, largest, 1)
 
 
 def images_figure(path: pathlib.Path, images: np.ndarray, title: str) -> None:
     """Draw images `(n,H,W,C)` in 0..1 as a grid, enlarged without smoothing."""
+    # A set may hold thousands of images: the first ones, in at most ten or twenty columns, stay legible.
     shown = images[:SHOWN]
     columns = min(len(shown), 10 if len(shown) <= 60 else 20)
     sheet = grid(shown, columns)
@@ -67,7 +68,7 @@ def loss_figure(path: pathlib.Path, steps: Sequence[int], losses: Sequence[float
     figure = _figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(steps, losses, linewidth=1.2, marker="." if len(steps) < 40 else None)
-    axes.set_yscale("log")
+    axes.set_yscale("log")  # losses fall by orders of magnitude
     axes.set_xlabel("outer step")
     axes.set_ylabel("outer loss, mean per call")
     axes.grid(alpha=0.3, which="both")
@@ -87,6 +88,7 @@ def results_figure(path: pathlib.Path, results: Mapping[str, Any]) -> None:
         means, errors = [row["mean"] for row in rows.values()], [row["std"] for row in rows.values()]
         axes.barh(list(rows), means, xerr=errors, color=colors, capsize=3)
         axes.invert_yaxis()
+        # The range covers the differences between entries instead of starting at 0, where bars would look alike.
         low, high = min(means), max(means)
         axes.set_xlim(low - 0.35 * (high - low or 1), high + 0.15 * (high - low or 1))
         axes.set_title(TITLES[measure], fontsize=10)
@@ -98,10 +100,10 @@ def draw(folder: pathlib.Path, distilled: DistilledSet, lines: Sequence[Mapping[
     """Draw everything there is to see of a run.
 
     Args:
-        folder: Where the pictures go.
+        folder: Folder of the figures.
         distilled: The set.
-        lines: Those of `metrics.jsonl` that belong to the distillation.
-        results: What `results.json` holds.
+        lines: Lines of `metrics.jsonl` of the distillation.
+        results: Content of `results.json`.
     """
     images = np.asarray(distilled.images())
     images_figure(folder / "distilled.png", images, f"{len(images)} distilled images")
@@ -114,7 +116,7 @@ def draw(folder: pathlib.Path, distilled: DistilledSet, lines: Sequence[Mapping[
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """`results.json` as a Markdown table: a row per entry, mean and standard deviation per measure."""
+    """Format `results.json` as a Markdown table: a row per entry, mean and standard deviation per measure."""
     measures = [name for name in TITLES if results.get(name)]
     names = list(dict.fromkeys(name for measure in measures for name in results[measure]))
     lines = ["| | " + " | ".join(TITLES[m] for m in measures) + " |", "|---|" + "---:|" * len(measures)]
@@ -128,14 +130,22 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def save(figure: Any, path: pathlib.Path) -> None:
-    """Write a figure."""
+    """Write a Matplotlib figure to a PNG file, creating its folder.
+
+    Args:
+        figure: The figure.
+        path: The file.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
     with files.saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        figure.savefig(path, dpi=150, metadata={"Software": None})  # without the version of Matplotlib
 
 
 def _figure(**options: Any) -> Figure:
-    """A figure without pyplot, whose backend is for a notebook's owner to choose; Matplotlib is slow to load."""
+    """Create a figure without pyplot, so that the backend of a notebook does not change; imports Matplotlib late."""
     from matplotlib.figure import Figure
 
     return Figure(**options)

@@ -1,4 +1,4 @@
-"""What a report calls things: names as readers know them, and numbers with their units."""
+"""Display names of a report, and formatting of values with their units."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ENTRIES = {
     "top1": "distilled set",
 }
 ENTRY_NOTES = {
-    "distilled set": "a network trained on the set as it was saved",
+    "distilled set": "a network trained on the saved set",
     "random images": "the same network trained on N random images with the teacher's features",
-    "untrained": "the same network as it starts",
+    "untrained": "the same network with its initial weights",
     "all images": "the same network trained on all images with the teacher's features",
-    "teacher": "the network that is imitated",
+    "teacher": "the network whose features the others are trained to predict",
 }
 MEASURES = {**figures.TITLES, "post_training": "its own post-training, top-1 (%)"}
 PARTS = {
@@ -37,27 +37,28 @@ PARTS = {
 
 
 def method(results: Mapping[str, Any]) -> str:
-    """The method's name for readers; its name in the config in results of versions that did not store another."""
+    """Return the display name of the method in `results.json`; older results have only its config name."""
     return results.get("title", results["method"])
 
 
 def parts(stored: Mapping[str, int]) -> dict[str, int]:
-    """Numbers stored by part, the tensors of the approximation networks as one."""
-    found = dict.fromkeys(PARTS.values(), 0)
+    """Return the numbers stored per part by display name, combining the tensors of the approximation networks."""
+    # Starting from PARTS gives all reports the same order of parts.
+    totals = dict.fromkeys(PARTS.values(), 0)
     for name, count in stored.items():
         group = name.partition(".")[0]
-        found[PARTS.get(group, group)] = found.get(PARTS.get(group, group), 0) + count
-    return {name: count for name, count in found.items() if count}
+        totals[PARTS.get(group, group)] = totals.get(PARTS.get(group, group), 0) + count
+    return {name: count for name, count in totals.items() if count}
 
 
 def value(measure: str, mean: float, std: float) -> str:
-    """Mean and standard deviation, with the digits that the measure has."""
+    """Format mean and standard deviation with the number of digits of the measure."""
     digits = 3 if measure == "feature_r2" else 1
     return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def seconds(spent: float) -> str:
-    """A time in the units that a person would use."""
+    """Format a time as seconds, minutes or hours, depending on its length."""
     if spent < 100:
         return f"{spent:.1f} s"
     minutes = round(spent / 60)
@@ -65,7 +66,7 @@ def seconds(spent: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in decimal units."""
+    """Format a number of bytes with decimal units."""
     for unit, large in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= large:
             return f"{count / large:.3g} {unit}"
@@ -73,5 +74,5 @@ def size(count: float) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share."""
+    """Format a share as a percentage."""
     return f"{100 * part / whole:.1f} %"

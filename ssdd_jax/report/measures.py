@@ -1,4 +1,4 @@
-"""The measures of a page: for each a table whose rows are entries, with the error bars drawn beside the numbers."""
+"""Tables of the measures of a page: one row per entry, with a drawing of its error bar."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ from ssdd_jax.report import labels, svg
 
 
 class Entry(NamedTuple):
-    """What was measured of one thing: its name, single values, mean and standard deviation, and if it is the page's own
-    (or only something to compare it with)."""
+    """Values of a measure for a distilled set or a baseline.
+
+    Attributes:
+        label: Display name.
+        values: One value per network.
+        mean: Mean of the values.
+        std: Sample standard deviation of the values.
+        own: True for the sets that the page is about, False for baselines.
+    """
 
     label: str
     values: Sequence[float]
@@ -23,7 +30,14 @@ class Entry(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a measure's table: name, numbers, their drawing, and whether it is the page's own."""
+    """A row of a measure's table.
+
+    Attributes:
+        label: Display name of the entry.
+        text: Formatted mean and standard deviation.
+        drawing: Drawing of the error bar.
+        own: See `Entry`.
+    """
 
     label: str
     text: str
@@ -32,7 +46,14 @@ class Row(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A measure: its title, rows, the axis under the drawings, and what lies beyond it."""
+    """The table of a measure.
+
+    Attributes:
+        title: Title of the table.
+        rows: Rows in the order of the entries.
+        axis: Drawing of the axis that is shared by all rows.
+        beyond: Labels of the entries whose mean is outside of the axis.
+    """
 
     title: str
     rows: list[Row]
@@ -41,21 +62,22 @@ class Measure(NamedTuple):
 
 
 def entry(label: str, values: Sequence[float], *, own: bool) -> Entry:
-    """An entry out of its single values, with their sample standard deviation."""
+    """Create an entry from its values, with their mean and sample standard deviation."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return Entry(label, values, float(np.mean(values)), std, own)
 
 
 def of_results(results: Mapping[str, Any]) -> dict[str, list[Entry]]:
-    """The measures of a `results.json`, those of the method's own stages too, by name."""
-    found = {}
+    """Collect the entries of all measures in `results.json`, including those of method-specific stages, by name."""
+    by_measure = {}
     for name, rows in results.items():
+        # Measures are recognised by their structure, since methods may add measures of any name.
         if isinstance(rows, Mapping) and rows and all(isinstance(r, Mapping) and "mean" in r for r in rows.values()):
-            found[name] = [
+            by_measure[name] = [
                 Entry(labels.ENTRIES.get(key, str(key)), row.get("values", ()), row["mean"], row["std"], _is_own(key))
                 for key, row in rows.items()
             ]
-    return found
+    return by_measure
 
 
 def _is_own(key: str) -> bool:
@@ -63,21 +85,22 @@ def _is_own(key: str) -> bool:
 
 
 def table(name: str, entries: Sequence[Entry], *, near: Sequence[str] = ()) -> Measure:
-    """The table of a measure.
+    """Create the table of a measure.
 
     Args:
-        name: The measure's name in `results.json`.
-        entries: Its rows.
-        near: Labels of the entries, besides the page's own, that the drawings must show; others may lie beyond.
+        name: Name of the measure in `results.json`.
+        entries: Entries of the rows.
+        near: Labels of baselines that must be inside of the axis; other baselines may be outside.
     """
-    shown: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    for one in entries:
-        shown[one.own or one.label in near].append((one.mean - one.std, one.mean + one.std))
-    scale = svg.scale_of(shown[True] or shown[False], shown[False])
+    # An entry far away, such as an untrained network, would compress the differences between all others.
+    intervals: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for item in entries:
+        intervals[item.own or item.label in near].append((item.mean - item.std, item.mean + item.std))
+    scale = svg.scale_of(intervals[True] or intervals[False], intervals[False])
     rows = []
-    for one in entries:
-        text = labels.value(name, one.mean, one.std)
-        drawing = svg.interval(one.mean, one.std, one.values, scale, strong=one.own, words=f"{one.label}: {text}")
-        rows.append(Row(one.label, text, drawing, one.own))
-    beyond = [one.label for one in entries if not scale.low <= one.mean <= scale.high]
+    for item in entries:
+        text = labels.value(name, item.mean, item.std)
+        drawing = svg.interval(item.mean, item.std, item.values, scale, strong=item.own, words=f"{item.label}: {text}")
+        rows.append(Row(item.label, text, drawing, item.own))
+    beyond = [item.label for item in entries if not scale.low <= item.mean <= scale.high]
     return Measure(labels.MEASURES.get(name, name), rows, svg.axis(scale), beyond)

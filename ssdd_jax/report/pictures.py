@@ -1,4 +1,4 @@
-"""Images as data addresses, so that a page needs no other file."""
+"""Images encoded as data URLs, which keep a page self-contained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from PIL import Image
 
 
 class Picture(NamedTuple):
-    """An image of a page: the address that holds it, its size in pixels, and what it shows, in words."""
+    """An image of a page.
+
+    Attributes:
+        source: Data URL of the PNG.
+        width: Width in pixels.
+        height: Height in pixels.
+        words: Alternative text.
+    """
 
     source: str
     width: int
@@ -20,12 +27,17 @@ class Picture(NamedTuple):
 
 
 def pictures(images: np.ndarray, words: str) -> list[Picture]:
-    """Each of `(n,H,W,C)` uint8, C 1 or 3, as a PNG; called `words` and its number."""
+    """Encode images as PNG files.
+
+    Args:
+        images: Images uint8 `(n,H,W,C)`, C 1 or 3.
+        words: Alternative text, to which the number of the image is appended.
+    """
     return [picture(image, f"{words} {i}") for i, image in enumerate(images, 1)]
 
 
 def picture(image: np.ndarray, words: str) -> Picture:
-    """An image `(H,W,C)` uint8, C 1 or 3, as a PNG."""
+    """Encode an image `(H,W,C)` uint8, C 1 or 3, as a PNG file with the alternative text `words`."""
     height, width, channels = image.shape
     content = io.BytesIO()
     Image.fromarray(image[..., 0] if channels == 1 else image).save(content, "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""What a report is made of: everything that a finished run left in its folder, read once."""
+"""Read the output files of a finished run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ssdd_jax.training import loop
 
 
 class Record(NamedTuple):
-    """A finished run.
+    """Outputs of a finished run.
 
     Attributes:
-        folder: Its folder.
-        config: `config.json`.
-        results: `results.json`.
-        about: The set's description.
-        lines: Those of `metrics.jsonl`.
-        calls: Its calls, the last one last; none of a run that an older version made.
-        images: The decoded images uint8 `(M,H,W,C)`.
-        bases: Image bases uint8 `(U,h,w,C)`, zero as mid-grey; None where there are none.
-        pairs: How many pairs the set gives, views included.
-        snapshots: See `snapshots.read`.
+        folder: The run's folder.
+        config: Content of `config.json`.
+        results: Content of `results.json`.
+        about: Description of the distilled set.
+        lines: Lines of `metrics.jsonl`.
+        calls: Log of the commands that were run in the folder, in order; empty for runs of older versions.
+        images: Decoded images uint8 `(M,H,W,C)`.
+        bases: Image bases uint8 `(U,h,w,C)`, zero as mid-grey; None if there are none.
+        pairs: Number of pairs of the set, including all views.
+        snapshots: Snapshots by step, see `snapshots.read`.
     """
 
     folder: pathlib.Path
@@ -46,28 +46,32 @@ class Record(NamedTuple):
 
 
 def read(folder: str | pathlib.Path) -> Record:
-    """Read a run's folder.
+    """Read the folder of a run.
+
+    Args:
+        folder: The run's work dir.
 
     Raises:
-        UserError: If it holds no run, or one that has not come to its evaluation.
+        UserError: If the folder holds no run, or a run that has not been evaluated yet.
     """
     work = Workdir(folder)
     if not work.results.is_file() or not work.config.is_file():
         raise UserError(
-            f"{work.folder} holds no finished run: there is no {work.results.name} in it; name a --workdir whose "
-            "run has come to its evaluation"
+            f"{work.folder} holds no finished run: {work.results.name} or {work.config.name} is missing; name the "
+            "--workdir of a run that has been evaluated"
         )
-    found = distilled.load(work.distilled)
-    bases = found.arrays.get("image_bases")
+    distilled_set = distilled.load(work.distilled)
+    bases = distilled_set.arrays.get("image_bases")
+
     return Record(
         folder=work.folder,
         config=files.read_json(work.config),
         results=files.read_json(work.results),
-        about=found.about,
+        about=distilled_set.about,
         lines=loop.read_metrics(work.metrics),
         calls=history.read(work.calls),
-        images=snapshots.as_bytes(np.asarray(found.images())),
+        images=snapshots.as_bytes(np.asarray(distilled_set.images())),
         bases=None if bases is None else snapshots.as_bytes(figures.stretch(np.asarray(jax.device_get(bases)))),
-        pairs=len(found.pairs()[0]),
+        pairs=len(distilled_set.pairs()[0]),
         snapshots=snapshots.read(work.snapshots),
     )

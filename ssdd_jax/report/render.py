@@ -1,4 +1,4 @@
-"""From what a page says to one HTML file: the templates, with the style sheet inside."""
+"""Render templates to self-contained HTML files with an inlined style sheet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEMPLATES = pathlib.Path(__file__).parent / "templates"
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """Whatever comes from a run is escaped; a name that a template lacks is an error."""
+    """Create the template environment, which escapes all values and rejects undefined variables."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -31,14 +31,24 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, content: dict[str, Any]) -> str:
-    """The text of a page."""
+    """Render a template.
+
+    Args:
+        template: File name of the template.
+        content: Its variables.
+    """
     return _environment().get_template(template).render(content)
 
 
 def write(path: pathlib.Path, template: str, content: dict[str, Any]) -> None:
-    """Write a page, whole or not at all.
+    """Render a template and write the page atomically.
+
+    Args:
+        path: The HTML file.
+        template: File name of the template.
+        content: Its variables.
 
     Raises:
-        UserError: If it cannot be written.
+        UserError: If the file cannot be written.
     """
     files.write_bytes(path, render(template, content).encode())

@@ -1,4 +1,4 @@
-"""The report of one run."""
+"""The HTML page of one run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ssdd_jax.report.pictures import Picture, pictures
 from ssdd_jax.report.records import Record
 
 SHOWN_BASES = 64
-NAMES = {"teacher": "The teacher's loss", "distill": "The outer loss"}
+NAMES = {"teacher": "Teacher loss", "distill": "Outer loss"}
 
 
 class Curve(NamedTuple):
-    """A chart over steps: its title, what is drawn, and a sentence under it."""
+    """A chart over steps: its title, the drawing, and a note under it."""
 
     title: str
     drawing: Markup
@@ -25,7 +25,7 @@ class Curve(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """What a set looked like after some steps."""
+    """Images and bases of a set after some steps of the distillation; `bases` is empty if there are none."""
 
     step: int
     images: list[Picture]
@@ -33,7 +33,7 @@ class Moment(NamedTuple):
 
 
 class StageRow(NamedTuple):
-    """What a stage took: seconds with a bar of them, and bytes on the host and on the device where known."""
+    """Cost of a stage: seconds, their bar, and peak bytes on the host and on the device, None if unknown."""
 
     name: str
     seconds: float
@@ -43,29 +43,30 @@ class StageRow(NamedTuple):
 
 
 def write(path: pathlib.Path, record: Record) -> None:
-    """Write the report of a run.
+    """Write the page of a run.
 
     Args:
         path: The HTML file.
         record: The run; see `read`.
 
     Raises:
-        UserError: If it cannot be written.
+        UserError: If the file cannot be written.
     """
     render.write(path, "run.html", content(record))
 
 
 def content(record: Record) -> dict[str, Any]:
-    """What the page of a run says."""
+    """Collect the variables of the template `run.html`."""
     results, config = record.results, record.config
-    found = measures.of_results(results)
+    measured = measures.of_results(results)
+    # Values that a run lacks are empty; the template omits them or gives the reason.
     return {
         "title": f"{labels.method(results)} on {results['dataset']}",
         "date": record.calls[-1]["date"] if record.calls else "",
         "facts": facts(record),
-        "measures": [measures.table(name, rows, near=NEAR) for name, rows in found.items()],
-        "entry_notes": {label: note for label, note in labels.ENTRY_NOTES.items() if _is_in(label, found)},
-        "seeds": max((len(row.values) for rows in found.values() for row in rows), default=0),
+        "measures": [measures.table(name, rows, near=NEAR) for name, rows in measured.items()],
+        "entry_notes": {label: note for label, note in labels.ENTRY_NOTES.items() if _is_in(label, measured)},
+        "seeds": max((len(row.values) for rows in measured.values() for row in rows), default=0),
         "images": pictures(record.images[: figures.SHOWN], "distilled image"),
         "images_count": len(record.images),
         "moments": moments(record),
@@ -76,7 +77,7 @@ def content(record: Record) -> dict[str, Any]:
         "stages": stages(results),
         "total": sum(results["seconds"].values()),
         "has_memory": bool(results.get("memory")),
-        "has_device": any("device" in held for held in results.get("memory", {}).values()),
+        "has_device": any("device" in peak for peak in results.get("memory", {}).values()),
         "command": record.calls[-1]["command"] if record.calls else "",
         "calls": list(record.calls),
         "config": sorted(config.items()),
@@ -84,89 +85,101 @@ def content(record: Record) -> dict[str, Any]:
     }
 
 
-# These are always to be seen in the drawings; an untrained network and the teacher may be far away.
+# Baselines inside of the axis; an untrained network and the teacher may be far away.
 NEAR = tuple(labels.ENTRIES[name] for name in ("random_real", "full_data"))
 
 
-def _is_in(label: str, found: Mapping[str, Sequence[measures.Entry]]) -> bool:
-    return any(row.label == label for rows in found.values() for row in rows)
+def _is_in(label: str, measured: Mapping[str, Sequence[measures.Entry]]) -> bool:
+    return any(row.label == label for rows in measured.values() for row in rows)
 
 
 def facts(record: Record) -> dict[str, str]:
-    """What was run, and on what: names and their values."""
+    """Summarise a run: method, data, teacher, storage and machine, by display name."""
     results, config, about = record.results, record.config, record.about
-    kept, known = results["storage"], results.get("data", {})
+    stored, data = results["storage"], results.get("data", {})
     shape = "x".join(map(str, record.images.shape[1:]))
-    found = {"Method": f"{labels.method(results)} ({results['method']})", "Images": str(results["dataset"])}
-    if known:
-        classes = f", {known['classes']} classes" if known["classes"] else ", no labels"
-        found["Images"] += f": {known['images']:,} for training, {known['test_images']:,} for testing{classes}"
-    found["Teacher"] = str(about.get("teacher", "")) + (f", {known['features']:,} features" if known else "")
-    found["Set"] = f"{len(record.images):,} images of {shape}, {record.pairs:,} pairs of an image and a target"
-    found["Storage"] = (
-        f"that of N = {kept['N']} images with their features: {kept['numbers']:,} of {kept['budget']:,} numbers"
+    summary = {"Method": f"{labels.method(results)} ({results['method']})", "Data": str(results["dataset"])}
+    if data:
+        classes = f", {data['classes']} classes" if data["classes"] else ", no labels"
+        summary["Data"] += f": {data['images']:,} for training, {data['test_images']:,} for testing{classes}"
+    summary["Teacher"] = str(about.get("teacher", "")) + (f", {data['features']:,} features" if data else "")
+    summary["Set"] = f"{len(record.images):,} images of {shape}, {record.pairs:,} pairs of an image and a target"
+    summary["Storage"] = (
+        f"{stored['numbers']:,} of {stored['budget']:,} numbers, the budget of N = {stored['N']} images with features"
     )
+    # Methods that select a set have no steps.
     learned = [line for line in record.lines if line["stage"] == "distill"]
     if learned:
-        found["Steps"] = f"{learned[-1]['step']:,}" + (
-            f", against {config['pool.size']} networks that are renewed after {config['pool.steps']:,} steps"
+        summary["Steps"] = f"{learned[-1]['step']:,}" + (
+            f", with a pool of {config['pool.size']} networks, each renewed after {config['pool.steps']:,} steps"
             if "mean_age" in learned[-1]
             else ""
         )
     widths = "-".join(map(str, config["student.widths"]))
-    found["Network taught"] = f"ConvNet {widths}, {config['student.norm']} norm"
-    found["Seed"] = str(results["seed"])
-    found["Machine"] = str(results["machine"])
+    summary["Student"] = f"ConvNet {widths}, {config['student.norm']} norm"
+    summary["Seed"] = str(results["seed"])
+    summary["Machine"] = str(results["machine"])
+    # Versions of the last call: a run may have been continued with others.
     call = record.calls[-1] if record.calls else {}
     versions = [f"{name} {call[key]}" for name, key in (("JAX", "jax"), ("Python", "python")) if key in call]
-    found["Versions"] = ", ".join([f"ssdd_jax {results['version']}", *versions])
-    return found
+    summary["Versions"] = ", ".join([f"ssdd_jax {results['version']}", *versions])
+    return summary
 
 
 def moments(record: Record) -> list[Moment]:
-    """Images and bases while they were learned."""
+    """Return the snapshots of images and bases during the distillation, in order."""
     return [
         Moment(
             step,
-            pictures(seen["images"], f"after {step} steps, image"),
-            pictures(seen["bases"], f"after {step} steps, basis") if "bases" in seen else [],
+            pictures(snapshot["images"], f"after {step} steps, image"),
+            pictures(snapshot["bases"], f"after {step} steps, basis") if "bases" in snapshot else [],
         )
-        for step, seen in record.snapshots.items()
+        for step, snapshot in record.snapshots.items()
     ]
 
 
 def curves(lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[Curve]:
-    """The losses of all trainings, and the ages of the pool."""
-    found = []
+    """Draw the losses of all stages, and the ages of the models in the pool.
+
+    Args:
+        lines: Lines of `metrics.jsonl`.
+        config: Content of `config.json`.
+    """
+    charts = []
     for stage in dict.fromkeys(line["stage"] for line in lines):
-        mine = [line for line in lines if line["stage"] == stage]
-        steps, losses = [line["step"] for line in mine], [line["loss"] for line in mine]
-        log = min(losses) > 0
-        title = NAMES.get(stage, f"The loss of {stage}")
+        of_stage = [line for line in lines if line["stage"] == stage]
+        steps, losses = [line["step"] for line in of_stage], [line["loss"] for line in of_stage]
+        log = min(losses) > 0  # a logarithmic axis has no zero or negative values
+        title = NAMES.get(stage, f"Loss of {stage}")
         words_ = f"{title} from {losses[0]:.4g} at step {steps[0]:,} to {losses[-1]:.4g} at step {steps[-1]:,}"
         drawing = svg.chart({"loss": svg.Series(steps, losses)}, words=words_, log=log)
         scale = " (logarithmic)" if log else ""
-        found.append(Curve(title, drawing, f"Mean of each call of the loop{scale}; {losses[-1]:.4g} at the end."))
-    aged = [line for line in lines if "mean_age" in line]
-    return found + ([_ages(aged, config)] if aged else [])
+        charts.append(
+            Curve(title, drawing, f"Mean per call of the training loop{scale}; final value {losses[-1]:.4g}.")
+        )
+    pool_lines = [line for line in lines if "mean_age" in line]
+    return charts + ([_ages(pool_lines, config)] if pool_lines else [])
 
 
 def _ages(lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Curve:
+    # The band needs the extremes in every line; otherwise only the mean is drawn.
     spread = all("min_age" in line for line in lines)
     low, high = ([line[key] for line in lines] if spread else None for key in ("min_age", "max_age"))
     series = svg.Series([line["step"] for line in lines], [line["mean_age"] for line in lines], low, high)
     renewed = config["pool.steps"]
-    said = f"Mean age of the pool, {series.ys[-1]:.0f} steps at the end; models are renewed at {renewed:,}"
-    drawing = svg.chart({"age": series}, words=said, level=renewed)
-    band = ", and from the youngest to the oldest" if spread else ""
-    return Curve("Ages of the pool", drawing, f"Mean{band}, in steps of training; renewed at the dashed line.")
+    words = f"Mean age of the pool, {series.ys[-1]:.0f} steps at the end; models are renewed at {renewed:,} steps"
+    drawing = svg.chart({"age": series}, words=words, level=renewed)
+    band = " and range" if spread else ""
+    return Curve("Age of the pool", drawing, f"Mean{band} in training steps; models are renewed at the dashed line.")
 
 
 def stages(results: Mapping[str, Any]) -> list[StageRow]:
-    """Times and memory by stage, in the order of the run."""
-    spent, held = results["seconds"], results.get("memory", {})
-    most = max(spent.values(), default=0.0)
+    """Return the time and memory of each stage, in the order of the run."""
+    times, peaks = results["seconds"], results.get("memory", {})
+    longest = max(times.values(), default=0.0)
     return [
-        StageRow(name, value, svg.bar(value, most), held.get(name, {}).get("host"), held.get(name, {}).get("device"))
-        for name, value in spent.items()
+        StageRow(
+            name, value, svg.bar(value, longest), peaks.get(name, {}).get("host"), peaks.get(name, {}).get("device")
+        )
+        for name, value in times.items()
     ]

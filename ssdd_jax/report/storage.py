@@ -1,4 +1,4 @@
-"""What a set stores, as a bar of its parts in a frame that is the budget."""
+"""The storage of a distilled set as a stacked bar of its parts, relative to the budget."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from markupsafe import Markup
 
 from ssdd_jax.report import labels, svg
 
-# A part's colour is the same on every page.
+# Fixed by name, so that a part has the same colour on every page.
 COLOURS = {name: i for i, name in enumerate(dict.fromkeys(labels.PARTS.values()))}
 
 
 class StoredPart(NamedTuple):
-    """A part of what is stored: its name, numbers, share of the budget, and colour of the style sheet."""
+    """A stored part: its name, numbers, share of the budget, and index of its colour in the style sheet."""
 
     name: str
     numbers: int
@@ -23,7 +23,17 @@ class StoredPart(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """What a set stores: numbers, budget, bytes on the disk, parts, what is left, and the bar."""
+    """The storage of a distilled set.
+
+    Attributes:
+        numbers: Numbers stored.
+        budget: Numbers that may be stored.
+        bytes: Size on disk.
+        parts: The stored parts.
+        left: Unused numbers of the budget.
+        left_share: Unused share of the budget, formatted.
+        bar: Stacked bar of the parts.
+    """
 
     numbers: int
     budget: int
@@ -35,18 +45,24 @@ class Storage(NamedTuple):
 
 
 def of_results(results: Mapping[str, Any], *, whole: int = 0) -> Storage:
-    """The storage of a `results.json`; `whole` is what the bar's length stands for, the budget if left out."""
-    kept = results["storage"]
-    numbers, budget = kept["numbers"], kept["budget"]
-    sizes = labels.parts(kept["parts"])
+    """Read the storage from `results.json` and draw its bar.
+
+    Args:
+        results: Content of `results.json`.
+        whole: Numbers that the full width of the bar stands for; 0: the budget.
+    """
+    stored = results["storage"]
+    numbers, budget = stored["numbers"], stored["budget"]
+    sizes = labels.parts(stored["parts"])
+    # Parts without a fixed colour share one further colour.
     colours = {name: COLOURS.get(name, len(COLOURS)) for name in sizes}
-    said = f"{numbers:,} of {budget:,} numbers: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+    words = f"{numbers:,} of {budget:,} numbers: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items())
     return Storage(
         numbers,
         budget,
-        kept["bytes"],
+        stored["bytes"],
         [StoredPart(name, count, labels.percent(count, budget), colours[name]) for name, count in sizes.items()],
         budget - numbers,
         labels.percent(budget - numbers, budget),
-        svg.stack(sizes, max(whole, budget, numbers), words=said, colours=colours),
+        svg.stack(sizes, max(whole, budget, numbers), words=words, colours=colours),
     )

@@ -1,1 +1,1 @@
-"""What a run stands on: devices, files, memory, the run directory and the log of commands."""
+"""Runtime services of a run: devices, files, memory, the run directory and the log of commands."""

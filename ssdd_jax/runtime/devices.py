@@ -1,7 +1,7 @@
-"""Several devices and several hosts: the mesh, what lies where on it, and what its processes agree on.
+"""Multiple devices and hosts: the mesh, placement of arrays on it, and agreement between its processes.
 
-The mesh has two axes: the models that a step draws are split over `pool`, real images over `data`. Without a mesh,
-which is one device of one process, nothing here does anything.
+The mesh has two axes: the models that a step draws are split over `pool`, real images over `data`. Without a mesh, that
+is with one device of one process, these functions have no effect.
 """
 
 from __future__ import annotations
@@ -26,45 +26,49 @@ from ssdd_jax.errors import Stopped, UserError
 Array = jax.Array
 
 POOL, DATA = "pool", "data"
-# How long a process that ends waits for the others to end too.
+# Seconds that a process waits at its end for the others to end too.
 LEAVE_SECONDS = 30
 
 
 def join(hosts: str) -> None:
-    """Make this process one of several, before JAX looks for devices.
+    """Connect this process to the others of a run; must be called before JAX initializes its devices.
 
     Args:
-        hosts: Nothing, for a process alone; `auto`, where JAX knows the cluster (SLURM, GKE, TPU pods, Open MPI); or
-            `ADDRESS:PORT,COUNT,INDEX`: where the first process listens, how many there are, and which this is.
+        hosts: Empty for a single process; `auto` if JAX can detect the cluster (SLURM, GKE, TPU pods, Open MPI); or
+            `ADDRESS:PORT,COUNT,INDEX`: the address of the first process, the number of processes, and the index of
+            this one.
 
     Raises:
-        UserError: If it cannot be one of them.
+        UserError: If the connection fails.
     """
     if not hosts or jax.distributed.is_initialized():
         return
-    found = HOSTS.fullmatch(hosts)
+    address = HOSTS.fullmatch(hosts)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        if found is None:
+        if address is None:
             jax.distributed.initialize(shutdown_timeout_seconds=LEAVE_SECONDS)
         else:
             jax.distributed.initialize(
-                found["address"], int(found["count"]), int(found["index"]), shutdown_timeout_seconds=LEAVE_SECONDS
+                address["address"],
+                int(address["count"]),
+                int(address["index"]),
+                shutdown_timeout_seconds=LEAVE_SECONDS,
             )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"config.devices.hosts={hosts!r}: {error}; outside SLURM, GKE and TPU pods it is ADDRESS:PORT,COUNT,INDEX"
         ) from None
-    finally:  # JAX has one of its own for SIGTERM, which saves nothing
+    finally:  # JAX installs its own SIGTERM handler, which would end the run without saving
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, handler)
 
 
 def leave(status: int) -> None:
-    """End a process of several that has failed, also where others still wait for it in the middle of a computation.
+    """End a failed process of several, even if others still wait for it in the middle of a computation.
 
-    Those that fail alike leave together. Others are ended by JAX once this one is gone, within `LEAVE_SECONDS` and what
-    its heartbeats take.
+    Processes that fail together leave together. JAX ends the others once this one is gone, within `LEAVE_SECONDS` plus
+    the time of its heartbeats.
     """
     if not status or not jax.distributed.is_initialized():
         return
@@ -72,20 +76,21 @@ def leave(status: int) -> None:
         jax.distributed.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # what computes in the background may never end
+    os._exit(status)  # background computations may never end
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints: the only one, or the first of several."""
+    """Return whether this process writes and prints: it is the only one, or the first of several."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process. All must ask, at the same point."""
+    """Return whether the flag is set in any process. All processes must call this at the same point."""
     return bool(_of_all(int(flag)).any())
 
 
 def _of_all(code: int) -> np.ndarray:
+    """Gather one number from every process."""
     if not jax.distributed.is_initialized():
         return np.array([code])
     return np.asarray(multihost_utils.process_allgather(np.array([code], np.int32)))
@@ -93,12 +98,13 @@ def _of_all(code: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """Around work that one process does, or each on its own: where it fails in one, it fails in all, and ends in all.
+    """Make a failure in one process a failure in all; for work that one process does, or each does separately.
 
     Raises:
-        UserError: If it failed in another process, which tells why.
-        Stopped: If another process was asked to stop.
+        UserError: If the work failed in another process, which reports the reason.
+        Stopped: If a stop of another process was requested.
     """
+    # 0: success, 1: stopped, 2: failed. The largest code of all processes decides.
     code, failed = 0, 2
     try:
         yield
@@ -114,99 +120,103 @@ def agreed() -> Iterator[None]:
 
 
 def make(pool: int, data: int, *, models: int = 1, batches: Mapping[str, int] | None = None) -> Mesh | None:
-    """The mesh of a run.
+    """Create the mesh of a run.
 
-    Virtual CPU devices share the same cores: they are used where a number above 0 asks for them.
+    Virtual CPU devices share the same cores: they are used only if `pool` or `data` is set.
 
     Args:
-        pool: Devices along the axis `pool`; 0: as many as divide both `models` and the devices.
-        data: Devices along the axis `data`; 0: what is left, as far as it divides the batches.
-        models: How many models a step draws.
-        batches: Images in each batch that is split, by the config key that says so.
+        pool: Devices along the axis `pool`; 0 for the greatest common divisor of `models` and the number of devices.
+        data: Devices along the axis `data`; 0 for as many of the remaining devices as divide the batches.
+        models: Number of models that a step draws.
+        batches: Sizes of the batches that are split, by the config key that sets each of them.
 
     Returns:
         The mesh, or None for one device.
 
     Raises:
-        UserError: If there are not so many devices, or they do not divide what is split over them.
+        UserError: If there are too few devices, or they do not divide the models or batches split over them.
     """
     batches, processes = batches or {}, jax.process_count()
-    found = jax.devices()
-    if found[0].platform == "cpu" and not pool and not data:
-        found = list({device.process_index: device for device in reversed(found)}.values())[::-1]
-    pool = pool or math.gcd(models, len(found))
+    available = jax.devices()
+    if available[0].platform == "cpu" and not pool and not data:
+        # One CPU device per process, the first of each.
+        available = list({device.process_index: device for device in reversed(available)}.values())[::-1]
+    pool = pool or math.gcd(models, len(available))
     if models % pool:
         raise UserError(
             f"config.devices.pool={pool} does not divide the {models} models of a step: change it, or "
             "config.pool.models_per_step"
         )
-    left = len(found) // pool
-    data = data or max((n for n in range(1, left + 1) if not any(size % n for size in batches.values())), default=1)
+    remaining = len(available) // pool
+    data = data or max(
+        (n for n in range(1, remaining + 1) if not any(size % n for size in batches.values())), default=1
+    )
     for key, size in batches.items():
         if size % data:
             raise UserError(f"config.devices.data={data} does not divide config.{key}={size}: change one of them")
-    if pool * data > len(found) or (processes > 1 and pool * data < len(found)):
+    # With several processes, every device must take part: a process without one would wait forever.
+    if pool * data > len(available) or (processes > 1 and pool * data < len(available)):
         raise UserError(
-            f"config.devices: pool={pool} times data={data} is {pool * data} devices, and there are {len(found)}"
+            f"config.devices: pool={pool} times data={data} is {pool * data} devices, and there are {len(available)}"
             f"{f' in {processes} processes, all of which must be used' if processes > 1 else ''}: set both to fit"
         )
     if pool * data == 1:
         return None
-    return jax.make_mesh((pool, data), (POOL, DATA), axis_types=(AxisType.Auto,) * 2, devices=found[: pool * data])
+    return jax.make_mesh((pool, data), (POOL, DATA), axis_types=(AxisType.Auto,) * 2, devices=available[: pool * data])
 
 
 def words(mesh: Mesh) -> str:
-    """The mesh in a line for the user."""
+    """Describe the mesh in one line for the user."""
     kind, processes = mesh.devices.flat[0].device_kind, jax.process_count()
-    where = f" in {processes} processes" if processes > 1 else ""
-    return f"devices: {mesh.size} x {kind}{where}, models over {mesh.shape[POOL]}, real images over {mesh.shape[DATA]}"
+    suffix = f" in {processes} processes" if processes > 1 else ""
+    return f"devices: {mesh.size} x {kind}{suffix}, models over {mesh.shape[POOL]}, real images over {mesh.shape[DATA]}"
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """Leading axes over the mesh's axes of these names; without any, the same on every device."""
+    """Return the sharding with leading axes split over the named mesh axes; replicated if none is named."""
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def shardings(mesh: Mesh | None, like: Any) -> Any:
-    """For each leaf of a pytree: the same on every device; None without a mesh."""
+    """Return a replicated sharding for each leaf of a pytree; None without a mesh."""
     return None if mesh is None else jax.tree.map(lambda _: sharding(mesh), like)
 
 
 def over_data(mesh: Mesh | None, batch: Any) -> Any:
-    """Inside a compiled function: a pytree whose leading axes are split over the axis `data`."""
+    """Split the leading axes of a pytree over the axis `data`, inside a compiled function."""
     return batch if mesh is None else lax.with_sharding_constraint(batch, sharding(mesh, DATA))
 
 
 def over_all(mesh: Mesh | None, batch: Any) -> Any:
-    """Inside a compiled function: split over all devices, or over `data` where only that divides the leading axes."""
+    """Split the leading axes over all devices inside a compiled function; over `data` if only that divides them."""
     if mesh is None:
         return batch
-    whole = all(len(leaf) % mesh.size == 0 for leaf in jax.tree.leaves(batch))
-    axes = (POOL, DATA) if whole else (DATA,)
+    divisible = all(len(leaf) % mesh.size == 0 for leaf in jax.tree.leaves(batch))
+    axes = (POOL, DATA) if divisible else (DATA,)
     return lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(axes)))
 
 
 def replicated(mesh: Mesh | None, tree: Any) -> Any:
-    """Inside a compiled function: the same on every device."""
+    """Replicate a pytree on every device, inside a compiled function."""
     return tree if mesh is None else lax.with_sharding_constraint(tree, sharding(mesh))
 
 
 def place(mesh: Mesh | None, tree: Any) -> Any:
-    """A pytree of arrays, equal in every process, as it lies on every device of the mesh."""
+    """Place a pytree of arrays, which must be equal in every process, on every device of the mesh."""
     if mesh is None:
         return tree
     return jax.tree.map(lambda leaf: _place(leaf, sharding(mesh)), tree)
 
 
-def _place(leaf: Any, where: NamedSharding) -> Array:
+def _place(leaf: Any, target: NamedSharding) -> Array:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), where), impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), target), impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)
-    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+    return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
 
 
 def local(mesh: Mesh | None, tree: Any) -> Any:
-    """What lies on the mesh, whole, as arrays of this process's first device."""
+    """Gather a pytree from the mesh into whole arrays on this process's first device."""
     if mesh is None:
         return tree
     whole = jax.jit(lambda tree: tree, out_shardings=sharding(mesh))(tree)
@@ -214,6 +224,7 @@ def local(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def _first(leaf: Array) -> Array:
+    """Return the copy of a replicated array on this process's first device."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_first(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
     return leaf.addressable_data(0)

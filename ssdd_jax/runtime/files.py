@@ -1,4 +1,4 @@
-"""Files written whole or not at all, by one process of several, and read without unpickling anything."""
+"""Atomic file writes by the first of several processes, and reads that never unpickle anything."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Path = pathlib.Path
 
 @contextlib.contextmanager
 def saving(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` into one line that says what to do.
+    """Turn a failure to write `path` into a one-line error that says what to do.
 
     Raises:
-        UserError: If the disk is full, or the place cannot be written to.
+        UserError: If the disk is full, or the path is not writable.
     """
     try:
         yield
@@ -43,29 +43,31 @@ def saving(path: Path) -> Iterator[None]:
 
 
 def machine_bytes() -> int:
-    """Memory of the machine, or of the container that the process is in, if that has less."""
+    """Return the memory of the machine in bytes, or the limit of the process's container if that is smaller."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # The limits of cgroup v2 and v1.
     for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
-        with contextlib.suppress(OSError, ValueError):  # "max", where there is none
+        with contextlib.suppress(OSError, ValueError):  # the content is "max" if there is no limit
             memory = min(memory, int(limit.read_text()))
     return memory
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, says that the disk is full."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+    """Return whether an error, or an error in its chain of causes, reports a full disk."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "no space left on device" in str(seen).lower() or "RESOURCE_EXHAUSTED: No space" in str(seen):
+        # Errors of the checkpoint libraries carry no errno, only the text.
+        if "no space left on device" in str(cause).lower() or "RESOURCE_EXHAUSTED: No space" in str(cause):
             return True
-        seen = seen.__cause__ or seen.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written under another name, and renamed when all of it is on the disk."""
+    """Open a temporary file for writing, which is renamed to `path` once its content is on the disk."""
     if not devices.is_first():
         with open(os.devnull, "wb") as nowhere:
             yield nowhere
@@ -90,7 +92,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN is refused."""
+    """Write JSON atomically; NaN and infinity raise a ValueError."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -109,7 +111,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Add a line of JSON, which begins a new line also after one that a kill cut short."""
+    """Append a line of JSON; an incomplete last line, left by a killed process, is ended first."""
     with open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -119,12 +121,12 @@ def append_json_line(path: Path, value: Any) -> None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The lines of a file that is appended to, none where it is missing; one that a kill cut short is left out."""
-    found = []
+    """Read a file of JSON lines; incomplete lines are skipped, and a missing file has none."""
+    values = []
     for text in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            found.append(json.loads(text))
-    return found
+            values.append(json.loads(text))
+    return values
 
 
 def write_tensors(path: Path, tree: Mapping[str, Any]) -> str:
@@ -137,17 +139,17 @@ def write_tensors(path: Path, tree: Mapping[str, Any]) -> str:
 
 
 def read_tensors(path: Path, checksum: str | None = None) -> dict[str, Any]:
-    """Read what `write_tensors` wrote.
+    """Read a file that `write_tensors` wrote.
 
     Args:
         path: The file.
-        checksum: Its SHA-256, if known.
+        checksum: Expected SHA-256 of the file; not checked if None.
 
     Returns:
         The nested dictionary of arrays.
 
     Raises:
-        UserError: If the file is missing, damaged, or another one than the checksum's.
+        UserError: If the file is missing or damaged, or does not match the checksum.
     """
     try:
         content = path.read_bytes()
@@ -172,7 +174,7 @@ def read_array(path: Path) -> np.ndarray:
     """Read a `.npy` file.
 
     Raises:
-        UserError: If it is missing, damaged, or holds pickled objects.
+        UserError: If the file is missing, damaged, or holds pickled objects.
     """
     try:
         return np.load(path, allow_pickle=False)

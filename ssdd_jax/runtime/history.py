@@ -1,4 +1,4 @@
-"""What a run's folder remembers of its calls: the command, when it was given, and by what it was carried out."""
+"""Log of the commands that were run in a work directory, with their dates, versions and machines."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ssdd_jax.runtime.version import __version__
 
 
 def machine() -> str:
-    """The device and the processor cores in a few words."""
-    found = jax.devices()
-    count = f"{len(found)} x " if len(found) > 1 and found[0].platform != "cpu" else ""
-    return f"{count}{found[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
+    """Describe the devices and the processor cores in a few words."""
+    available = jax.devices()
+    count = f"{len(available)} x " if len(available) > 1 and available[0].platform != "cpu" else ""
+    return f"{count}{available[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}"
 
 
 def note(path: pathlib.Path, command: str) -> None:
-    """Append a call to a file of JSON lines: the first of several processes does.
+    """Append a command to a file of JSON lines; only the first of several processes writes.
 
     Args:
         path: The file.
-        command: What was typed, or what is equivalent to a call from Python.
+        command: Command line, or the command line equivalent to a call from Python.
     """
     if not devices.is_first():
         return
@@ -43,5 +43,5 @@ def note(path: pathlib.Path, command: str) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The calls so far, the first one first; a line that a kill cut short is left out."""
+    """Read the logged commands in chronological order; incomplete lines are skipped."""
     return files.read_json_lines(path)

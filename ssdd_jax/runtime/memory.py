@@ -1,4 +1,4 @@
-"""The most memory that a piece of work held: resident on the host, and allocated on this process's devices."""
+"""Peak memory of a piece of work: resident on the host, and allocated on this process's devices."""
 
 from __future__ import annotations
 
@@ -21,55 +21,58 @@ _STATUS = pathlib.Path("/proc/self/status")
 
 @contextlib.contextmanager
 def peaks() -> Iterator[dict[str, int]]:
-    """The most bytes held within, by place.
+    """Measure the peak memory within the context.
 
-    A system keeps the highest value of a whole process: where that rises within, it is the answer. Where it does not,
-    the work is looked at every `SECONDS`; a system that tells no more than the highest value gives that.
+    The system reports the peak of the whole process. If that rises within the context, it is the result. Otherwise the
+    memory in use is sampled every `SECONDS`; where only the process's peak is available, that is returned.
 
     Yields:
-        A dictionary that is filled at the end: `host`, and `device` (of the fullest one) where devices tell.
+        A dictionary that is filled at the end of the context with bytes: `host`, and `device` (of the fullest one) if
+        the devices report their memory.
     """
-    found: dict[str, int] = {}
-    before = _look()
-    most: dict[str, int] = {}
+    result: dict[str, int] = {}
+    before = _usage()
+    sampled: dict[str, int] = {}
     ended = threading.Event()
 
-    def watch() -> None:
+    def sample() -> None:
         while not ended.wait(SECONDS):
-            for place, (held, _) in _look().items():
-                most[place] = max(most.get(place, 0), held)
+            for place, (current, _) in _usage().items():
+                sampled[place] = max(sampled.get(place, 0), current)
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
-        yield found
+        yield result
     finally:
         ended.set()
         thread.join()
-        for place, (held, highest) in _look().items():
-            rose = highest > before.get(place, (0, 0))[1]
-            found[place] = highest if rose else max(most.get(place, 0), held)
+        for place, (current, peak) in _usage().items():
+            rose = peak > before.get(place, (0, 0))[1]
+            result[place] = peak if rose else max(sampled.get(place, 0), current)
 
 
-def _look() -> dict[str, tuple[int, int]]:
-    """By place, the bytes held now, and the most that were ever held."""
-    found = {}
+def _usage() -> dict[str, tuple[int, int]]:
+    """Return, for `host` and `device`, the bytes in use now and the peak since the process started."""
+    usage = {}
     if _STATUS.exists():
         lines = (line.split() for line in _STATUS.read_text().splitlines())
         sizes = {words[0]: 1024 * int(words[1]) for words in lines if words and words[0] in ("VmRSS:", "VmHWM:")}
-        if "VmRSS:" in sizes:  # some containers tell less than Linux
-            found["host"] = sizes["VmRSS:"], sizes.get("VmHWM:", sizes["VmRSS:"])
+        if "VmRSS:" in sizes:  # some containers hide the fields
+            usage["host"] = sizes["VmRSS:"], sizes.get("VmHWM:", sizes["VmRSS:"])
     elif resource is not None:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        found["host"] = most, most
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    known = [one for one in stats if "peak_bytes_in_use" in one]
-    if known:
-        found["device"] = (
-            max(one.get("bytes_in_use", 0) for one in known),
-            max(one["peak_bytes_in_use"] for one in known),
+        # macOS reports bytes, other systems kilobytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        usage["host"] = peak, peak
+    # CPU devices report no statistics.
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    reported = [entry for entry in statistics if "peak_bytes_in_use" in entry]
+    if reported:
+        usage["device"] = (
+            max(entry.get("bytes_in_use", 0) for entry in reported),
+            max(entry["peak_bytes_in_use"] for entry in reported),
         )
-    return found
+    return usage
 
 
 def readable(size: float) -> str:

@@ -1,3 +1,3 @@
-"""The version of the package, for what is written to disk."""
+"""Version of the package, as stored in the files that it writes."""
 
 __version__ = "0.1.0"

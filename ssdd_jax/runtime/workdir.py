@@ -1,4 +1,4 @@
-"""A run's folder: one config for life, one process at a time, and a record of the seconds and the memory spent."""
+"""Run directory: bound to one config, locked by one process, with a record of the time and memory of each stage."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ssdd_jax.runtime import devices, files, memory
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two runs in one folder are the user's care
+except ImportError:  # not on Windows, where the user must avoid two runs in one folder
     fcntl = None  # type: ignore[assignment]
 
 
-# Of what outputs depend on, these only say where things are and how often they are saved.
+# Config keys within the groups that outputs depend on which do not affect the outputs: paths, and how often to save.
 CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call"}
 
 
@@ -31,12 +31,12 @@ class Workdir:
     """Paths of a run's outputs."""
 
     def __init__(self, folder: str | os.PathLike[str], shared: str | os.PathLike[str] | None = None):
-        """Nothing is made yet; see `claim`.
+        """Define the paths. Nothing is created yet; see `claim`.
 
         Args:
             folder: The run's folder.
-            shared: Where the teacher, its features and other outputs are kept that several runs use; the run's folder
-                if left out.
+            shared: Folder for the teacher, its features and other outputs that several runs use; by default the run's
+                folder.
         """
         self.folder = pathlib.Path(folder).expanduser()
         self.shared = self.folder if shared is None else pathlib.Path(shared).expanduser()
@@ -60,12 +60,13 @@ class Workdir:
 
     @contextlib.contextmanager
     def claim(self, config: ConfigDict) -> Iterator[None]:
-        """Make the folder, or check that it is bound to the same config, and hold it: the first of several processes.
+        """Create and lock the folder, or check that it is bound to the same config; in the first process only.
 
-        What devices a run uses may change from one start to the next.
+        The devices of a run may change from one start to the next.
 
         Raises:
-            UserError: If it was made with another config (what differs is named), or another run is using it.
+            UserError: If the folder was made with another config (the differences are named), or another run is using
+                it.
         """
         if not devices.is_first():
             yield
@@ -75,42 +76,42 @@ class Workdir:
             yield
 
     def check(self, config: ConfigDict) -> None:
-        """Refuse a config that is not the folder's; nothing is written.
+        """Check that the folder is not bound to another config; nothing is written.
 
         Raises:
-            UserError: If the folder was made with another one; what differs is named.
+            UserError: If the folder was made with another config; the differences are named.
         """
         if not self.config.exists():
             return
-        wanted, found = (
+        new, stored = (
             {key: value for key, value in flat.items() if not key.startswith("devices.")}
             for flat in (configuration.flatten(config), files.read_json(self.config))
         )
-        _compare(self.folder, wanted, found, "choose another --workdir")
+        _compare(self.folder, new, stored, "choose another --workdir")
 
     def record(self, config: ConfigDict) -> None:
-        """Bind the folder to its config: once the config is known to be workable, so that a mistake can be mended."""
+        """Bind the folder to its config; called once the config is known to work, so that mistakes can be corrected."""
         if not self.config.exists():
             files.write_json(self.config, configuration.flatten(config))
 
     def own(self, stage: str, *, shared: bool) -> pathlib.Path:
-        """The folder of a stage that a method brings: among what runs may share, or in this run's folder."""
+        """Return the folder of a stage that a method defines, in the shared folder or in the run's folder."""
         return (self.shared if shared else self.folder) / stage
 
     @contextlib.contextmanager
     def bound(
         self, stage: str, config: ConfigDict, parts: tuple[str, ...], *, say: Callable[[str], None] = print
     ) -> Iterator[None]:
-        """Hold a shared folder while one of its stages runs, and bind the stage's output to what it depends on.
+        """Lock a stage of the shared folder, and bind the stage's output to the config keys that it depends on.
 
         Args:
             stage: Name of the stage.
             config: The run's config.
             parts: The keys, or groups of keys, that the output depends on.
-            say: Told when another run has to be waited for.
+            say: Called with a message if another run must be waited for.
 
         Raises:
-            UserError: If the output is there, or begun, with other values; what differs is named.
+            UserError: If the output exists, or was begun, with other values; the differences are named.
         """
         if self.shared == self.folder or not parts or not devices.is_first():
             yield  # the work dir is bound to its config as a whole
@@ -126,55 +127,60 @@ class Workdir:
                 except OSError:
                     say(f"{stage}: waiting for another run that is making it in {self.shared}")
                     fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self.agrees(stage, config, parts):  # at once, so that nothing is ever continued with other values
+            # Written before the stage starts: an interrupted output is never continued with other values.
+            if not self.agrees(stage, config, parts):
                 files.write_json(path, _of_parts(configuration.flatten(config), parts))
             yield
 
     def agrees(self, stage: str, config: ConfigDict, parts: tuple[str, ...]) -> bool:
-        """Whether a stage's output is in the shared folder, or begun there, with the config's values; see `bound`.
+        """Return whether a stage's output exists in the shared folder, or was begun, with the config's values.
 
         Raises:
-            UserError: If it is there with other values.
+            UserError: If it exists with other values; see `bound`.
         """
         folder, path = self.shared / stage, self.shared / f"{stage}.json"
-        known = path if path.exists() else self.shared / "config.json"  # of a run that made it for itself
-        if not (folder.exists() and known.exists()):
+        # The shared folder may be the folder of a run that did not share: its whole config is then the record.
+        record = path if path.exists() else self.shared / "config.json"
+        if not (folder.exists() and record.exists()):
             return False
-        wanted = _of_parts(configuration.flatten(config), parts)
-        _compare(folder, wanted, _of_parts(files.read_json(known), parts), "delete it, choose another --shared")
+        new = _of_parts(configuration.flatten(config), parts)
+        _compare(folder, new, _of_parts(files.read_json(record), parts), "delete it, choose another --shared")
         return True
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds spent within to the stage's, over all the calls that it took; keep the most memory held."""
-        began, held = time.monotonic(), {}
+        """Record the time and the peak memory of a stage within the context.
+
+        Seconds are added up over all calls that the stage needed; of the memory the maximum is kept.
+        """
+        began, usage = time.monotonic(), {}
         try:
-            with memory.peaks() as held:
+            with memory.peaks() as usage:
                 yield
         finally:
-            seconds, most = self.read_seconds(), self.read_memory()
+            seconds, peaks = self.read_seconds(), self.read_memory()
             seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - began, 2)
-            before = most.get(stage, {})
-            most[stage] = before | {place: max(size, before.get(place, 0)) for place, size in held.items()}
-            with contextlib.suppress(UserError):  # the error on its way, if any, matters more
+            before = peaks.get(stage, {})
+            peaks[stage] = before | {place: max(size, before.get(place, 0)) for place, size in usage.items()}
+            with contextlib.suppress(UserError):  # must not replace an exception of the stage itself
                 files.write_json(self.seconds, seconds)
-                files.write_json(self.memory, most)
+                files.write_json(self.memory, peaks)
 
     def read_seconds(self) -> dict[str, float]:
-        """Seconds per stage so far."""
+        """Read the seconds that each stage has taken so far."""
         return files.read_json(self.seconds) if self.seconds.exists() else {}
 
     def read_memory(self) -> dict[str, dict[str, int]]:
-        """The most bytes that each stage has held so far, by place; see `memory.peaks`."""
+        """Read the peak memory of each stage so far in bytes, by place; see `memory.peaks`."""
         return files.read_json(self.memory) if self.memory.exists() else {}
 
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[None]:
-    """Make a folder, and keep all other processes that ask for it out of it.
+    """Create and lock a folder for the duration of the context.
 
     Raises:
-        UserError: If another process holds it.
+        UserError: If another process holds the lock.
     """
     with files.saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,18 +195,20 @@ def held(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _of_parts(flat: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
-    named = {key for key in flat if any(key == part or key.startswith(f"{part}.") for part in parts)}
-    return {key: flat[key] for key in flat if key in named - CHANGES_NOTHING}
+    """Select the keys that belong to `parts` and affect the outputs."""
+    selected = {key for key in flat if any(key == part or key.startswith(f"{part}.") for part in parts)}
+    return {key: flat[key] for key in flat if key in selected - CHANGES_NOTHING}
 
 
-def _compare(folder: pathlib.Path, wanted: dict[str, Any], found: dict[str, Any], advice: str) -> None:
-    # A key that did not exist yet stood for what its default does.
-    now = configuration.flatten(configuration.default())
-    found = {key: now[key] for key in wanted if key in now} | found
+def _compare(folder: pathlib.Path, new: dict[str, Any], stored: dict[str, Any], advice: str) -> None:
+    """Raise a UserError that names the differences between two configs, if there are any."""
+    # Folders of older versions lack the keys that were added since: those have their default's value.
+    defaults = configuration.flatten(configuration.default())
+    stored = {key: defaults[key] for key in new if key in defaults} | stored
     different = [
-        f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)"
-        for key in sorted(set(wanted) | set(found))
-        if found.get(key) != wanted.get(key)
+        f"{key} ({stored.get(key)!r} there, {new.get(key)!r} now)"
+        for key in sorted(set(new) | set(stored))
+        if stored.get(key) != new.get(key)
     ]
     if different:
         raise UserError(
@@ -209,7 +217,7 @@ def _compare(folder: pathlib.Path, wanted: dict[str, Any], found: dict[str, Any]
 
 
 def fingerprint(images: np.ndarray) -> str:
-    """A hash that tells data sets apart: of the shape and of up to 2,000 images out of `(n,H,W,C)`."""
+    """Hash the shape and up to 2,000 images of `(n,H,W,C)`, to identify a data set."""
     digest = hashlib.sha256(str(images.shape).encode())
     for row in np.unique(np.linspace(0, len(images) - 1, 2000).astype(int)):
         digest.update(np.ascontiguousarray(images[row]).tobytes())

@@ -1,1 +1,1 @@
-"""The stages of a run, a module each; `ssdd_jax.pipeline` puts them in order."""
+"""Stages of a run, one module each; `ssdd_jax.pipeline` runs them in order."""

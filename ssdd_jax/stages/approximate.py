@@ -1,4 +1,4 @@
-"""The export of a run's set: approximation networks or soft labels, and the description that is stored with it."""
+"""Export of the distilled set: approximation networks or soft labels, and the description that is stored with it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from ssdd_jax.stages import distill, teacher
 
 
 def export(run: Run) -> None:
-    """Fit what remains to be fitted and write the set, unless it is there."""
+    """Complete the set, for example by its approximation networks, and write it; skipped if it exists."""
     if (run.work.distilled / distilled.DESCRIPTION).exists():
         return
     start = run.start()
+    # Every process takes part in the distillation; the export needs only one.
     state = distill.state_of(run, start)
     if run.method.step is not None:
         state = devices.local(run.problem.mesh, state)
@@ -34,7 +35,15 @@ def export(run: Run) -> None:
 
 
 def set_of(run: Run, state: Any, start: methods.Source) -> distilled.DistilledSet:
-    """The set that a state gives, and what made it; the state is on this process's first device.
+    """Export a state as a distilled set with the description of its origin.
+
+    Args:
+        run: The run.
+        state: The method's state, on this process's first device.
+        start: Data for the method's `export`; see `Run.start`.
+
+    Returns:
+        The set.
 
     Raises:
         UserError: If a part of it is not finite.
@@ -51,7 +60,8 @@ def set_of(run: Run, state: Any, start: methods.Source) -> distilled.DistilledSe
         "version": __version__,
         "jax": jax.__version__,
     }
-    bad = [name for name, array in distilled_set.arrays.items() if not np.isfinite(np.asarray(array)).all()]
-    if bad:
-        raise UserError(f"approximate: {', '.join(bad)} is not finite: {run.method.advice}")
+    # A set with NaN would otherwise fail much later, in the evaluation.
+    not_finite = [name for name, array in distilled_set.arrays.items() if not np.isfinite(np.asarray(array)).all()]
+    if not_finite:
+        raise UserError(f"approximate: {', '.join(not_finite)} is not finite: {run.method.advice}")
     return dataclasses.replace(distilled_set, about=about)

@@ -1,4 +1,4 @@
-"""The distillation: the method's outer steps."""
+"""Distillation: run the method's outer steps."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ssdd_jax.training.checkpoints import Checkpoints
 
 
 def distill(run: Run) -> None:
-    """Run the method's outer steps, unless it has none or the set is there."""
+    """Run the method's outer steps, unless it has none or the set exists."""
     if run.method.step is not None and not (run.work.distilled / distilled.DESCRIPTION).exists():
         state_of(run, run.start())
 
 
 def state_of(run: Run, start: methods.Source) -> Any:
-    """The state after the last outer step, resumed from the newest checkpoint of the run directory.
+    """Compute the state after the last outer step, resuming from the newest checkpoint of the run directory.
 
     Args:
         run: The run.
-        start: The data that the method's `init` is given; see `Run.start`.
+        start: Data for the method's `init`; see `Run.start`.
 
     Returns:
         The method's state.
@@ -36,6 +36,7 @@ def state_of(run: Run, start: methods.Source) -> Any:
     if run.method.step is None:
         return learn(run, start)
     with Checkpoints(run.work.checkpoints, say=run.say) as checkpoints:
+        # The start may take minutes, for example to train the model pool, before the progress bar appears.
         if not checkpoints.steps():
             run.say("distill: preparing the start")
         watch = snapshots.watcher(run, start.preprocessing)
@@ -55,15 +56,16 @@ def learn(
 
     Args:
         run: The run.
-        start: The data that the method's `init` is given; see `Run.start`.
-        checkpoints: Where states are kept and resumed from; None for nowhere.
-        metrics: File of JSON lines for the logged scalars; None for no file.
+        start: Data for the method's `init`; see `Run.start`.
+        checkpoints: Checkpoints to resume from and to save to; None to save nothing.
+        metrics: File of JSON lines for the logged scalars; None to log nothing.
         watch: Called after each compiled call; see `ssdd_jax.training.loop.run`.
-        on_start: Called with the state before the first step, unless a checkpoint is resumed.
+        on_start: Called with the state before the first step, unless training resumes from a checkpoint.
 
     Returns:
         The method's state after the last step.
     """
+    # Subsets and noise: the initial state is the result.
     if run.method.step is None:
         return jax.jit(run.method.init)(run.key("distill"), start)
     training = training_of(run, start)
@@ -79,11 +81,11 @@ def learn(
 
 
 def training_of(run: Run, start: methods.Source) -> loop.Training:
-    """The method's outer steps, as the training loop takes them.
+    """Describe the method's outer steps for the training loop.
 
     Args:
         run: A run whose method has outer steps.
-        start: The data that the method's `init` is given; see `Run.start`.
+        start: Data for the method's `init`; see `Run.start`.
 
     Returns:
         The training.
@@ -91,6 +93,7 @@ def training_of(run: Run, start: methods.Source) -> loop.Training:
     method, options = run.method, run.config.distill
     mesh, key = run.problem.mesh, run.key("distill")
     assert method.step is not None
+    # Shardings are found from abstract values; the state itself is created sharded.
     shardings = _shardings(run, jax.eval_shape(method.init, key, start))
     init = functools.partial(jax.jit(method.init, out_shardings=shardings), *devices.place(mesh, (key, start)))
     return loop.Training(

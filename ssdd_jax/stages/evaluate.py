@@ -1,4 +1,4 @@
-"""The evaluation of a run's set."""
+"""Evaluation of the distilled set and of the baselines."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ MEASURES = ("linear", "few_shot", "feature_r2")
 
 
 def measure(run: Run) -> None:
-    """Evaluate the set as saved, and the baselines; each entry is kept as soon as it is there."""
+    """Evaluate the saved set and the baselines; each entry is stored as soon as it is complete."""
     if run.work.results.exists():
         return
-    found, known = distilled.load(run.work.distilled), run.features()
-    if known.test is None:
-        run.say("evaluate: no features of the test images were brought: without feature_r2 and the teacher's row")
+    distilled_set, features = distilled.load(run.work.distilled), run.features()
+    if features.test is None:
+        run.say("evaluate: there are no features of the test images: feature_r2 and the teacher's row are omitted")
     options = run.config.evaluate
     request = suite.Request(
-        sets={"distilled": found},
+        sets={"distilled": distilled_set},
         counts={"distilled": run.config.storage.N},
         models=(student_name(run.config),),
         targets=(sources.as_target(run.config.data.name, run.dataset),),
         protocols=MEASURES,
         references=options.entries[1:],
-        source=entries.SourceData(run.dataset, known, run.preprocessing()),
+        source=entries.SourceData(run.dataset, features, run.preprocessing()),
         seeds=options.seeds,
         seed=run.config.seed,
         training=training_of(run.config),
@@ -44,18 +44,19 @@ def measure(run: Run) -> None:
             linear=probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
         ),
     )
+    # The store holds finished entries, so that an interrupted evaluation resumes with the next one.
     rows = suite.run(request, store.Store(run.work.evaluation), say=run.say)
-    files.write_json(run.work.results, _results(run, found, rows))
+    files.write_json(run.work.results, _results(run, distilled_set, rows))
 
 
 def student_name(config: ConfigDict) -> str:
-    """The architecture that a config's student is, by its name."""
+    """Return the name of the architecture of a config's student."""
     norm = {"batch": "bn", "instance": "in"}[config.student.norm]
     return "_".join(["convnet", *map(str, config.student.widths), norm])
 
 
 def training_of(config: ConfigDict) -> entries.Settings:
-    """How networks are trained, out of a config."""
+    """Read the training settings of the evaluated networks from a config."""
     options = config.evaluate
     sgd = inner.Settings(options.learning_rate, options.momentum, options.weight_decay)
     return entries.Settings(
@@ -66,28 +67,29 @@ def training_of(config: ConfigDict) -> entries.Settings:
     )
 
 
-def _results(run: Run, found: distilled.DistilledSet, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _results(run: Run, distilled_set: distilled.DistilledSet, rows: list[dict[str, Any]]) -> dict[str, Any]:
     config = run.config
     measures: dict[str, dict[str, Any]] = {name: {} for name in MEASURES}
     for row in rows:
         if row["entry"] in config.evaluate.entries:
             values = {key: row[key] for key in ("mean", "std", "seeds", "values")}
             measures[row["measure"]][row["entry"]] = values
-    own = {
+    # Methods may measure the set in stages of their own, such as SC-DD's post-training.
+    by_stage = {
         stage.name: files.read_json(run.work.own(stage.name, shared=False) / "results.json")
         for stage in run.method.after
     }
     size = sum(file.stat().st_size for file in run.work.distilled.iterdir() if file.is_file())
     return {
         **{name: by_entry for name, by_entry in measures.items() if by_entry},
-        **own,
+        **by_stage,
         "storage": {
-            "numbers": found.numbers_stored(),
+            "numbers": distilled_set.numbers_stored(),
             "budget": config.storage.N * (run.problem.image_numbers + run.problem.dim),
             "bytes": size,
             "N": config.storage.N,
-            "images": len(found.images()),
-            "parts": {name: int(np.prod(array.shape)) for name, array in found.arrays.items()},
+            "images": len(distilled_set.images()),
+            "parts": {name: int(np.prod(array.shape)) for name, array in distilled_set.arrays.items()},
         },
         "seconds": run.work.read_seconds(),
         "memory": run.work.read_memory(),

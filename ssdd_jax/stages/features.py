@@ -1,4 +1,4 @@
-"""The teacher's features: computed once and kept, or brought; and the images that a method starts from."""
+"""The teacher's features: computed once and stored, or precomputed by the user."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from ssdd_jax.runtime.workdir import fingerprint
 
 
 def compute(run: Run) -> None:
-    """Compute the features of the training and test images, unless they are there."""
+    """Compute the features of the training and test images; skipped if they exist."""
+    # Stored with the features to recognise those of another data set.
     mark = fingerprint(run.dataset.train_images)
     if features.complete(run.work.features):
-        features.load(run.work.features, mark)  # refuses those of other images
+        features.load(run.work.features, mark)  # raises an error if they belong to other images
         return
     if run.config.teacher.features:
-        brought = read_brought(run.config, run.dataset)
+        precomputed = read_brought(run.config, run.dataset)
         if devices.is_first():
-            features.save(run.work.features, features.Features(brought.train, brought.test), mark)
+            features.save(run.work.features, features.Features(precomputed.train, precomputed.test), mark)
         return
     assert run.dataset.test_images is not None
     images = {"train": run.dataset.train_images, "test": run.dataset.test_images}
+    # Generators: a batch is written as soon as it is computed, and features need not fit in memory.
     parts = {name: (of_images(run, part, mesh=run.problem.mesh), len(part)) for name, part in images.items()}
     if devices.is_first():
         features.write(run.work.features, parts, mark)
-    else:  # takes part in the work
+    else:  # the extraction is collective, so every process must iterate over all batches
         collections.deque(itertools.chain(*(batches for batches, _ in parts.values())), maxlen=0)
 
 
@@ -42,9 +44,9 @@ def of_images(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Iter
     """Compute the teacher's features, batch by batch.
 
     Args:
-        run: A run whose teacher is a network, or a function that was given.
+        run: A run whose teacher is a network, or a function passed by the user.
         images: uint8 `(k,H,W,C)`.
-        mesh: Devices that share the work.
+        mesh: Devices to split the batches over.
 
     Yields:
         Features `(b,D)`, float32, in the order of the images.
@@ -56,6 +58,7 @@ def of_images(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Iter
         yield run.extract(images)
         return
     variables, about = run.teacher()
+    # The wrapper of a converted teacher resizes images to its input size; `about` holds its normalisation.
     if "network" in about:
         variables = teacher.describe(about).frozen(teacher.backbone(variables))
     for batch in teacher.feature_batches(variables, images, mean=about["mean"], std=about["std"], mesh=mesh):
@@ -68,7 +71,7 @@ def of_images(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Iter
 
 
 def read_brought(config: ConfigDict, dataset: data.Dataset) -> features.Brought:
-    """The features that `config.teacher.features` names, checked against the data set."""
+    """Read the file `config.teacher.features`, and check it against the data set."""
     assert dataset.test_images is not None
     return features.read(
         config.teacher.features,
@@ -79,7 +82,7 @@ def read_brought(config: ConfigDict, dataset: data.Dataset) -> features.Brought:
 
 
 def brought_of(run: Run) -> features.Brought | None:
-    """The features that the user gave, by view; None where the teacher can be run."""
+    """Return the user's precomputed features by view; None if the teacher can be run."""
     if run.extract is not None:
         return None
     if run.brought is not None:

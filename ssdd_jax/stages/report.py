@@ -1,4 +1,4 @@
-"""The report of a run: figures, and the page of all that was measured."""
+"""Report of a run: figures, and a page with all measurements."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from ssdd_jax.training import loop
 
 
 def draw(run: Run) -> None:
-    """Draw the figures, bring seconds and memory in `results.json` up to date, and write the page of all of it."""
-    found, results = distilled.load(run.work.distilled), files.read_json(run.work.results)
+    """Draw the figures, update the seconds and memory in `results.json`, and write the page."""
+    distilled_set, results = distilled.load(run.work.distilled), files.read_json(run.work.results)
+    # The evaluation wrote `results.json` before its own time and memory were final.
     results |= {"seconds": run.work.read_seconds(), "memory": run.work.read_memory()}
     files.write_json(run.work.results, results)
     lines = [line for line in loop.read_metrics(run.work.metrics) if line["stage"] == "distill"]
-    report.draw(run.work.figures, found, lines, results)
+    report.draw(run.work.figures, distilled_set, lines, results)
     report.write(run.work.page, report.read(run.work.folder))
     storage = results["storage"]
     run.say(f"\n{report.table(results)}\n\n{storage['numbers']:,} of {storage['budget']:,} numbers, "

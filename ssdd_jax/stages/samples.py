@@ -1,4 +1,4 @@
-"""The training images that a method starts from, or that a subset consists of, with the features of their views."""
+"""Choice of the training images that a method starts from, with the features of their views."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = jax.Array
 
 
 def preparations(config: ConfigDict, problem: Problem, method: Method) -> list[Stage]:
-    """The stages between the features and the choice of samples: the method's own, and those that the choice needs.
+    """Return the stages between the features and the choice of samples: those of the method and of the choice.
 
     Args:
         config: See `ssdd_jax.config.default`.
@@ -34,21 +34,21 @@ def preparations(config: ConfigDict, problem: Problem, method: Method) -> list[S
     choice: tuple[Stage, ...] = ()
     if method.samples and config.distill.samples == "high_loss":
         choice = (expert_stage.stage(config, problem, keep=False),)
-    # One of each name: MKDT's experts, whose trajectories are kept, also provide the losses that the choice needs.
+    # Later stages replace earlier ones of the same name: MKDT's experts also provide the losses that the choice needs.
     return list({stage.name: stage for stage in (*choice, *method.stages)}.values())
 
 
 def choose(run: Run) -> None:
-    """Choose the images that the method starts from, with the features of their views, unless they are there."""
+    """Choose the images that the method starts from, and store them with their features; skipped if they exist."""
     if not (run.work.samples / "rows.npy").exists():
         features.save_samples(run.work.samples, samples_of(run))
 
 
 def samples_of(run: Run) -> features.Samples:
-    """The images that the method starts from, and the teacher's features of their views.
+    """Choose the images that the method starts from, and compute the teacher's features of their views.
 
     Args:
-        run: A run whose features, and the stages that the choice needs, are there.
+        run: A run with complete features and `preparations`.
 
     Returns:
         Indices `(M,)` and features `(views,M,D)`.
@@ -59,29 +59,29 @@ def samples_of(run: Run) -> features.Samples:
     indices, views = indices_of(run, run.method.samples), run.method.views
     if len(views) == 1:
         return features.Samples(indices, run.features().train[indices][None])
-    brought = teacher_features.brought_of(run)
-    if brought is not None:
-        missing = [name for name in views[1:] if name not in brought.views]
+    precomputed = teacher_features.brought_of(run)
+    if precomputed is not None:
+        missing = [name for name in views[1:] if name not in precomputed.views]
         if missing:
-            run.say(f"features: none are given for the views {', '.join(missing)}: they start as the images themselves")
-        return features.Samples(indices, features.of_samples(brought, indices, views))
-    # The teacher can be run: on every view but the first, whose features are known.
+            run.say(f"features: there are none of the views {', '.join(missing)}: these start with those of the images")
+        return features.Samples(indices, features.of_samples(precomputed, indices, views))
+    # The teacher is run on every view but the first, whose features the previous stage has computed.
     images = run.dataset.train_images[indices]
-    turned = augment.apply(augment.table(views[1:], *images.shape[1:3]), jnp.asarray(images))
-    batches = list(teacher_features.of_images(run, np.asarray(turned).reshape(-1, *images.shape[1:])))
+    rotated = augment.apply(augment.table(views[1:], *images.shape[1:3]), jnp.asarray(images))
+    batches = list(teacher_features.of_images(run, np.asarray(rotated).reshape(-1, *images.shape[1:])))
     by_view = np.concatenate(batches).reshape(len(views) - 1, len(indices), -1)
     return features.Samples(indices, np.concatenate([run.features().train[indices][None], by_view]))
 
 
 def indices_of(run: Run, count: int) -> np.ndarray:
-    """Indices of the training images that `config.distill.samples` chooses.
+    """Choose training images as `config.distill.samples` selects them.
 
     Args:
-        run: A run whose features, and the stages that the choice needs, are there.
-        count: How many, M; 0 for none.
+        run: A run with complete features and `preparations`.
+        count: Number M of images; 0 for none.
 
     Returns:
-        int32 `(M,)`, no repetition.
+        Indices, int32 `(M,)`, without repetition.
     """
     if not count:
         return np.zeros(0, np.int32)
@@ -94,6 +94,7 @@ def _random(run: Run, key: Array, count: int) -> Array:
 
 
 def _kmeans(run: Run, key: Array, count: int) -> np.ndarray:
+    # Scikit-learn takes an integer seed; it is drawn from the stage's key.
     seed = int(jax.random.randint(key, (), 0, np.iinfo(np.int32).max))
     return nearest_to_centres(run.features().train, count, seed)
 
@@ -103,30 +104,31 @@ def _high_loss(run: Run, key: Array, count: int) -> np.ndarray:
 
 
 def nearest_to_centres(features: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The images nearest to the centres of k-means in feature space, a different one for each centre.
+    """Find the image nearest to each centre of k-means in feature space, without repetition.
 
     Args:
-        features: Float32 `(n,D)`.
-        count: Number of centres k.
-        seed: Of k-means++.
+        features: Features, float32 `(n,D)`.
+        count: Number k of centres.
+        seed: Seed of k-means++.
 
     Returns:
-        Rows, int64 `(k,)`; the largest cluster's comes first.
+        Indices, int64 `(k,)`, in the order of decreasing cluster size.
     """
-    from sklearn.cluster import KMeans  # takes longer to load than the rest of the package
+    from sklearn.cluster import KMeans  # imported here because it loads more slowly than the rest of the package
 
-    with threadpool_limits(1):  # so that sums are always made in the same order
-        found = KMeans(count, n_init=1, random_state=seed).fit(features)
-        sizes = np.bincount(found.labels_, minlength=count)
+    with threadpool_limits(1):  # so that floating-point sums have the same order on every machine
+        clusters = KMeans(count, n_init=1, random_state=seed).fit(features)
+        sizes = np.bincount(clusters.labels_, minlength=count)
         taken = np.zeros(len(features), bool)
         squares = np.concatenate([np.square(features[part]).sum(1) for part in parts(len(features))])
-        rows = []
-        for centre in found.cluster_centers_[np.argsort(-sizes, kind="stable")]:
-            distances = squares - 2 * (features @ centre)  # but for a constant
+        nearest = []
+        for centre in clusters.cluster_centers_[np.argsort(-sizes, kind="stable")]:
+            # Squared distances up to a constant; images of earlier centres are excluded.
+            distances = squares - 2 * (features @ centre)
             distances[taken] = np.inf
-            rows.append(int(distances.argmin()))
-            taken[rows[-1]] = True
-    return np.array(rows)
+            nearest.append(int(distances.argmin()))
+            taken[nearest[-1]] = True
+    return np.array(nearest)
 
 
 SELECTIONS: dict[str, Callable[[Run, Array, int], np.ndarray | Array]] = {

@@ -1,4 +1,4 @@
-"""A few images and bases at a few moments of the distillation, kept small, for the report."""
+"""Snapshots of a few images and bases during the distillation, for the report."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from ssdd_jax.runtime import devices, files
 from ssdd_jax.training import loop
 
 SHOWN = 8
-# Of all steps; the call of the loop in which a moment falls is seen at its end.
+# Shares of the outer steps. A snapshot is taken at the end of the compiled call that contains the step.
 MOMENTS = (0.0, 0.1, 0.3, 0.6, 1.0)
 
 
 def watcher(run: Run, preprocessing: Preprocessing) -> Callable[[loop.Progress], None] | None:
-    """What the loop is to call while it distils; None where a method shows nothing.
+    """Build the callback that writes snapshots; None if the method has no `show`.
 
-    Every process of a run must call it. What a resumed run sees again it writes again, the same.
+    Every process of a run must call it. A resumed run overwrites the snapshots of repeated steps with identical ones.
 
     Args:
         run: The run.
         preprocessing: The data set's constants.
+
+    Returns:
+        A callback for `ssdd_jax.training.loop.run`.
     """
     show, mesh = run.method.show, run.problem.mesh
     if show is None:
@@ -38,12 +41,13 @@ def watcher(run: Run, preprocessing: Preprocessing) -> Callable[[loop.Progress],
         before = progress.done - len(progress.info.loss)
         if not any(before < moment <= progress.done for moment in moments):
             return
-        seen = devices.local(mesh, look(progress.state))
+        # Collective on several devices, hence before all processes but the first return.
+        pictures = devices.local(mesh, look(progress.state))
         if not devices.is_first():
             return
-        pixels = {"images": np.asarray(preprocessing.pixels(seen["images"]))}
-        if "bases" in seen:
-            pixels["bases"] = figures.stretch(np.asarray(seen["bases"]))
+        pixels = {"images": np.asarray(preprocessing.pixels(pictures["images"]))}
+        if "bases" in pictures:
+            pixels["bases"] = figures.stretch(np.asarray(pictures["bases"]))
         path = run.work.snapshots / f"step-{progress.done:08d}.safetensors"
         files.write_tensors(path, {name: as_bytes(values) for name, values in pixels.items()})
 

@@ -1,4 +1,4 @@
-"""The teacher: trained or converted once and kept, unless its features were brought."""
+"""The teacher: trained or converted once and stored, unless its features are precomputed."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ from ssdd_jax.training.checkpoints import Checkpoints
 
 
 def train(run: Run) -> None:
-    """Train the teacher, or convert one from elsewhere, unless there is one or its features were brought."""
+    """Train or convert the teacher; skipped if it exists or its features are precomputed."""
     if run.config.teacher.features or (run.work.teacher / "teacher.json").exists():
         return
     if run.config.teacher.source:
         if devices.is_first():
-            backbone, found = from_source(run.config, run.dataset)
+            backbone, description = from_source(run.config, run.dataset)
+            # Stored like a trained teacher, so that later stages read both in the same way.
             converted = {name: {"backbone": tree} for name, tree in backbone.items()}
-            _write(run.work.teacher, converted, found.as_json() | {"source": _digest(backbone)})
+            _write(run.work.teacher, converted, description.as_json() | {"source": _digest(backbone)})
         return
+    # The key depends on `teacher.seed` alone, so that runs that share a folder share the teacher.
     mesh, options = run.problem.mesh, run.config.teacher
     trainer = trainer_of(run.config, run.dataset, mesh=mesh)
     key, resident = run.key("teacher", shared=True), run.resident(features=False)
@@ -59,6 +61,7 @@ def train(run: Run) -> None:
         state = loop.run(training, images, checkpoints=checkpoints, metrics=run.work.metrics)
     if not devices.is_first():
         return
+    # The checkpoints of the training, with optimizer state, are deleted once the weights are written.
     mean, std = preprocess.dataset_moments(run.dataset)
     about = {"blocks": list(options.blocks), "width": options.width, "mean": mean.tolist(), "std": std.tolist()}
     _write(run.work.teacher, jax.device_get(state.variables), about)
@@ -66,13 +69,13 @@ def train(run: Run) -> None:
 
 
 def _write(folder: pathlib.Path, variables: Any, about: dict[str, Any]) -> None:
-    """The description comes last, and stands for the whole."""
+    """Write the weights, and last the description, which marks the teacher as complete."""
     checksum = files.write_tensors(folder / "teacher.safetensors", variables)
     files.write_json(folder / "teacher.json", about | {"sha256": checksum})
 
 
 def _digest(variables: Any) -> str:
-    """A hash of all weights."""
+    """Compute a hash of all weights and their names."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         digest.update(jax.tree_util.keystr(path).encode() + np.ascontiguousarray(leaf).tobytes())
@@ -80,10 +83,10 @@ def _digest(variables: Any) -> str:
 
 
 def from_source(config: ConfigDict, dataset: data.Dataset) -> tuple[Any, Description]:
-    """Variables of the network that `config.teacher.source` names, and what it is.
+    """Read the variables and the description of the network at `config.teacher.source`.
 
     Raises:
-        UserError: If it cannot be read, is not recognised as a whole, or does not take the data set's images.
+        UserError: If it cannot be read, is only partly recognised, or does not accept the data set's images.
     """
     chosen = config.teacher
     return pretrained.load(
@@ -95,10 +98,10 @@ def from_source(config: ConfigDict, dataset: data.Dataset) -> tuple[Any, Descrip
 
 
 def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) -> tuple[int, bool]:
-    """Length D of the features of a teacher that is yet to be made, and whether it has batch norm.
+    """Determine the feature length D of a teacher before its stage runs, and whether it has batch norm.
 
     Raises:
-        UserError: If it cannot be made, or was made of weights that are others now.
+        UserError: If the teacher cannot be trained or read, or was converted from weights that have changed since.
     """
     if not config.teacher.source:
         trainer_of(config, dataset)
@@ -106,27 +109,28 @@ def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) ->
     path = work.teacher / "teacher.json"
     if path.exists():
         about = files.read_json(path)
-        found = teacher.describe(about, path)
+        description = teacher.describe(about, path)
+        # The source may have been deleted after the conversion; if it exists, it must be unchanged.
         if pathlib.Path(config.teacher.source).expanduser().exists():
-            now = _digest(from_source(config, dataset)[0])
-            if now != about.get("source", now):
+            digest = _digest(from_source(config, dataset)[0])
+            if digest != about.get("source", digest):
                 raise UserError(
                     f"{path.parent} was made of other weights than teacher.source={config.teacher.source} holds now: "
-                    "choose another --workdir (and --shared), or bring the old ones back"
+                    "choose another --workdir (and --shared), or restore the old weights"
                 )
     else:
-        found = from_source(config, dataset)[1]
-        say(f"teacher: {found.words}")
-    return found.network.features, isinstance(found.network, ResNet)
+        description = from_source(config, dataset)[1]
+        say(f"teacher: {description.words}")
+    return description.network.features, isinstance(description.network, ResNet)
 
 
 def _feed(run: Run, trainer: teacher.Trainer, key: jax.Array) -> Feed:
-    rows, images = trainer.rows(key), run.dataset.train_images
-    return streaming.feed(lambda step: streaming.gather(images, rows(step)), steps=trainer.steps)
+    indices, images = trainer.rows(key), run.dataset.train_images
+    return streaming.feed(lambda step: streaming.gather(images, indices(step)), steps=trainer.steps)
 
 
 def trainer_of(config: ConfigDict, dataset: data.Dataset, *, mesh: Mesh | None = None) -> teacher.Trainer:
-    """The teacher's training as the config describes it.
+    """Build the teacher's training from a config.
 
     Raises:
         UserError: If the data set is too small for it.
@@ -166,11 +170,12 @@ def trainer_of(config: ConfigDict, dataset: data.Dataset, *, mesh: Mesh | None =
 
 
 def words(run: Run) -> str:
-    """What the teacher is, for the set's description."""
+    """Describe the teacher in words, for the description of the set."""
     config = run.config
     if config.teacher.features:
         return f"features of {pathlib.Path(config.teacher.features).name}"
     if config.teacher.source:
         return teacher.describe(run.teacher()[1]).words
+    # Two convolutions per basic block, the stem and the last layer, as in the names ResNet-10 and ResNet-18.
     layers = 2 + 2 * sum(config.teacher.blocks)
     return f"ResNet-{layers} of width {config.teacher.width}, Barlow Twins, {config.teacher.epochs} epochs"

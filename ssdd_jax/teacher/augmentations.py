@@ -63,7 +63,7 @@ class Augmentation(NamedTuple):
 
 
 def random_views(key: Array, images: Array, *, settings: Augmentation | None = None) -> Array:
-    """Draws two random views of every image.
+    """Draw two random views of every image.
 
     Args:
         key: PRNG key.
@@ -93,7 +93,7 @@ def random_views(key: Array, images: Array, *, settings: Augmentation | None = N
 
 
 def resized_crop(image: Array, box: Array, flip: Array | bool = False) -> Array:
-    """Crops a box of an image and resizes it to the size of the image.
+    """Crop a box of an image and resize it to the size of the image.
 
     The interpolation is bicubic (Keys, a = -1/2) as in Pillow: pixels outside the box have no weight, and the weights
     of the others sum to one. It is one matrix per axis and runs as two small matrix products.
@@ -119,7 +119,7 @@ def resized_crop(image: Array, box: Array, flip: Array | bool = False) -> Array:
 
 
 def _view(draws: Array, image: Array, solarize_probability: Array, settings: Augmentation) -> Array:
-    """Computes one view `(H, W, C)` of one image from uniform numbers in [0, 1)."""
+    """Compute one view `(H, W, C)` of one image from uniform numbers in [0, 1)."""
     box_draws, jitter_draws, switch = jnp.split(draws, (_BOX_DRAWS, _BOX_DRAWS + _JITTER_DRAWS))
     height, width, channels = image.shape
     box = _box(box_draws, height, width, settings)
@@ -134,7 +134,7 @@ def _view(draws: Array, image: Array, solarize_probability: Array, settings: Aug
 
 
 def _box(draws: Array, height: int, width: int, settings: Augmentation) -> Array:
-    """Draws top, left, height and width, int32 `(4,)`, as torchvision's `RandomResizedCrop.get_params`."""
+    """Draw top, left, height and width, int32 `(4,)`, as torchvision's `RandomResizedCrop.get_params`."""
     # All attempts at once: a loop with a data-dependent end would not vectorise under `vmap`.
     for_area, for_ratio, place = jnp.split(draws, (CROP_ATTEMPTS, 2 * CROP_ATTEMPTS))
     area = height * width * _between(for_area, *settings.crop_scale)
@@ -154,7 +154,7 @@ def _box(draws: Array, height: int, width: int, settings: Augmentation) -> Array
 
 
 def _central_size(height: int, width: int, ratios: tuple[float, float]) -> tuple[int, int]:
-    """Returns height and width of the largest box within the allowed ratios."""
+    """Return height and width of the largest box within the allowed ratios."""
     if width / height < ratios[0]:
         return round(width / ratios[0]), width
     if width / height > ratios[1]:
@@ -163,7 +163,7 @@ def _central_size(height: int, width: int, ratios: tuple[float, float]) -> tuple
 
 
 def _interpolation(size: int, start: Array, length: Array) -> Array:
-    """Computes bicubic weights `(size, size)`: row o holds the weights of the input pixels in output pixel o."""
+    """Compute bicubic weights `(size, size)`: row o holds the weights of the input pixels in output pixel o."""
     start, length = start.astype(jnp.float32), length.astype(jnp.float32)
     pixels = jnp.arange(size, dtype=jnp.float32)
     centers = start + (pixels + 0.5) * (length / size) - 0.5
@@ -178,7 +178,7 @@ def _interpolation(size: int, start: Array, length: Array) -> Array:
 
 
 def _color_jitter(draws: Array, planes: Array, apply: Array, settings: Augmentation) -> Array:
-    """Changes brightness, contrast, saturation and hue of planes `(C, H, W)` in random order.
+    """Change brightness, contrast, saturation and hue of planes `(C, H, W)` in random order.
 
     The first three blend the image with a grey one, so that one function serves all. Hue is compiled only once,
     between two scans over these three: the first applies those that precede hue in the order, the second the others.
@@ -210,14 +210,14 @@ def _color_jitter(draws: Array, planes: Array, apply: Array, settings: Augmentat
 
 
 def _blend(planes: Array, kind: Array, factor: Array) -> Array:
-    """Blends with black (kind 0, brightness), the mean grey (1, contrast) or the grey image (2, saturation)."""
+    """Blend with black (kind 0, brightness), the mean grey (1, contrast) or the grey image (2, saturation)."""
     gray = _gray(planes)
     target = jnp.where(kind == 0, 0.0, jnp.where(kind == 1, jnp.mean(gray), gray))
     return jnp.clip(factor * planes + (1.0 - factor) * target, 0.0, 1.0)
 
 
 def _gray(planes: Array) -> Array:
-    """Converts planes `(C, H, W)` to grey values `(1, H, W)`."""
+    """Convert planes `(C, H, W)` to grey values `(1, H, W)`."""
     if planes.shape[0] == 1:
         return planes
     red, green, blue = LUMA
@@ -225,5 +225,5 @@ def _gray(planes: Array) -> Array:
 
 
 def _between(uniform: Array, low: Array | float, high: Array | float) -> Array:
-    """Maps uniform numbers in [0, 1) to [low, high)."""
+    """Map uniform numbers in [0, 1) to [low, high)."""
     return low + uniform * (high - low)

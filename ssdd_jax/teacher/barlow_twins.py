@@ -120,7 +120,7 @@ class Trainer(NamedTuple):
 
 
 def loss(z1: Array, z2: Array, *, off_diagonal: float = 0.0051, scale: float = 0.1) -> Array:
-    """Computes the distance of the cross-correlation of two views' projections from the identity (Eq. 1 and 2).
+    """Compute the distance of the cross-correlation of two views' projections from the identity (Eq. 1 and 2).
 
     Args:
         z1: Projections of the first view `(B, P)`.
@@ -150,7 +150,7 @@ def make(
     std: Sequence[float],
     mesh: Mesh | None = None,
 ) -> Trainer:
-    """Builds the training of one teacher.
+    """Build the training of one teacher.
 
     Args:
         settings: Settings of the training.
@@ -225,7 +225,7 @@ def make(
 
 
 def _orders(key: Array, count: int) -> Callable[[int], np.ndarray]:
-    """Returns a function that maps an epoch to its order of `count` images."""
+    """Return a function that maps an epoch to its order of `count` images."""
     # Steps are prefetched across the end of an epoch, so two orders are cached: 5 MB each for a million images.
     order = streaming.on_host(lambda key, epoch: _order(key, epoch, count))
     return functools.lru_cache(maxsize=2)(lambda epoch: order(key, np.int32(epoch)))
@@ -241,7 +241,7 @@ def _order(key: Array, epoch: Array, count: int) -> Array:
 
 
 def _batch_rows(key: Array, step: Array, count: int, batch_size: int) -> Array:
-    """Computes the image indices `(batch_size,)` of a step; each epoch has its own order and drops the remainder.
+    """Compute the image indices `(batch_size,)` of a step; each epoch has its own order and drops the remainder.
 
     The order is drawn again in every step, so that the state need not hold it: 20 ms for 50,000 images on two
     CPU cores, where a step takes seconds.
@@ -254,7 +254,7 @@ def _batch_rows(key: Array, step: Array, count: int, batch_size: int) -> Array:
 def _forward_views(
     network: Network, params: Variables, batch_stats: Variables, views: Array
 ) -> tuple[Array, Variables]:
-    """Projects two views `(2, B, H, W, C)` to `(2, B, P)` and returns the running statistics after both.
+    """Project two views `(2, B, H, W, C)` to `(2, B, P)` and return the running statistics after both.
 
     The views take one forward pass after the other, each normalised by its own batch statistics. The scan is unrolled:
     a loop would copy the residuals of the backward pass, which are all activations.

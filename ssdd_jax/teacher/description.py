@@ -40,7 +40,7 @@ class Description(NamedTuple):
     words: str = ""
 
     def frozen(self, backbone: Any, *, given: tuple[Any, Any] | None = None) -> Frozen:
-        """Binds variables to the network, preceded by its preprocessing.
+        """Bind variables to the network, preceded by its preprocessing.
 
         Args:
             backbone: The network's variables.
@@ -60,7 +60,7 @@ class Description(NamedTuple):
         return Frozen(backbone, scale, shift, network=self.network, size=self.size, resize=self.resize, exact=True)
 
     def as_json(self) -> dict[str, Any]:
-        """Converts the description to JSON values, from which `read` restores it."""
+        """Convert the description to JSON values, from which `read` restores it."""
         name = "resnet" if isinstance(self.network, ResNet) else "vit"
         options = {
             field.name: getattr(self.network, field.name)
@@ -72,7 +72,7 @@ class Description(NamedTuple):
 
 
 def read(about: Mapping[str, Any], path: pathlib.Path | str = "teacher.json") -> Description:
-    """Restores a description from the content of a `teacher.json`.
+    """Restore a description from the content of a `teacher.json`.
 
     Args:
         about: Content of the file. That of a teacher trained by a run has only `width`, `blocks`, `mean` and `std`.

@@ -34,7 +34,7 @@ def scale_by_local_rate(
     eta: float = 0.02,
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Adds weight decay to each gradient and scales it by the relative rate of its layer.
+    """Add weight decay to each gradient and scale it by the relative rate of its layer.
 
     For parameters p with gradient g the update is `min(local / learning_rate, 1) * (g + weight_decay * p)`,
     where `local = eta * |p| / (|g| + weight_decay * |p| + epsilon)`. If p or g is zero, g is left unchanged.
@@ -97,10 +97,10 @@ def lars(
 
 
 def _not_vectors(params: chex.ArrayTree) -> chex.ArrayTree:
-    """Maps parameters to a mask that is true for the leaves with weight decay and scaling."""
+    """Map parameters to a mask that is true for the leaves with weight decay and scaling."""
     return jax.tree.map(lambda leaf: leaf.ndim != 1, params)
 
 
 def _norm(x: Array) -> Array:
-    """Computes the Euclidean norm over all entries."""
+    """Compute the Euclidean norm over all entries."""
     return jnp.sqrt(jnp.sum(jnp.square(x)))

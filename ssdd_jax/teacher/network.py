@@ -49,7 +49,7 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps features `(B, D)` to projections `(B, P)`."""
+        """Map features `(B, D)` to projections `(B, P)`."""
         for layer in ("1", "2"):
             x = nn.Dense(self.hidden, use_bias=False, kernel_init=_linear_init, name="linear" + layer)(x)
             x = nn.relu(BatchNorm(name="norm" + layer)(x, use_running_average=not train))
@@ -73,13 +73,13 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps normalised images `(B, H, W, C)` to projections `(B, P)`."""
+        """Map normalised images `(B, H, W, C)` to projections `(B, P)`."""
         x = ResNet(self.width, self.blocks, name="backbone")(x, train=train)
         return Projector(self.hidden, self.output, name="projector")(x, train=train)
 
 
 def initialize(key: Array, network: nn.Module, image_shape: tuple[int, int, int]) -> Variables:
-    """Initialises variables with the distribution of `network.init`, from a single normal draw.
+    """Initialise variables with the distribution of `network.init`, from a single normal draw.
 
     Each random kernel of `network.init` compiles a generator of its own, which takes five seconds or more on
     two CPU cores; this takes less than one.
@@ -110,7 +110,7 @@ def initialize(key: Array, network: nn.Module, image_shape: tuple[int, int, int]
 
 
 def normalize(images: Array, mean: Sequence[float] | Array, std: Sequence[float] | Array) -> Array:
-    """Subtracts each channel's mean and divides by its standard deviation.
+    """Subtract each channel's mean and divide by its standard deviation.
 
     Args:
         images: `(..., C)` in [0, 1].
@@ -126,7 +126,7 @@ def normalize(images: Array, mean: Sequence[float] | Array, std: Sequence[float]
 
 
 def load(folder: pathlib.Path) -> tuple[Variables, dict[str, Any]]:
-    """Loads the variables of a run's trained teacher from `folder`, and the content of its `teacher.json`.
+    """Load the variables of a run's trained teacher from `folder`, and the content of its `teacher.json`.
 
     Raises:
         UserError: If a file is missing or damaged.
@@ -136,12 +136,12 @@ def load(folder: pathlib.Path) -> tuple[Variables, dict[str, Any]]:
 
 
 def backbone(variables: Variables) -> Variables:
-    """Selects the variables of the backbone from those of a `Network`."""
+    """Select the variables of the backbone from those of a `Network`."""
     return {name: collection["backbone"] for name, collection in variables.items()}
 
 
 def features_of_inputs(backbone: Variables | Frozen, x: Array) -> Array:
-    """Computes features of normalised images, in evaluation mode, without the projector.
+    """Compute features of normalised images, in evaluation mode, without the projector.
 
     Args:
         backbone: `params` and `batch_stats` of a `ResNet`, or a `models.frozen.Frozen` network.
@@ -173,7 +173,7 @@ def features(
     std: Sequence[float] | Array,
     batch_size: int = 256,
 ) -> np.ndarray:
-    """Computes features of images with a trained teacher, in evaluation mode, without the projector.
+    """Compute features of images with a trained teacher, in evaluation mode, without the projector.
 
     Args:
         variables: `params` and `batch_stats` of a `Network`, or a `models.frozen.Frozen` one.
@@ -197,7 +197,7 @@ def feature_batches(
     batch_size: int = 256,
     mesh: Mesh | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields the result of `features` batch by batch: `(batch_size, D)`, and fewer for the last batch.
+    """Yield the result of `features` batch by batch: `(batch_size, D)`, and fewer for the last batch.
 
     One compiled program serves all batches, as the last one is padded. With a mesh, each of its devices has
     `batch_size` of the images, and every process gets all features.
@@ -232,7 +232,7 @@ def _kernel_std(shape: tuple[int, ...]) -> float:
 
 
 def _split(values: Array, leaves: Sequence[jax.ShapeDtypeStruct]) -> list[Array]:
-    """Splits `(n,)` into arrays of the leaves' shapes."""
+    """Split `(n,)` into arrays of the leaves' shapes."""
     ends = [sum(leaf.size for leaf in leaves[: i + 1]) for i in range(len(leaves) - 1)]
     parts = jnp.split(values, ends)
     return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]

@@ -16,7 +16,7 @@ Array = jax.Array
 def warmup_cosine(
     *, peak: float, steps: int, warmup_steps: int, start: float = 3e-5, end: float = 0.0
 ) -> optax.Schedule:
-    """Creates a schedule for the steps 0 to `steps - 1`.
+    """Create a schedule for the steps 0 to `steps - 1`.
 
     Args:
         peak: Highest rate.

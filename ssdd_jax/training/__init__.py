@@ -1,1 +1,1 @@
-"""The training loop, checkpoints, epochs, streamed data and image transforms; no module here knows a method."""
+"""Training infrastructure, independent of the methods: loop, checkpoints, epochs, streamed data, image transforms."""

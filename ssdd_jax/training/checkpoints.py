@@ -1,4 +1,4 @@
-"""Checkpoints of a state: asynchronous, atomic, and with a way back when the newest is damaged."""
+"""Checkpoints of a state: asynchronous, atomic, and with a fallback when the newest one is damaged."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 KEEP = 2
-# What a checkpoint takes beside its arrays, generously.
+# Generous upper limit for the size of a checkpoint besides its arrays.
 SPARE_BYTES = 2**20
 
 
 class Checkpoints:
-    """The checkpoints in one folder, the last two of which are kept.
+    """Checkpoints in one folder, of which the last two are kept.
 
-    Of several processes, which see the same folder, all do the same with it at the same time.
+    With several processes, all must share the folder and call the same methods at the same time.
     """
 
     def __init__(self, folder: pathlib.Path, *, say: Callable[[str], None]):
-        """Open or make the folder; `say` is told what a user should know."""
-        # Orbax logs its errors with tracebacks and raises them as well, which is enough.
+        """Open or create the folder; `say` is called with each message for the user."""
+        # Orbax both logs errors with tracebacks and raises them; the exception is enough.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
         self._say = say
@@ -48,26 +48,26 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, state: Any) -> None:
-        """Start to write the state after `step`; waits only for a write that is still under way.
+        """Start writing the state after `step`; blocks only while an earlier write is in progress.
 
         Raises:
-            UserError: If this or the last write found the disk full.
+            UserError: If the disk was full during this write or the previous one.
         """
         if step in self._manager.all_steps():
             return
         with files.saving(self.folder / str(step)):
-            with devices.agreed():  # before any of them writes, which would change what the next one finds
+            with devices.agreed():  # all check before any process writes, which would change the free space
                 self._check_room(state)
             self._manager.save(step, args=_orbax().args.StandardSave(_raw(state)))
 
     def _check_room(self, state: Any) -> None:
-        """Find the disk full before a write begins: one that fails midway also prints its threads' tracebacks."""
+        """Raise if the disk is full, before a write begins: one that fails midway also prints tracebacks of threads."""
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(_raw(state)))
         if shutil.disk_usage(self.folder).free < 1.1 * size + SPARE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def wait(self) -> None:
-        """Return when all is written.
+        """Wait until all writes have finished.
 
         Raises:
             UserError: If the disk was full.
@@ -76,17 +76,19 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
-        """The newest readable state.
+        """Restore the newest readable state.
 
         Args:
-            like: A state, or its abstract values, of the same structure: abstract leaves with a sharding are restored
-                to it, from whatever devices they were saved, all else to this process's first device.
+            like: A state of the same structure, or its abstract values. Abstract leaves with a sharding are restored
+                to that sharding, regardless of the devices that saved them; all others to this process's first device.
 
         Returns:
-            The state and its step, or None if there is none. Unreadable ones are moved aside.
+            The state and its step, or None if there is no checkpoint. Unreadable checkpoints are moved to another
+            folder.
         """
         template = jax.tree.map(_abstract, _raw(like))
         for step in sorted(self._manager.all_steps(), reverse=True):
+            # Orbax raises many kinds of errors for damaged files: each means that an older checkpoint is tried.
             try:
                 raw = self._manager.restore(step, args=_orbax().args.StandardRestore(template))
             except Exception as error:
@@ -96,40 +98,42 @@ class Checkpoints:
         return None
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of."""
+        """List the steps that have a checkpoint, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        aside = self.folder.with_name(f"{self.folder.name}-damaged") / str(step)
+        """Move a damaged checkpoint to a sibling folder, and report it."""
+        target = self.folder.with_name(f"{self.folder.name}-damaged") / str(step)
         self._say(
             f"checkpoint of step {step} cannot be read ({type(error).__name__}): "
-            f"moved to {aside}, going back to the one before it"
+            f"moved to {target}, going back to the one before it"
         )
+        # The manager caches the list of steps: it is reopened after the move.
         self._manager.close()
         with devices.agreed():
             if devices.is_first():
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(self.folder / str(step), aside)
+                shutil.rmtree(target, ignore_errors=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(self.folder / str(step), target)
         self._manager = self._open()
 
     def close(self) -> None:
-        """Finish writing and let go of the folder."""
+        """Finish writing and close the folder."""
         with files.saving(self.folder):
             self._manager.close()
 
     def __enter__(self) -> Checkpoints:
-        """Use as a context, closed at its end."""
+        """Return self; the context closes the checkpoints."""
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        """Close; an error on its way out is not covered by one of closing."""
+        """Close. An exception raised within the context is not replaced by an error while closing."""
         with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
             self.close()
 
 
 def _orbax() -> Any:
-    """The module `orbax.checkpoint`, which takes half as long to load as JAX."""
+    """Import `orbax.checkpoint` on first use: loading it takes half as long as loading JAX."""
     import orbax.checkpoint
 
     return orbax.checkpoint
@@ -140,9 +144,9 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _raw(state: Any) -> Any:
-    """PRNG keys as plain integers, so that the files can be read by any version."""
+    """Replace PRNG keys by plain integers, so that any version can read the files."""
 
-    def plain(leaf: Any) -> Any:
+    def key_data(leaf: Any) -> Any:
         if not _is_key(leaf):
             return leaf
         if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -150,14 +154,15 @@ def _raw(state: Any) -> Any:
             return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=leaf.sharding)
         return jax.random.key_data(leaf)
 
-    return jax.tree.map(plain, state)
+    return jax.tree.map(key_data, state)
 
 
 def _typed(raw: Any, like: Any) -> Any:
+    """Restore the PRNG keys of a state: the inverse of `_raw`."""
     return jax.tree.map(lambda value, leaf: jax.random.wrap_key_data(value) if _is_key(leaf) else value, raw, like)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    found = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
-    sharding = found or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    requested = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
+    sharding = requested or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)

@@ -1,4 +1,4 @@
-"""Mini-batches in shuffled epochs, inside one compiled program."""
+"""Mini-batches of shuffled epochs, inside one compiled program."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Array = jax.Array
 
 
 def batch_of(count: int, batch_size: int) -> tuple[int, int]:
-    """Size of a batch and batches per epoch for `count` examples: no batch is larger than the set."""
+    """Return the batch size and the number of batches per epoch for `count` examples; a batch never exceeds the set."""
     size = min(count, batch_size)
     return size, -(-count // size)
 
 
 def shuffled(key: Array, *, count: int, batch_size: int) -> Array:
-    """The mini-batches of one epoch.
+    """Draw the mini-batches of one epoch.
 
-    Every example comes up once. Where the batches do not divide the set, the last one is filled up from the beginning
-    of the epoch's order, so that all have one shape.
+    Every example occurs once. If the batch size does not divide the set, the last batch is filled up from the beginning
+    of the epoch's order, so that all batches have the same shape.
 
     Args:
         key: PRNG key.
@@ -30,7 +30,7 @@ def shuffled(key: Array, *, count: int, batch_size: int) -> Array:
         batch_size: Size of a batch; the whole set if that is smaller.
 
     Returns:
-        Rows, int `(batches,batch)`.
+        Indices, int `(batches,batch)`.
     """
     size, per_epoch = batch_of(count, batch_size)
     return jnp.resize(jax.random.permutation(key, count), (per_epoch, size))
@@ -41,8 +41,8 @@ def run(key: Array, carry: Any, step: Callable[[Any, Array], Any], *, count: int
 
     Args:
         key: PRNG key; folded by epoch.
-        carry: What `step` updates.
-        step: `(carry, rows) -> carry`, rows int32 `(batch,)`.
+        carry: State that `step` updates.
+        step: `(carry, rows) -> carry`, with `rows` the indices of a batch, int32 `(batch,)`.
         count: Number of examples.
         batch_size: Size of a batch; the whole set if that is smaller.
         epochs: Passes over the examples.
@@ -60,6 +60,18 @@ def run(key: Array, carry: Any, step: Callable[[Any, Array], Any], *, count: int
 def one(
     key: Array, carry: Any, step: Callable[[Any, Array], Any], number: Array, *, count: int, batch_size: int
 ) -> Any:
-    """Epoch `number`, a scalar, of those of `run`: `carry` after its mini-batches, rows int32 `(batch,)`."""
+    """Run a single epoch of `run`.
+
+    Args:
+        key: PRNG key; folded by `number`.
+        carry: State that `step` updates.
+        step: `(carry, rows) -> carry`, with `rows` the indices of a batch, int32 `(batch,)`.
+        number: Number of the epoch, a scalar.
+        count: Number of examples.
+        batch_size: Size of a batch; the whole set if that is smaller.
+
+    Returns:
+        The carry after the last step of the epoch.
+    """
     rows = shuffled(jax.random.fold_in(key, number), count=count, batch_size=batch_size)
     return lax.scan(lambda carry, row: (step(carry, row), None), carry, rows)[0]

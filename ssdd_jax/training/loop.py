@@ -1,4 +1,4 @@
-"""The loop that drives every training: many steps per call, checkpoints, progress, a clean stop, a check for NaN."""
+"""Training loop: many steps per compiled call, checkpoints, progress, clean stops, and a check for NaN."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from ssdd_jax.training.checkpoints import Checkpoints
 
 
 class Training(NamedTuple):
-    """What the loop is to do.
+    """Description of a training for the loop.
 
     Attributes:
-        name: For the progress bar and `metrics.jsonl`.
-        init: `() -> state`; called only where there is no checkpoint.
+        name: Name in the progress bar and in `metrics.jsonl`.
+        init: `() -> state`; called only if there is no checkpoint.
         step: `(state, data) -> (state, info)`; `info` is a NamedTuple of scalars with a field `loss`.
-        steps: How many steps.
-        per_call: How many of them in one compiled call.
+        steps: Number of steps.
+        per_call: Number of steps in one compiled call.
         save_every: Steps between checkpoints; rounded up to whole calls.
-        advice: What to try when the loss is no longer a number.
-        feed: `(done, count) -> items`, leaves with a leading axis `count`: what the steps after the first `done` need
-            from the host, read while the device computes. `step` is given the step's item as its third argument.
-        shardings: Where each leaf of the state lies on a mesh, a pytree like it, as `init` gives it; None for one
+        advice: Hint printed when the loss becomes NaN.
+        feed: `(done, count) -> items`, leaves with a leading axis `count`: host data for the steps that follow the
+            first `done`, read while the device computes. `step` receives its item as the third argument.
+        shardings: Sharding of each leaf of the state on a mesh, a pytree like it, as returned by `init`; None for one
             device.
     """
 
@@ -67,31 +67,32 @@ def run(
     metrics: pathlib.Path | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> Any:
-    """Train to the end, from the newest checkpoint if there is one.
+    """Train to the last step, resuming from the newest checkpoint if there is one.
 
-    The steps of a call run in one compiled loop whose length is an argument, so that a call of any length computes the
-    same bits, and a resumed run those of one that was left alone.
+    The steps of a call run in one compiled loop whose length is an argument. A call of any length therefore computes
+    the same bits, and a resumed run the same as an uninterrupted one.
 
     Args:
-        training: What to do.
+        training: The training.
         data: A pytree on the device, or on the mesh, passed to every step.
-        checkpoints: Where states are kept; None for nowhere.
-        metrics: A file of JSON lines to append to; lines after the step that is resumed from are dropped. None for no
-            file.
-        watch: Called after every compiled call; the next one overwrites the state that it is given.
+        checkpoints: Checkpoints to resume from and to save to; None to save nothing.
+        metrics: A file of JSON lines to append to; lines after the step of the checkpoint are dropped. None to log
+            nothing.
+        watch: Called after every compiled call; the next call overwrites the state that it receives.
 
     Returns:
         The final state.
 
     Raises:
-        UserError: If the loss is not a number any more; the last good state is kept, if there are checkpoints.
-        Stopped: If SIGTERM or SIGINT came, to any of several processes; the state is saved, if there are checkpoints.
+        UserError: If the loss is NaN or infinite; the last checkpoint is kept.
+        Stopped: On SIGTERM or SIGINT to any of several processes; the state is saved, if there are checkpoints.
     """
+    # Abstract values: the initial state of a resumed run is never computed.
     restored = checkpoints.restore(_abstract(training)) if checkpoints else None
     state, done = restored if restored else (training.init(), 0)
     if done >= training.steps:
         return state
-    # Always whole calls, the last one too, so that one program serves all.
+    # Items always fill a whole call, also in the last one, so that a single compiled program is enough.
     items = _items(training, done)
     call = compiled(training, state, data, items)
     if metrics is not None:
@@ -102,18 +103,20 @@ def run(
             began = time.perf_counter()
             state, info = call(state, data, items, np.int32(count))
             done = first + count
-            # The next items are read while the device computes.
+            # Dispatch is asynchronous: the next items are read while the device computes.
             if done < training.steps:
                 items = _items(training, done)
+            # Waits for the device. Entries beyond the steps of a short last call are unused.
             info = jax.tree.map(lambda values: np.asarray(values)[:count], info)  # noqa: B023, used at once
-            kept = f"the state of step {saved} is kept; " if checkpoints else ""
-            check_finite(info.loss, functools.partial(_not_a_number, training, first, kept))
+            rescue = f"the state of step {saved} is kept; " if checkpoints else ""
+            check_finite(info.loss, functools.partial(_not_a_number, training, first, rescue))
             seconds = time.perf_counter() - began
             if metrics is not None:
                 _log(metrics, training.name, done, info, count / seconds)
             progress.set_postfix(loss=f"{info.loss.mean():.4f}", refresh=False)
             if watch is not None:
                 watch(Progress(done, state, info))
+            # All processes must agree to stop at the same step, because checkpoints are written collectively.
             stop = devices.any_process(bool(requested))
             if checkpoints and (done - saved >= training.save_every or done == training.steps or stop):
                 checkpoints.save(done, state)
@@ -127,8 +130,8 @@ def run(
     return state
 
 
-def _not_a_number(training: Training, done: int, kept: str, index: int) -> str:
-    return f"{training.name}: the loss is not a number at step {done + index + 1}; {kept}{training.advice}"
+def _not_a_number(training: Training, done: int, rescue: str, index: int) -> str:
+    return f"{training.name}: the loss is not a number at step {done + index + 1}; {rescue}{training.advice}"
 
 
 def _abstract(training: Training) -> Any:
@@ -136,7 +139,7 @@ def _abstract(training: Training) -> Any:
     if training.shardings is None:
         return like
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), like, training.shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like, training.shardings
     )
 
 
@@ -150,16 +153,16 @@ def _items(training: Training, done: int) -> Any:
 
 
 def compiled(training: Training, state: Any, data: Any, items: Any) -> Any:
-    """The function that `run` calls, `(state, data, items, count) -> (state, infos)`; the state is given away.
+    """Build the function that `run` calls, `(state, data, items, count) -> (state, infos)`; it donates the state.
 
     Args:
-        training: What to do.
+        training: The training.
         state: Its state, or abstract values of it; `data` and `items` likewise.
         data: As for `run`.
-        items: What the feed gives, None without one.
+        items: Output of the feed, None without one.
 
     Returns:
-        A function under `jax.jit`; the infos have leading axes `per_call`, of which the first `count` are filled.
+        A jitted function; the infos have leading axes `per_call`, of which the first `count` entries are filled.
     """
 
     def step(state: Any, data: Any, items: Any, i: Any) -> tuple[Any, Any]:
@@ -173,13 +176,15 @@ def compiled(training: Training, state: Any, data: Any, items: Any) -> Any:
         def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             state, infos = carry
             state, info = step(state, data, items, i)
+            # Without the constraint the compiler may choose another layout inside the loop.
             if training.shardings is not None:
                 state = lax.with_sharding_constraint(state, training.shardings)
-            return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), infos, info)
+            return state, jax.tree.map(lambda values, value: values.at[i].set(value), infos, info)
 
-        infos = jax.tree.map(lambda one: jnp.zeros((training.per_call, *one.shape), one.dtype), like)
+        infos = jax.tree.map(lambda value: jnp.zeros((training.per_call, *value.shape), value.dtype), like)
         return lax.fori_loop(0, count, body, (state, infos))
 
+    # Donation lets the next state reuse the memory of the previous one.
     if training.shardings is None:
         return jax.jit(call, donate_argnums=0)
     everywhere = devices.sharding(jax.tree.leaves(training.shardings)[0].mesh)
@@ -187,16 +192,16 @@ def compiled(training: Training, state: Any, data: Any, items: Any) -> Any:
 
 
 def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
-    """A progress bar on standard error, drawn rarely where nobody watches, so that a log file stays short.
+    """Create a progress bar on standard error, updated rarely without a terminal to keep log files short.
 
     Args:
         name: Label; nothing is drawn if it is empty.
-        total: Units of the whole work.
+        total: Total number of units.
         initial: Units that are done.
         unit: Name of the unit.
 
     Returns:
-        The bar, to be used as a context.
+        The bar, a context manager.
     """
     every = 0.5 if sys.stderr.isatty() else 20.0
     return tqdm(
@@ -212,17 +217,17 @@ def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
 
 
 def calls(progress: tqdm, steps: int, *, per_call: int, done: int = 0, weight: int = 1) -> Iterator[tuple[int, int]]:
-    """Split steps into calls, and move a progress bar after each.
+    """Split steps into calls, and advance a progress bar after each.
 
     Args:
         progress: The bar.
         steps: Steps of the whole training.
         per_call: Steps of a call; the last one may have fewer.
-        done: Steps that are done before.
-        weight: Units of the bar that a step counts, such as the number of networks side by side.
+        done: Steps that are done already.
+        weight: Units of the bar per step, such as the number of networks side by side.
 
     Yields:
-        The first step of a call, and the number of its steps.
+        The first step of a call, and its number of steps.
     """
     for first in range(done, steps, per_call):
         count = min(per_call, steps - first)
@@ -231,18 +236,18 @@ def calls(progress: tqdm, steps: int, *, per_call: int, done: int = 0, weight: i
 
 
 def check_finite(losses: Any, message: Callable[[int], str]) -> None:
-    """Refuse losses that are not finite numbers.
+    """Check that losses are finite.
 
     Args:
-        losses: `(k,)`.
-        message: From the index of the first bad one to the text of the error.
+        losses: Losses `(k,)`.
+        message: Maps the index of the first loss that is not finite to the text of the error.
 
     Raises:
         UserError: If one of them is NaN or infinite.
     """
-    bad = np.flatnonzero(~np.isfinite(np.asarray(losses)))
-    if len(bad):
-        raise UserError(message(int(bad[0])))
+    not_finite = np.flatnonzero(~np.isfinite(np.asarray(losses)))
+    if len(not_finite):
+        raise UserError(message(int(not_finite[0])))
 
 
 def _log(path: pathlib.Path, name: str, done: int, info: Any, rate: float) -> None:
@@ -255,34 +260,35 @@ def _log(path: pathlib.Path, name: str, done: int, info: Any, rate: float) -> No
 
 
 def _drop_lines(path: pathlib.Path, name: str, done: int) -> None:
-    """Drop what was logged beyond the step that is resumed from, and a line cut short by a kill."""
+    """Drop the lines after the step of the checkpoint, and an incomplete last line left by a kill."""
     if path.exists() and devices.is_first():
-        kept = [line for line in read_metrics(path) if line["stage"] != name or line["step"] <= done]
-        files.write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        lines = [line for line in read_metrics(path) if line["stage"] != name or line["step"] <= done]
+        files.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; one that a kill cut short is left out."""
+    """Read the lines of a `metrics.jsonl`, except an incomplete last line left by a kill."""
     return files.read_json_lines(path)
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Within it SIGTERM and SIGINT only add to the list that it yields; a second one acts as it always does."""
+    """Context that collects SIGTERM and SIGINT in the list it yields; a repeated signal has its usual effect."""
     requested: list[int] = []
     before: dict[signal.Signals, Any] = {}
 
     def note(number: int, _: Any) -> None:
         requested.append(number)
+        # The second signal of a kind reaches the previous handler, so that a hanging run can be ended.
         signal.signal(number, before[signal.Signals(number)])
 
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # not the main thread, where handlers cannot be set
         pass
     try:
         yield requested
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""Training data that do not fit on the device: read on the host for the steps to come, while the device computes.
+"""Streaming of training data that do not fit on the device: the host reads ahead while the device computes.
 
-Which rows a step needs depends on a key and on the step's number alone, as it does where all data are on the device.
-They are computed on the host's CPU; grain's threads gather them from arrays in memory or mapped from disk.
+The indices of a step depend only on a key and on the step's number, exactly as with data on the device. They are
+computed on the host's CPU; Grain's threads gather the examples from arrays in memory or mapped from disk.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from ssdd_jax.training import epochs
 
 Array = jax.Array
 
-# The share of the device's memory that images and features may take: the rest is for the networks.
+# Share of the device's memory available for images and features: the rest is for the networks.
 SHARE = 0.5
-# Threads that read: more than a small machine has cores, as they mostly wait for the disk.
+# Number of reader threads: more than a small machine has cores, as they mostly wait for the disk.
 THREADS = 8
-# Bytes that are read ahead of what was asked for.
+# Bytes that are prefetched beyond the current request.
 AHEAD = 2**29
-# Bytes that are handed to the device at once, where no config says how many steps that is.
+# Bytes that are transferred to the device at once, unless the config sets the number of steps per call.
 PIECE = 2**28
 
 
 def memory_bytes() -> int:
-    """Memory of the device, or of the machine where the device is its CPU."""
+    """Return the memory of the device in bytes, or that of the machine if the device is a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or files.machine_bytes()
 
 
 def fits(size: int, gigabytes: float = 0.0) -> bool:
-    """Whether images and features of `size` bytes together are kept on the device.
+    """Return whether images and features of `size` bytes are kept on the device.
 
     Args:
-        size: In bytes.
-        gigabytes: The most that is kept there, in 1e9 bytes; 0: the share `SHARE` of `memory_bytes`.
+        size: Size of both together in bytes.
+        gigabytes: Limit in 1e9 bytes; 0 for the share `SHARE` of `memory_bytes`.
     """
     return size <= (gigabytes * 1e9 or SHARE * memory_bytes())
 
 
 class Pairs(NamedTuple):
-    """Images and the teacher's features of them on the host.
+    """Images on the host with the teacher's features.
 
     Attributes:
         images: uint8 `(n,H,W,C)`, in memory or mapped from disk.
@@ -65,60 +65,63 @@ class Pairs(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """What the device would have to hold."""
+        """Size of images and features in bytes."""
         return self.images.nbytes + self.features.nbytes
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images `(...,H,W,C)` and regression targets `(...,D)` of rows `(...)`, as NumPy arrays.
+        """Gather images `(...,H,W,C)` and regression targets `(...,D)` at indices `(...)`, as NumPy arrays.
 
-        By XLA, which does not divide by a scalar as NumPy does, and not in the step, where it would fuse and round
-        otherwise than in `on_device`.
+        The targets are computed by XLA, whose division by a scalar differs from NumPy's, and outside the training
+        step, where fusion would round differently than in `on_device`: both paths give the same bits.
         """
-        found = gather(self.features, rows)
-        targets = _targets()(self.preprocessing, found.reshape(-1, found.shape[-1]))
-        return gather(self.images, rows), targets.reshape(found.shape)
+        features = gather(self.features, rows)
+        targets = _targets()(self.preprocessing, features.reshape(-1, features.shape[-1]))
+        return gather(self.images, rows), targets.reshape(features.shape)
 
     def on_device(self) -> tuple[Array, Array]:
-        """All images `(n,H,W,C)` and regression targets `(n,D)`, on the device."""
+        """Transfer all images `(n,H,W,C)` and compute all regression targets `(n,D)` on the device."""
         return jnp.asarray(self.images), self.preprocessing.targets(jnp.asarray(self.features))
 
 
 def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`array[rows]` `(*rows.shape,...)` in memory, read in the order in which the rows lie on the disk."""
+    """Gather `array[rows]` `(*rows.shape,...)` into memory, reading in the order on the disk."""
     flat = np.asarray(rows).reshape(-1)
     order = np.argsort(flat, kind="stable")
-    found = np.empty((len(flat), *array.shape[1:]), array.dtype)
-    # A part of a mapped array, which does not begin where its file does, is read through the map.
+    gathered = np.empty((len(flat), *array.shape[1:]), array.dtype)
+    # A slice of a mapped array does not start at its file's offset, so it is read through the map.
     if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.flags.c_contiguous:
-        _read(array, flat[order], order, found)
+        _read(array, flat[order], order, gathered)
     else:
-        found[order] = array[flat[order]]
-    return found.reshape(*np.shape(rows), *array.shape[1:])
+        gathered[order] = array[flat[order]]
+    return gathered.reshape(*np.shape(rows), *array.shape[1:])
 
 
-def _read(array: np.memmap, rows: np.ndarray, places: np.ndarray, found: np.ndarray) -> None:
-    """Read rows of a mapped file from the file itself: through the map each would bring ten times as much with it."""
+def _read(array: np.memmap, rows: np.ndarray, positions: np.ndarray, output: np.ndarray) -> None:
+    """Read rows of a mapped array from its file into `output[positions]`.
+
+    Reading through the map would fetch ten times as many bytes, because of the kernel's read-ahead.
+    """
     assert array.filename is not None
     file = os.open(array.filename, os.O_RDONLY)
     try:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-            left, begin = memoryview(found[place]).cast("B"), array.offset + row * array.strides[0]
-            while len(left):
-                got = os.preadv(file, [left], begin)  # which may be less on a network's file system
-                if not got:
-                    raise UserError(f"{array.filename} ends before its row {row}: it was changed or cut short")
-                left, begin = left[got:], begin + got
+        for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+            buffer, begin = memoryview(output[position]).cast("B"), array.offset + row * array.strides[0]
+            while len(buffer):
+                count = os.preadv(file, [buffer], begin)  # may be a partial read on a network file system
+                if not count:
+                    raise UserError(f"{array.filename} ends before its row {row}: it was changed or truncated")
+                buffer, begin = buffer[count:], begin + count
     finally:
         os.close(file)
 
 
 def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function compiled for the host's CPU, with results in NumPy: on the device it would queue behind the steps."""
+    """Compile a function for the host's CPU, with NumPy results: on the device it would queue behind the steps."""
     try:
         cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         cpu = jax.local_devices()[0]
     compiled = jax.jit(function)
 
@@ -135,42 +138,54 @@ def _targets() -> Callable[[Preprocessing, np.ndarray], np.ndarray]:
 
 
 def feed(read: Callable[[int], Any], *, steps: int) -> Callable[[int, int], Any]:
-    """A feed for `ssdd_jax.training.loop` that reads ahead in threads.
+    """Create a feed for `ssdd_jax.training.loop` that reads ahead in threads.
 
     Args:
-        read: From a step's number to what it needs, a pytree of NumPy arrays; called by several threads, and a pure
-            function, so that a resumed run is given the same.
-        steps: Of the training; nothing beyond the call that holds the last one is read.
+        read: Maps a step's number to its inputs, a pytree of NumPy arrays. It is called by several threads and must be
+            a pure function, so that a resumed run gets the same inputs.
+        steps: Number of steps of the training; nothing is read beyond the call that contains the last step.
 
     Returns:
-        `(done, count) -> items`, leaves with a leading axis `count`. Asked for one call after the other it goes on
-        where it was; asked for anything else it starts there.
+        `(done, count) -> items`, leaves with a leading axis `count`. Sequential requests continue the prefetch; any
+        other request restarts it.
     """
-    place, reader = -1, iter(())
+    position, reader = -1, iter(())
 
     def items(done: int, count: int) -> Any:
-        nonlocal place, reader
-        if done != place:
+        nonlocal position, reader
+        if done != position:
+            # Whole calls only: the steps beyond the last one are padding that `loop` skips.
             calls = max(1, -(-(steps - done) // count))
             reader = _ahead(read, done, done + calls * count)
-        found = [next(reader) for _ in range(count)]
-        place = done + count
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
+        per_step = [next(reader) for _ in range(count)]
+        position = done + count
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *per_step)
 
     return items
 
 
 def _ahead(read: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
-    import grain  # slow, and needed only here
+    """Iterate over the inputs of steps `start` to `stop - 1`, with prefetching limited by `AHEAD` bytes."""
+    import grain  # slow to import, and needed only here
 
-    each = sum(leaf.nbytes for leaf in jax.tree.leaves(read(start)))
-    ahead = max(2, min(stop - start, AHEAD // max(each, 1)))
+    step_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(read(start)))
+    ahead = max(2, min(stop - start, AHEAD // max(step_bytes, 1)))
     options = grain.ReadOptions(num_threads=min(THREADS, ahead), prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options))
 
 
 def loop(step: Callable[[Any, Any], Any], carry: Any, items: Any, count: Array) -> Any:
-    """Inside a compiled function: `carry = step(carry, item)` for the first `count` of the items, in turn."""
+    """Apply `carry = step(carry, item)` to the first `count` items in turn, inside a compiled function.
+
+    Args:
+        step: `(carry, item) -> carry`.
+        carry: State that `step` updates.
+        items: A pytree whose leaves have a leading axis over the items.
+        count: Number of items to use, a scalar. It is traced, so that a shorter last call needs no recompilation.
+
+    Returns:
+        The carry after `count` items.
+    """
     return lax.fori_loop(0, count, lambda i, carry: step(carry, jax.tree.map(lambda leaf: leaf[i], items)), carry)
 
 
@@ -183,15 +198,15 @@ def run(
     per_call: int,
     after: Callable[[int], None] | None = None,
 ) -> Any:
-    """A short training without checkpoints, fed from the host.
+    """Run a short training without checkpoints, fed from the host.
 
     Args:
-        advance: `(carry, items, count) -> carry`, compiled: the first `count` of the items, as `loop` does them.
-        carry: What is trained.
-        read: As for `feed`.
-        steps: How many.
-        per_call: How many of them are handed to the device at once.
-        after: Told after each call how many steps it made.
+        advance: `(carry, items, count) -> carry`, a compiled function that applies the first `count` items; see `loop`.
+        carry: State of the training.
+        read: Maps a step's number to its inputs; see `feed`.
+        steps: Number of steps.
+        per_call: Number of steps whose inputs are transferred to the device at once.
+        after: Callback with the number of steps of each call.
 
     Returns:
         The carry after the last step.
@@ -200,43 +215,45 @@ def run(
     items = jax.device_put(reader(0, per_call))
     for done in range(0, steps, per_call):
         count = min(per_call, steps - done)
+        # Dispatch is asynchronous: the next inputs are read and transferred while the device computes.
         carry = advance(carry, items, jnp.int32(count))
         if done + count < steps:
             items = jax.device_put(reader(done + count, per_call))
-        jax.block_until_ready(carry)  # or calls and their items would pile up
+        jax.block_until_ready(carry)  # otherwise calls and their inputs would accumulate
         if after is not None:
             after(count)
     return carry
 
 
 def shuffled(keys: Array, pairs: Pairs, *, batch_size: int) -> tuple[Callable[[int], Any], int]:
-    """Mini-batches of networks that are trained side by side, each in shuffled epochs of its own, as `epochs.run` does.
+    """Create the mini-batches of networks trained in parallel, each with its own shuffled epochs, as in `epochs.run`.
 
     Args:
         keys: PRNG keys `(k,)`, one per network.
-        pairs: What they are trained on.
-        batch_size: Of a network's mini-batch.
+        pairs: Training data.
+        batch_size: Size of a network's mini-batch.
 
     Returns:
-        What `run` reads: from a step's number to images `(k,batch,H,W,C)` and targets `(k,batch,D)`; and how many steps
-        an epoch has.
+        The function `read` for `run`, from a step's number to images `(k,batch,H,W,C)` and targets `(k,batch,D)`, and
+        the number of steps per epoch.
     """
     count = len(pairs.images)
 
     def order(keys: Array, epoch: Array) -> Array:
-        one = functools.partial(epochs.shuffled, count=count, batch_size=batch_size)
-        return jax.vmap(lambda key: one(jax.random.fold_in(key, epoch)))(keys)
+        shuffle = functools.partial(epochs.shuffled, count=count, batch_size=batch_size)
+        return jax.vmap(lambda key: shuffle(jax.random.fold_in(key, epoch)))(keys)
 
     compiled, (_, per_epoch) = on_host(order), epochs.batch_of(count, batch_size)
+    # Two epochs are cached: threads that read ahead cross the border between them.
     order_of = functools.lru_cache(maxsize=2)(lambda epoch: compiled(keys, np.int32(epoch)))
 
     def read(step: int) -> tuple[np.ndarray, np.ndarray]:
-        epoch, place = divmod(step, per_epoch)
-        return pairs.take(order_of(epoch)[:, place])
+        epoch, batch = divmod(step, per_epoch)
+        return pairs.take(order_of(epoch)[:, batch])
 
     return read, per_epoch
 
 
 def steps_per_call(pairs: Pairs, batch: int, steps: int) -> int:
-    """How many steps that look at `batch` pairs each are handed to the device at once: at least 1, at most `steps`."""
+    """Choose the number of steps per call for steps of `batch` pairs: about `PIECE` bytes, between 1 and `steps`."""
     return max(1, min(steps, PIECE * len(pairs.images) // (pairs.nbytes * batch)))

@@ -1,6 +1,6 @@
-"""Random image transforms that several training recipes share: padded crop, horizontal flip, mixup.
+"""Random image transforms shared by several training recipes: padded crop, horizontal flip, mixup.
 
-All take network inputs `(B,H,W,C)` and a PRNG key, and return an array of the same shape.
+All transforms take a PRNG key and network inputs `(B,H,W,C)`, and return an array of the same shape.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ Array = jax.Array
 
 
 def random_crop(key: Array, images: Array, low: Array, *, padding: int) -> Array:
-    """Every image padded with black and cut back to its size at a random place.
+    """Pad every image with black and crop it to its original size at a random position.
 
     Args:
         key: PRNG key.
         images: Network inputs `(B,H,W,C)`.
-        low: Network input of black `(C,)`.
-        padding: Pixels on every side.
+        low: Network input that represents black `(C,)`.
+        padding: Pixels added on every side.
 
     Returns:
         An array like `images`.
@@ -28,31 +28,32 @@ def random_crop(key: Array, images: Array, low: Array, *, padding: int) -> Array
     chex.assert_rank([images, low], [4, 1])
     count, height, width, channels = images.shape
     shape = (count, height + 2 * padding, width + 2 * padding, channels)
+    # Black is not zero in the network's input space, so `jnp.pad` with a scalar cannot be used.
     black = jnp.broadcast_to(low.astype(images.dtype).reshape(1, 1, 1, -1), shape)
     padded = lax.dynamic_update_slice(black, images, (0, padding, padding, 0))
     corners = jax.random.randint(key, (count, 2), 0, 2 * padding + 1)
 
-    def cut(image: Array, corner: Array) -> Array:
+    def crop(image: Array, corner: Array) -> Array:
         return lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
 
-    return jax.vmap(cut)(padded, corners)
+    return jax.vmap(crop)(padded, corners)
 
 
 def random_flip(key: Array, images: Array, *, probability: float = 0.5) -> Array:
-    """Every image `(B,H,W,C)` mirrored left to right with this probability."""
+    """Mirror each image of `(B,H,W,C)` left to right with the given probability."""
     flipped = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
 def mixup(key: Array, images: Array, *, concentration: float = 0.8) -> Array:
-    """Convex combinations of the images with those of a random order, at one share for the whole batch.
+    """Mix the images with a random permutation of themselves, with one mixing coefficient for the whole batch.
 
     Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond empirical risk minimization", ICLR 2018.
 
     Args:
         key: PRNG key.
         images: Network inputs `(B,H,W,C)`.
-        concentration: Both parameters of the beta distribution of the share.
+        concentration: Both parameters of the coefficient's beta distribution.
 
     Returns:
         An array like `images`.

@@ -79,7 +79,7 @@ def test_the_set_of_a_run_in_a_folder_bit_by_bit(tmp_path, method):
     assert config.data.name != "arrays"  # the caller's config is left as it was
     assert found.about["images"] == ssdd_jax.load(run / "distilled").about["images"]
     if method == "boost":
-        assert "none are given for the views rot90, rot180, rot270" in " ".join(lines)
+        assert "there are none of the views rot90, rot180, rot270" in " ".join(lines)
         assert [(step, losses) for step, losses, _ in seen] == [(0, 0), (8, 8), (16, 8), (20, 4)]
         same(seen[-1][2], found)
         moved = [np.abs(one.arrays["image_bases"] - found.arrays["image_bases"]).max() for _, _, one in seen[:-1]]
@@ -148,17 +148,17 @@ def bad(array, row):
         ({"features": {"rot90": FEATURES}}, "no array named train"),
         ({"features": {"train": FEATURES, "turned": FEATURES}}, "'turned'.* is neither train nor a view"),
         ({"features": {"train": FEATURES, "rot90": FEATURES[:, :3]}}, "6 dimensions in train and 3 in rot90"),
-        ({"features": lambda images: images.mean((1, 2, 3))}, r"gave an array \(60,\) for 60 images"),
-        ({"features": lambda images: np.zeros((3, 2))}, r"gave an array \(3, 2\) for 60 images"),
+        ({"features": lambda images: images.mean((1, 2, 3))}, r"returned an array \(60,\) for 60 images"),
+        ({"features": lambda images: np.zeros((3, 2))}, r"returned an array \(3, 2\) for 60 images"),
         ({"N": 61}, "storage.N=61 asks for more images than the 60"),
         ({"N": "ten"}, "N='ten' is not an int"),
         ({"steps": -1}, "distill.steps=-1 is out of range"),
         ({"method": "magic"}, "method='magic' is out of range"),
-        ({"method": "scdd"}, "method='scdd' runs the teacher's own network"),
+        ({"method": "scdd"}, "method='scdd' runs the teacher's network, but only its features"),
         ({"config": {"pool.sise": 4}}, "unknown config key 'pool.sise': did you mean 'pool.size'"),
         ({"config": {"pool.size": "four"}}, "pool.size='four' is not an int"),
-        ({"config": {"storage.N": 4}}, "give it as the argument N="),
-        ({"config": {"data.name": "digits"}}, "'data.name' is of no use here"),
+        ({"config": {"storage.N": 4}}, "pass it as the argument N="),
+        ({"config": {"data.name": "digits"}}, "'data.name' has no effect here"),
         ({"config": {"student.widths": (4,) * 4}}, "cannot be halved 4 times"),
     ],
 )

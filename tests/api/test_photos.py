@@ -156,7 +156,7 @@ def test_a_plan_that_fails_does_not_keep_a_run_from_its_work(tmp_path, monkeypat
     monkeypatch.setattr("ssdd_jax.dry_run.make", fail)
     line = [f"--config=configs/folder.py:{write(tmp_path / 'photos', 24)}", f"--workdir={tmp_path / 'run'}"]
     assert main.main([*line, "--stage=data"]) == 0
-    assert "no prediction of time and memory: out of something" in capsys.readouterr().out
+    assert "time and memory cannot be predicted: out of something" in capsys.readouterr().out
 
 
 TINY = {
@@ -190,8 +190,8 @@ def test_a_folder_without_labels_is_distilled(tmp_path, capsys):
         assert main.main([*line, "--stage=teacher"]) == 0
         said = capsys.readouterr().out.splitlines()
         assert main.main(line) == 0
-    assert "24 images" in said[0] and "no labels" in said[0] and "passed over: 2" in said[0]
-    assert said[1].startswith("resolution 8x8: as the config says")
+    assert "24 images" in said[0] and "no labels" in said[0] and "ignored: 2" in said[0]
+    assert said[1].startswith("resolution 8x8, set in the config")
     (expected,) = [one for one in said if "expected time" in one]
     assert "expected memory" in expected and " numbers; " in expected
     assert "expected time" not in capsys.readouterr().out  # of a run that goes on

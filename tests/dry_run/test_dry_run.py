@@ -97,7 +97,7 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert main.main([*line, "--stage=samples"]) == 0
     (tmp_path / "run" / "checkpoints" / "20").mkdir(parents=True)
     found = {one.name: one for one in predicted(line, until="distill").stages}
-    assert found["teacher"].state == "brought" and found["features"].done and found["samples"].done
+    assert found["teacher"].state == "precomputed" and found["features"].done and found["samples"].done
     (steps,) = found["distill"].costs
     assert found["distill"].state == "20 steps done" and steps.count == 20
     (tmp_path / "run" / "distilled").mkdir()
@@ -183,6 +183,6 @@ def test_dry_run_prints_and_leaves_no_folder(tmp_path, capsys):
     assert main.main([*line, "--dry_run", "--stage=samples"]) == 0
     said = capsys.readouterr().out
     assert everything(tmp_path) == before
-    for words in ("training images n", "120 of 8x8x1", "numbers stored: ", "samples", "brought"):
+    for words in ("training images n", "120 of 8x8x1", "numbers stored: ", "samples", "precomputed"):
         assert words in said
     assert "evaluate" not in said

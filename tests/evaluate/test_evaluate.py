@@ -392,7 +392,7 @@ def test_refuses(changes, words, folder):
 
 def test_refuses_parts_that_do_not_fit_together(folder):
     narrow = distilled.from_pairs(pairs_of(np.arange(6))[0], jnp.zeros((6, 5)), CONSTANTS)
-    with pytest.raises(UserError, match="targets of distilled have 5 numbers and the teacher's features 6"):
+    with pytest.raises(UserError, match="targets of distilled have 5 dimensions and the teacher's features 6"):
         ask(folder, narrow)
     grey = distilled.from_pairs(jnp.zeros((6, 8, 8, 1)), jnp.zeros((6, 6)), CONSTANTS)
     with pytest.raises(UserError, match="the images of a are 8x8x3 and those of b 8x8x1"):

@@ -105,7 +105,7 @@ def test_more_images_than_the_budget_holds():
         ({"N": 10, "U": 769}, "storage.U=769 is too many for the 768 numbers of a base.*at most 768"),
         ({"N": 10, "V": 513}, "storage.V=513 is too many for the 512 numbers of a feature.*at most 512"),
         ({"N": 10, "M": 50_001}, "storage.M=50001 is too many for the images: at most 50000"),
-        ({"N": 10, "U": 400}, "even with M, V at their least"),
+        ({"N": 10, "U": 400}, "even with M, V as small as possible"),
     ],
 )
 def test_refusals(changes, message):

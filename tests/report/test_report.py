@@ -223,9 +223,9 @@ def test_what_is_missing_is_said(record):
     bare = record._replace(results=results, lines=[], calls=[], bases=None, snapshots={})
     said = render.render("run.html", run_page.content(bare))
     for sentence in (
-        "Nothing could be measured",
+        "Nothing was measured",
         "there are no bases",
-        "This method learns nothing",
+        "This method does not optimise its set",
         "There is no outer loss",
         "The command was not recorded",
     ):

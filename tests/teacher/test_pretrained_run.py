@@ -136,7 +136,7 @@ def test_a_file_of_features_as_a_source_means_the_same(folder):
     assert found.teacher.features == "some/features.npz" and found.teacher.source == ""
     assert config.resolved(found) is found
     chosen.teacher.features = "others.npz"
-    with pytest.raises(UserError, match="are two: leave one empty"):
+    with pytest.raises(UserError, match="are both set: leave one empty"):
         config.validate(chosen)
 
 

@@ -210,7 +210,7 @@ def test_features_that_do_not_fit_are_refused(monkeypatch):
     one = jax.tree.map(lambda leaf: leaf[0], variables)
     monkeypatch.setattr(training, "memory_bytes", lambda: 50 * 64 * 4 - 1)
     images = np.zeros((50, 8, 8, 3), np.uint8)
-    with pytest.raises(UserError, match="50 features of 64 numbers take 0 GB, and there are 0 GB"):
+    with pytest.raises(UserError, match="50 features of 64 dimensions take 0 GB of the 0 GB of memory"):
         training.extract(network, one, images, mean=np.zeros(3), std=np.ones(3))
 
 

@@ -1,4 +1,4 @@
-"""The protocols that evaluate trained networks: a table of them, and a module for each kind."""
+"""Protocols that evaluate trained networks: `table` registers them, the other modules implement them."""
 
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS, Settings
 

@@ -1,11 +1,11 @@
-"""Differentiable augmentation: one family of random changes for a whole batch, each image with its own random numbers.
+"""Differentiable augmentation: one random family of transforms per batch, with random parameters per image.
 
 Zhao and Bilen, "Dataset condensation with differentiable Siamese augmentation", ICML 2021, in the single mode and with
-the parameters of KRR-ST's published code (`data/augmentation.py`, `ParamDiffAug`), which are those of the field. It
-acts on network inputs, so what is outside an image, or cut out of it, is 0: the mean colour, not black.
+the parameters of KRR-ST's published code (`data/augmentation.py`, `ParamDiffAug`), which are the usual ones. It acts on
+network inputs, so that pixels outside of an image, or cut out of it, are 0: the mean colour, not black.
 
-A family is a function of uniform numbers in [0, 1) and images. `augment` draws the numbers, for all families at once:
-every draw of its own would cost a third of a second of compilation on a CPU.
+A family is a function of uniform random numbers in [0, 1) and images. `augment` draws the numbers once for all
+families: each separate draw would add a third of a second of compilation on a CPU.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ FLIP = 0.5
 SCALE = 1.2
 ROTATE = 15.0
 
-# Uniform numbers that a family may use for one image.
+# Uniform random numbers per image that are available to a family.
 DRAWS = 3
 
 
 def color(draws: Array, images: Array) -> Array:
-    """Brightness, then saturation, then contrast.
+    """Change brightness, then saturation, then contrast.
 
-    Brightness adds one number from [-0.5, 0.5); saturation scales the distance to each pixel's mean over the channels
-    by [0, 2), contrast that to the image's mean by [0.5, 1.5).
+    Brightness adds a value in [-0.5, 0.5); saturation scales the distance to each pixel's mean over the channels by a
+    factor in [0, 2), contrast the distance to the image's mean by a factor in [0.5, 1.5).
 
     Args:
-        draws: Numbers in [0, 1) `(B,3)`.
-        images: `(B,H,W,C)`.
+        draws: Uniform random numbers in [0, 1) `(B,3)`.
+        images: Network inputs `(B,H,W,C)`.
 
     Returns:
-        `(B,H,W,C)`.
+        Augmented images `(B,H,W,C)`.
     """
     shift, saturation, contrast = (draws[:, i].reshape(-1, 1, 1, 1) for i in range(3))
     images = images + (shift - 0.5) * BRIGHTNESS
@@ -55,14 +55,14 @@ def color(draws: Array, images: Array) -> Array:
 
 
 def crop(draws: Array, images: Array) -> Array:
-    """Shift by whole pixels, up to an eighth of the side each way; zeros come in.
+    """Shift by whole pixels, up to an eighth of the side in each direction; vacated pixels are zero.
 
     Args:
-        draws: Numbers in [0, 1) `(B,3)`: for rows, for columns, unused.
-        images: `(B,H,W,C)`.
+        draws: Uniform random numbers in [0, 1) `(B,3)`: for rows, for columns, unused.
+        images: Network inputs `(B,H,W,C)`.
 
     Returns:
-        `(B,H,W,C)`: pixel (i, j) is what was at (i + s, j + t), s and t uniform integers.
+        Augmented images `(B,H,W,C)`: pixel (i, j) is the input's pixel (i + s, j + t), s and t uniform integers.
     """
     _, height, width, channels = images.shape
     rows, columns = (_nearest(side * CROP) for side in (height, width))
@@ -76,64 +76,64 @@ def crop(draws: Array, images: Array) -> Array:
 
 
 def cutout(draws: Array, images: Array) -> Array:
-    """Zero a box of half the image's sides around a uniformly drawn pixel, as far as it lies in the image.
+    """Zero a box of half the image's sides around a uniformly drawn pixel, clipped to the image.
 
     Args:
-        draws: Numbers in [0, 1) `(B,3)`: for rows, for columns, unused.
-        images: `(B,H,W,C)`.
+        draws: Uniform random numbers in [0, 1) `(B,3)`: for rows, for columns, unused.
+        images: Network inputs `(B,H,W,C)`.
 
     Returns:
-        `(B,H,W,C)`.
+        Augmented images `(B,H,W,C)`.
     """
 
     def inside(draw: Array, side: int) -> Array:
         size = _nearest(side * CUTOUT)
-        # An even box has its middle between two pixels, so there is one place more.
+        # The centre of an even box lies between two pixels, so there is one more position.
         begin = _integers(draw, side + 1 - size % 2) - size // 2
-        place = jnp.arange(side)[None]
-        return (place >= begin[:, None]) & (place < begin[:, None] + size)
+        pixel = jnp.arange(side)[None]
+        return (pixel >= begin[:, None]) & (pixel < begin[:, None] + size)
 
     rows, columns = inside(draws[:, 0], images.shape[1]), inside(draws[:, 1], images.shape[2])
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], jnp.zeros((), images.dtype), images)
 
 
 def flip(draws: Array, images: Array) -> Array:
-    """Exchange left and right of every other image.
+    """Flip each image horizontally with probability 0.5.
 
     Args:
-        draws: Numbers in [0, 1) `(B,3)`; an image is flipped where the first is below a half.
-        images: `(B,H,W,C)`.
+        draws: Uniform random numbers in [0, 1) `(B,3)`; an image is flipped if the first is below 0.5.
+        images: Network inputs `(B,H,W,C)`.
 
     Returns:
-        `(B,H,W,C)`.
+        Augmented images `(B,H,W,C)`.
     """
     return jnp.where(draws[:, 0].reshape(-1, 1, 1, 1) < FLIP, images[:, :, ::-1], images)
 
 
 def scale(draws: Array, images: Array) -> Array:
-    """Shrink or enlarge about the centre, width and height on their own, by factors from 1/1.2 to 1.2.
+    """Scale width and height independently about the centre, by factors from 1/1.2 to 1.2.
 
     Args:
-        draws: Numbers in [0, 1) `(B,3)`: for the width, for the height, unused.
-        images: `(B,H,W,C)`.
+        draws: Uniform random numbers in [0, 1) `(B,3)`: for the width, for the height, unused.
+        images: Network inputs `(B,H,W,C)`.
 
     Returns:
-        `(B,H,W,C)`.
+        Augmented images `(B,H,W,C)`.
     """
     factor = draws * (SCALE - 1.0 / SCALE) + 1.0 / SCALE
-    nothing = jnp.zeros_like(factor[:, 0])
-    return _resample(images, _matrices((factor[:, 0], nothing), (nothing, factor[:, 1])))
+    zero = jnp.zeros_like(factor[:, 0])
+    return _resample(images, _matrices((factor[:, 0], zero), (zero, factor[:, 1])))
 
 
 def rotate(draws: Array, images: Array) -> Array:
-    """Rotate about the centre by up to 15 degrees either way.
+    """Rotate about the centre by up to 15 degrees in either direction.
 
     Args:
-        draws: Numbers in [0, 1) `(B,3)`, of which the first is used.
-        images: `(B,H,W,C)`.
+        draws: Uniform random numbers in [0, 1) `(B,3)`, of which the first is used.
+        images: Network inputs `(B,H,W,C)`.
 
     Returns:
-        `(B,H,W,C)`.
+        Augmented images `(B,H,W,C)`.
     """
     angle = (draws[:, 0] - 0.5) * (2.0 * ROTATE / 180.0 * math.pi)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
@@ -151,25 +151,25 @@ FAMILIES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def augment(key: Array, images: Array, *, names: tuple[str, ...] = tuple(FAMILIES)) -> Array:
-    """One family, drawn uniformly for the whole batch, with random numbers of its own for each image.
+    """Apply one family, drawn uniformly for the batch, with random parameters per image.
 
-    Under `vmap` over keys all families are computed, and one is kept.
+    Under `vmap` over keys all families are computed and one is selected.
 
     Args:
         key: PRNG key.
         images: Network inputs `(B,H,W,C)`.
-        names: The families to draw from, of `FAMILIES`.
+        names: Families to draw from, keys of `FAMILIES`.
 
     Returns:
-        `(B,H,W,C)`.
+        Augmented images `(B,H,W,C)`.
 
     Raises:
-        ValueError: If there is no name, or an unknown one.
+        ValueError: If `names` is empty or contains an unknown name.
     """
     chex.assert_rank(images, 4)
     unknown = [name for name in names if name not in FAMILIES]
     if unknown or not names:
-        raise ValueError(f"names must be some of {', '.join(FAMILIES)}, got {', '.join(names) or 'none'}")
+        raise ValueError(f"names must be among {', '.join(FAMILIES)}, got {', '.join(names) or 'none'}")
     key_family, key_draws = jax.random.split(key)
     draws = jax.random.uniform(key_draws, (len(images), DRAWS), images.dtype)
     family = jax.random.randint(key_family, (), 0, len(names))
@@ -177,25 +177,25 @@ def augment(key: Array, images: Array, *, names: tuple[str, ...] = tuple(FAMILIE
 
 
 def _nearest(size: float) -> int:
-    """The nearest integer, a half upwards (Python's own `round` takes a half to the even one)."""
+    """Round to the nearest integer, halves upwards (Python's `round` rounds halves to even)."""
     return int(size + 0.5)
 
 
 def _integers(draws: Array, count: int) -> Array:
-    """Numbers in [0, 1) to integers below `count`."""
+    """Map uniform numbers in [0, 1) to integers in `0 .. count - 1`."""
     return jnp.floor(draws * count).astype(jnp.int32)
 
 
 def _matrices(*rows: tuple[Array, Array]) -> Array:
-    """Matrices `(B,2,2)` of their entries `(B,)`."""
+    """Stack entries `(B,)` to matrices `(B,2,2)`."""
     return jnp.stack([jnp.stack(row, -1) for row in rows], -2)
 
 
 def _resample(images: Array, theta: Array) -> Array:
-    """Bilinear interpolation of images `(B,H,W,C)` at the places that a linear map `(B,2,2)` takes their pixels to.
+    """Resample images `(B,H,W,C)` bilinearly at the positions to which linear maps `(B,2,2)` take their pixels.
 
-    The map acts on (x, y), x along the width, both -1 and 1 in the middle of the outermost pixels; outside there are
-    zeros. That is `affine_grid` and `grid_sample` of `torch.nn.functional` with `align_corners=True`.
+    A map acts on (x, y), x along the width; -1 and 1 are the centres of the outermost pixels, and pixels outside are
+    zero, as with `affine_grid` and `grid_sample` of `torch.nn.functional` with `align_corners=True`.
     """
     _, height, width, channels = images.shape
     x = jnp.linspace(-1.0, 1.0, width, dtype=images.dtype)[None, None, :]
@@ -204,11 +204,12 @@ def _resample(images: Array, theta: Array) -> Array:
     column, row = (along + 1.0) * (0.5 * (width - 1)), (across + 1.0) * (0.5 * (height - 1))
     left, top = jnp.floor(column), jnp.floor(row)
     flat = images.reshape(len(images), height * width, channels)
+    # Sum over the four neighbours. Those outside of the image get weight 0, and a clipped index only to be valid.
     total = jnp.zeros_like(images)
     for i, j in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
         weight = (1 - jnp.abs(row - i)) * (1 - jnp.abs(column - j))
         weight = jnp.where((i >= 0) & (i < height) & (j >= 0) & (j < width), weight, 0)
-        places = (jnp.clip(i, 0, height - 1) * width + jnp.clip(j, 0, width - 1)).astype(jnp.int32)
-        found = jnp.take_along_axis(flat, places.reshape(len(images), -1, 1), axis=1, mode="clip")
-        total = total + weight[..., None] * found.reshape(images.shape)
+        indices = (jnp.clip(i, 0, height - 1) * width + jnp.clip(j, 0, width - 1)).astype(jnp.int32)
+        pixels = jnp.take_along_axis(flat, indices.reshape(len(images), -1, 1), axis=1, mode="clip")
+        total = total + weight[..., None] * pixels.reshape(images.shape)
     return total

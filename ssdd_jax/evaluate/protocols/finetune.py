@@ -1,7 +1,7 @@
-"""What a pre-trained network is worth as a start: all of its weights are trained further on a labelled target set.
+"""Fine-tuning: train all weights of a pre-trained network on a labelled target set.
 
-The protocol of KRR-ST (Lee et al., ICLR 2024; `algorithms/finetune.py` and `test.py` of its published code). One
-difference: the last batch of an epoch is filled up where the published one is smaller.
+The protocol of KRR-ST (Lee et al., ICLR 2024; `algorithms/finetune.py` and `test.py` of its published code), with one
+difference: the last batch of an epoch is filled up to the batch size, while the published one is smaller.
 """
 
 from __future__ import annotations
@@ -26,28 +26,30 @@ from ssdd_jax.training import loop, transforms
 Array = jax.Array
 Variables = Any
 
-# Columns that a head has at least; above, a power of two. Targets of nearly as many classes share a compiled program.
+# Smallest number of columns of a head; larger heads have a power of two. Padding lets targets with similar numbers of
+# classes share a compiled program.
 HEAD_AT_LEAST = 16
-# Test images that go through a network at a time.
+# Test images per forward pass.
 PREDICT = 256
-# Bytes of images that are gathered for a call.
+# Largest size in bytes of the images gathered for one call.
 GATHERED = 2**29
-# What stands in the place of minus infinity, which has no gradient.
+# Logit of surplus columns; minus infinity would have no gradient.
 NEVER = -1e30
 
 
 class Settings(NamedTuple):
-    """How a network is fine-tuned: SGD with cosine annealing to 0, step by step.
+    """Settings of fine-tuning by SGD, with the learning rate annealed to 0 by a cosine in every step.
 
     Attributes:
-        steps: Published: 10,000 on CIFAR-10, CIFAR-100 and Tiny ImageNet, 5,000 on the other targets.
+        steps: Number of SGD steps. Published: 10,000 on CIFAR-10, CIFAR-100 and Tiny ImageNet, 5,000 on the other
+            targets.
         batch_size: Images per step.
-        learning_rate: Of the first step.
-        momentum: Of SGD.
-        weight_decay: Of every parameter; added to the gradient.
+        learning_rate: Learning rate of the first step.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of every parameter, added to the gradient.
         padding: Black pixels on every side before the random crop.
-        flip: Probability of a horizontal flip; published: 0.5, and 0 on SVHN.
-        per_call: Steps per call of the compiled program, whose images are in memory together.
+        flip: Probability of a horizontal flip. Published: 0.5, and 0 on SVHN.
+        per_call: Steps per call of the compiled program; the images of a call are in memory together.
     """
 
     steps: int = 10_000
@@ -61,11 +63,11 @@ class Settings(NamedTuple):
 
 
 class State(NamedTuple):
-    """A network in training.
+    """Training state of a network.
 
     Attributes:
         variables: `params` and `batch_stats`.
-        velocity: SGD's momentum, one number per parameter.
+        velocity: Momentum buffer of SGD, a pytree like `params`.
     """
 
     variables: Variables
@@ -88,28 +90,28 @@ def run(
 ) -> np.ndarray:
     """Fine-tune pre-trained networks, one per key, and test them.
 
-    A compiled program depends on the network and the size of the images, not on how many images there are nor, but for
-    the next power of two, on how many classes.
+    The compiled program depends on the network, the image size, and the number of classes rounded up to a power of two,
+    but not on the number of images.
 
     Args:
-        keys: PRNG keys `(S,)`: of the new head, the order of the images and their augmentation.
-        network: The networks' module.
-        variables: Their variables; every leaf has a leading axis S.
+        keys: PRNG keys `(S,)` for the new head, the order of the images and their augmentation.
+        network: Module of the networks.
+        variables: Variables of the networks; every leaf has a leading axis S.
         train: Images uint8 `(n,H,W,C)` and labels int32 `(n,)`.
         test: Images uint8 `(m,H,W,C)` and labels int32 `(m,)`.
         classes: Number of classes.
-        mean: Mean of each channel `(C,)` that a network's input is normalised by, of pixels in 0..1.
+        mean: Mean of each channel `(C,)` for the normalisation of inputs, of pixels in 0..1.
         std: Standard deviation of each channel `(C,)`.
-        settings: How they are trained.
-        together: Networks that are trained side by side; all by default. Memory, not results, depends on it.
-        name: What the progress bar says; no bar if empty.
+        settings: Training settings.
+        together: Networks trained side by side; all by default. It affects the memory, not the results.
+        name: Label of the progress bar; no bar if empty.
 
     Returns:
-        Percent of test labels predicted after the last step, `(S,)`.
+        Test accuracy in percent after the last step, `(S,)`.
 
     Raises:
-        ValueError: If there are no images, a label is not one of the classes, or a setting is not positive.
-        UserError: If a network diverged.
+        ValueError: If there are no images, a label is out of range, or a setting is not positive.
+        UserError: If a network diverges.
     """
     count = len(keys)
     size = count if together is None else min(together, count)
@@ -117,14 +119,15 @@ def run(
     if size < 1:
         raise ValueError(f"together must be positive, got {together} for {count} keys")
     options: dict[str, Any] = {"classes": jnp.int32(classes), "mean": jnp.asarray(mean), "std": jnp.asarray(std)}
-    found = []
+    accuracies = []
+    # Groups of nearly equal size, none larger than `size`, which bounds the memory.
     for group in np.array_split(np.arange(count), -(-count // size)):
-        own, mine = jax.tree.map(lambda leaf: leaf[group], (keys, variables))  # noqa: B023, used at once
-        split = jax.vmap(lambda key: jax.random.split(key, 3))(own)
-        wide, mine = _with_heads(split[:, 0], network, mine, classes=classes, shape=train[0].shape[1:])
-        mine = fit(split[:, 1:], wide, mine, train, settings=settings, name=name, **options)
-        found.append(_accuracy(wide, mine, test, **options))
-    return np.concatenate(found)
+        group_keys, tuned = jax.tree.map(lambda leaf: leaf[group], (keys, variables))  # noqa: B023, used at once
+        split = jax.vmap(lambda key: jax.random.split(key, 3))(group_keys)
+        wide, tuned = _with_heads(split[:, 0], network, tuned, classes=classes, shape=train[0].shape[1:])
+        tuned = fit(split[:, 1:], wide, tuned, train, settings=settings, name=name, **options)
+        accuracies.append(_accuracy(wide, tuned, test, **options))
+    return np.concatenate(accuracies)
 
 
 def with_head(
@@ -134,11 +137,11 @@ def with_head(
     classes: int,
     image_shape: tuple[int, ...],
 ) -> tuple[nn.Module, Variables]:
-    """The network with a new last layer; all else is kept, running statistics included.
+    """Replace the last layer of a network; all other variables are kept, running statistics included.
 
     Args:
-        key: PRNG key.
-        network: The pre-trained network's module.
+        key: PRNG key of the new layer.
+        network: Module of the pre-trained network.
         variables: Its `params` and `batch_stats`.
         classes: Number of classes.
         image_shape: `(H,W,C)`.
@@ -146,22 +149,22 @@ def with_head(
     Returns:
         The module with `dim = classes`, and its variables.
     """
-    changed: Any = network.clone(dim=classes)
-    fresh = initialize(key, changed, image_shape)["params"]["fc"]
-    return changed, {**variables, "params": {**variables["params"], "fc": fresh}}
+    module: Any = network.clone(dim=classes)
+    head = initialize(key, module, image_shape)["params"]["fc"]
+    return module, {**variables, "params": {**variables["params"], "fc": head}}
 
 
 def augment(key: Array, images: Array, *, padding: int, flip: float) -> Array:
-    """Random crops of padded images, some of them mirrored left to right; every image by itself.
+    """Crop padded images at random and flip some horizontally, independently for each image.
 
     Args:
         key: PRNG key.
-        images: Pixels `(B,H,W,C)`, before they are normalised: 0 is black.
-        padding: Black pixels on every side; a corner of the crop is one of `0 .. 2 padding` in both directions.
-        flip: Probability of mirroring an image.
+        images: Pixels `(B,H,W,C)` before normalisation: 0 is black.
+        padding: Black pixels on every side; the corner of the crop is uniform in `0 .. 2 padding` in both directions.
+        flip: Probability of flipping an image.
 
     Returns:
-        An array like `images`.
+        Augmented images `(B,H,W,C)`.
     """
     key_crop, key_flip = jax.random.split(key)
     black = jnp.zeros(images.shape[-1:], images.dtype)
@@ -170,32 +173,35 @@ def augment(key: Array, images: Array, *, padding: int, flip: float) -> Array:
 
 
 def rates(settings: Settings) -> np.ndarray:
-    """The rate of every step, float32 `(steps,)`, as `torch.optim.lr_scheduler.CosineAnnealingLR` has them."""
-    done = np.arange(settings.steps) / settings.steps
-    return (settings.learning_rate * 0.5 * (1 + np.cos(np.pi * done))).astype(np.float32)
+    """Compute the learning rate of every step, float32 `(steps,)`.
+
+    The schedule is that of `torch.optim.lr_scheduler.CosineAnnealingLR`.
+    """
+    progress = np.arange(settings.steps) / settings.steps
+    return (settings.learning_rate * 0.5 * (1 + np.cos(np.pi * progress))).astype(np.float32)
 
 
 def loss(
     params: Any, batch_stats: Any, x: Array, labels: Array, *, network: nn.Module, classes: Array
 ) -> tuple[Array, Any]:
-    """Cross-entropy in train mode, and the updated running statistics.
+    """Compute the cross-entropy in train mode and the updated running statistics.
 
     Args:
-        params: The network's parameters.
-        batch_stats: Its running statistics.
+        params: Parameters of the network.
+        batch_stats: Running statistics of the network.
         x: Network inputs `(B,H,W,C)`.
-        labels: int32 `(B,)`.
-        network: Its module; `dim` may be larger than the number of classes.
-        classes: Number of classes, a scalar; nothing depends on the columns of the head beyond.
+        labels: Labels int32 `(B,)`.
+        network: Module of the network; `dim` may be larger than the number of classes.
+        classes: Number of classes, a scalar; surplus columns of the head have no effect.
 
     Returns:
-        Mean over the batch, a scalar, and the new `batch_stats`.
+        Mean loss of the batch, a scalar, and the new `batch_stats`.
     """
     chex.assert_rank([x, labels], [4, 1])
     variables = {"params": params, "batch_stats": batch_stats}
-    found: Any = network.apply(variables, x, train=True, mutable=["batch_stats"])
-    (_, logits), updated = found
-    value = optax.softmax_cross_entropy_with_integer_labels(_possible(logits, classes), labels).mean()
+    outputs: Any = network.apply(variables, x, train=True, mutable=["batch_stats"])
+    (_, logits), updated = outputs
+    value = optax.softmax_cross_entropy_with_integer_labels(_mask_surplus(logits, classes), labels).mean()
     return value, updated.get("batch_stats", {})
 
 
@@ -211,21 +217,21 @@ def step(
     std: Array,
     settings: Settings,
 ) -> tuple[State, Array]:
-    """One step of SGD, as `torch.optim.SGD` takes it.
+    """Take one step of SGD, as `torch.optim.SGD` does.
 
     Args:
-        key: PRNG key.
-        state: The network.
+        key: PRNG key of the augmentation.
+        state: The state before the step.
         batch: Images uint8 `(B,H,W,C)` and labels int32 `(B,)`.
-        rate: Of this step, a scalar.
-        network: The module.
+        rate: Learning rate, a scalar.
+        network: Module of the network.
         classes: Number of classes, a scalar.
-        mean: Of each channel `(C,)`.
-        std: Of each channel `(C,)`.
+        mean: Mean of each channel `(C,)`, of pixels in 0..1.
+        std: Standard deviation of each channel `(C,)`.
         settings: Augmentation, momentum and weight decay.
 
     Returns:
-        The network after the step, and the loss before it.
+        The state after the step, and the loss before it, a scalar.
     """
     images = augment(key, batch[0], padding=settings.padding, flip=settings.flip)
     params, stats = state.variables["params"], state.variables["batch_stats"]
@@ -242,14 +248,17 @@ def step(
 def _steps(
     keys: Array, states: State, batches: tuple[Array, Array], rates: Array, span: tuple[Array, Array], **options: Any
 ) -> tuple[State, Array]:
-    """The steps `first .. first + count` of networks side by side; `batches` may hold more, lest a program is new."""
+    """Take the steps `first .. first + count` of networks side by side; `batches` is padded to avoid recompilation."""
     first, count = span
-    one = jax.vmap(lambda key, state, batch, rate: step(key, state, batch, rate, **options), in_axes=(0, 0, 0, None))
+    step_all = jax.vmap(
+        lambda key, state, batch, rate: step(key, state, batch, rate, **options), in_axes=(0, 0, 0, None)
+    )
 
     def body(number: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
         batch = jax.tree.map(lambda part: lax.dynamic_index_in_dim(part, number, keepdims=False), batches)
-        own = jax.vmap(jax.random.fold_in, (0, None))(keys, first + number)
-        return one(own, carry[0], batch, rates[number])
+        # Keys depend on the number of the step only, so that `per_call` does not change results.
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, first + number)
+        return step_all(step_keys, carry[0], batch, rates[number])
 
     return lax.fori_loop(0, count, body, (states, jnp.zeros(len(keys))))
 
@@ -264,7 +273,7 @@ def fit(
     name: str = "",
     **options: Any,
 ) -> Variables:
-    """Networks side by side after all steps; the images of a call are gathered while the call before it runs.
+    """Train networks side by side for all steps, gathering the images of a call while the previous call runs.
 
     Args:
         keys: PRNG keys `(S,2)`: of each network's order and of its augmentation.
@@ -272,7 +281,7 @@ def fit(
         variables: Their variables, with a leading axis S; donated.
         train: Images uint8 `(n,H,W,C)` and labels int32 `(n,)`.
         settings: How they are trained.
-        name: What the progress bar says; no bar if empty.
+        name: Label of the progress bar; no bar if empty.
         **options: `classes`, `mean` and `std`, as `step` takes them.
 
     Returns:
@@ -303,9 +312,9 @@ def fit(
 
 
 def _batches(key: Array, count: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Rows `(batch,)` of one mini-batch after another, without end: shuffled epochs, as `epochs.shuffled` has them.
+    """Yield indices `(batch,)` of mini-batches of endless shuffled epochs, composed like those of `epochs.shuffled`.
 
-    They are drawn by NumPy, since JAX would compile anew for every number of images.
+    NumPy draws them, since JAX would recompile for every number of images.
     """
     seed = np.asarray(jax.random.key_data(key)).tolist()
     for number in itertools.count():
@@ -316,17 +325,18 @@ def _batches(key: Array, count: int, batch_size: int) -> Iterator[np.ndarray]:
 def _with_heads(
     keys: Array, network: nn.Module, variables: Variables, *, classes: int, shape: Any
 ) -> tuple[nn.Module, Variables]:
-    """New heads of as many columns as the next power of two, zeros beyond the number of classes."""
-    found = jax.vmap(lambda key, one: with_head(key, network, one, classes, shape)[1])(keys, variables)
+    """Replace the heads by new ones whose columns are padded with zeros to a power of two."""
+    replaced = jax.vmap(lambda key, tree: with_head(key, network, tree, classes, shape)[1])(keys, variables)
     columns = max(HEAD_AT_LEAST, 1 << (classes - 1).bit_length())
-    fc = found["params"]["fc"]
+    # Padded after the initialization, so that the weights do not depend on the number of surplus columns.
+    fc = replaced["params"]["fc"]
     fc = {name: jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, columns - classes)]) for name, leaf in fc.items()}
     wide: Any = network.clone(dim=columns)
-    return wide, {**found, "params": {**found["params"], "fc": fc}}
+    return wide, {**replaced, "params": {**replaced["params"], "fc": fc}}
 
 
-def _possible(logits: Array, classes: Array) -> Array:
-    """The logits `(B,dim)` without those of surplus columns."""
+def _mask_surplus(logits: Array, classes: Array) -> Array:
+    """Mask the surplus columns of logits `(B,dim)`, so that no class beyond `classes` is predicted."""
     return jnp.where((jnp.arange(logits.shape[-1]) < classes)[None], logits, NEVER)
 
 
@@ -334,26 +344,27 @@ def _possible(logits: Array, classes: Array) -> Array:
 def _predict(
     variables: Variables, images: Array, *, network: nn.Module, classes: Array, mean: Array, std: Array
 ) -> Array:
-    """Classes `(S,B)` that networks side by side see in the same images, in eval mode."""
+    """Predicted classes `(S,B)` of networks side by side for the same images, in eval mode."""
 
-    def one(variables: Variables) -> Array:
-        found: Any = network.apply(variables, from_bytes(images, mean, std), train=False)
-        return jnp.argmax(_possible(found[1], classes), -1)
+    def predict(variables: Variables) -> Array:
+        outputs: Any = network.apply(variables, from_bytes(images, mean, std), train=False)
+        return jnp.argmax(_mask_surplus(outputs[1], classes), -1)
 
-    return jax.vmap(one)(variables)
+    return jax.vmap(predict)(variables)
 
 
 def _accuracy(
     network: nn.Module, variables: Variables, test: tuple[np.ndarray, np.ndarray], **options: Any
 ) -> np.ndarray:
-    """Percent `(S,)`, a batch of test images at a time."""
+    """Test accuracy in percent `(S,)`, a batch of images at a time."""
     images, labels = test
     correct: Any = 0
     for begin in range(0, len(images), PREDICT):
-        part, known = images[begin : begin + PREDICT], labels[begin : begin + PREDICT]
-        padded = np.pad(part, ((0, PREDICT - len(part)), *((0, 0),) * 3))
-        predicted = np.asarray(_predict(variables, padded, network=network, **options))[:, : len(part)]
-        correct = correct + (predicted == known[None]).sum(1)
+        batch, batch_labels = images[begin : begin + PREDICT], labels[begin : begin + PREDICT]
+        # Padded to avoid recompilation; in eval mode the images of a batch do not affect each other.
+        padded = np.pad(batch, ((0, PREDICT - len(batch)), *((0, 0),) * 3))
+        predicted = np.asarray(_predict(variables, padded, network=network, **options))[:, : len(batch)]
+        correct = correct + (predicted == batch_labels[None]).sum(1)
     return 100.0 * correct / len(images)
 
 

@@ -1,6 +1,6 @@
-"""What frozen features are worth: a linear classifier on all labels, one on few, and how much of the teacher they hold.
+"""Evaluate frozen features: linear probes on all or few labels, k-NN, and regression of the teacher's features.
 
-Nothing here is chosen by the test split.
+No hyperparameter is chosen on the test split.
 """
 
 from __future__ import annotations
@@ -20,17 +20,24 @@ from ssdd_jax.training import epochs
 
 Array = jax.Array
 
+# Labels per class of the few-shot probe, and the number of random draws that it is averaged over.
 SHOTS, DRAWS = 10, 3
-# Ridges that a probe chooses from, over the kernel's mean diagonal entry.
+# Candidates for the ridge, relative to the mean of the kernel's diagonal.
 RIDGES = tuple(10.0**power for power in range(-6, 3))
-# Shares of the labels that MKDT evaluates with.
+# Fractions of the labels in MKDT's evaluation.
 FRACTIONS = (0.01, 0.05, 0.1, 0.5)
-# Test images that nearest neighbours are looked up for at a time: their similarities to all training images are held.
+# Test images per k-NN batch; their similarities to all training images are in memory together.
 KNN_CHUNK = 256
 
 
 class Settings(NamedTuple):
-    """The linear classifier's training: SGD, momentum 0.9, cosine decay, no weight decay (KRR-ST)."""
+    """Settings of the linear classifier: SGD, momentum 0.9, cosine decay, no weight decay (KRR-ST).
+
+    Attributes:
+        steps: Number of SGD steps, rounded up to whole epochs.
+        batch_size: Images per step.
+        learning_rate: Learning rate of the first step.
+    """
 
     steps: int = 5000
     batch_size: int = 512
@@ -45,51 +52,55 @@ def linear(
     classes: int,
     settings: Settings = Settings(),
 ) -> Array:
-    """Accuracy of a linear classifier trained on all labels by SGD.
+    """Train a linear classifier on all labels by SGD and test it.
 
     Args:
         key: PRNG key.
         train: Features `(n,F)` and labels int32 `(n,)`.
         test: Features `(m,F)` and labels int32 `(m,)`.
         classes: Number of classes.
-        settings: How it is trained; the steps are rounded up to whole epochs.
+        settings: Training settings.
 
     Returns:
-        Percent of test labels predicted, a scalar.
+        Test accuracy in percent, a scalar.
     """
     weights = fit_linear(key, train, classes=classes, settings=settings)
     return _accuracy(logits(weights, test[0]), test[1])
 
 
 def fit_linear(key: Array, train: tuple[Array, Array], *, classes: int, settings: Settings = Settings()) -> Array:
-    """A linear classifier trained on all labels by SGD.
+    """Train a linear classifier on all labels by SGD.
 
     Args:
-        key: PRNG key.
+        key: PRNG key of the initial weights and of the order of the images.
         train: Features `(n,F)` and labels int32 `(n,)`.
         classes: Number of classes.
-        settings: How it is trained; the steps are rounded up to whole epochs.
+        settings: Training settings.
 
     Returns:
         Weights `(F+1,classes)`; the last row is the bias.
     """
-    features, labels = train
+    features, labels = map(jnp.asarray, train)
     chex.assert_rank([features, labels], [2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
     key_init, key_order = jax.random.split(key)
+    # Initial weights as those of `torch.nn.Linear`.
     bound = features.shape[1] ** -0.5
     weights = jax.random.uniform(key_init, (features.shape[1] + 1, classes), minval=-bound, maxval=bound)
     _, per_epoch = epochs.batch_of(len(features), settings.batch_size)
+    # Whole epochs, so that the cosine reaches 0 in the last step.
     count = -(-settings.steps // per_epoch)
     schedule = optax.cosine_decay_schedule(settings.learning_rate, count * per_epoch)
     optimizer = optax.sgd(schedule, momentum=0.9)
 
-    def loss(weights: Array, rows: Array) -> Array:
-        return optax.softmax_cross_entropy_with_integer_labels(logits(weights, features[rows]), labels[rows]).mean()
+    def loss(weights: Array, indices: Array) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits(weights, features[indices]), labels[indices]
+        ).mean()
 
-    def step(carry: tuple[Array, optax.OptState], rows: Array) -> tuple[Array, optax.OptState]:
+    def step(carry: tuple[Array, optax.OptState], indices: Array) -> tuple[Array, optax.OptState]:
         weights, opt_state = carry
-        gradient = jax.grad(loss)(weights, rows)
+        gradient = jax.grad(loss)(weights, indices)
         with jax.numpy_dtype_promotion("standard"):  # optax divides an integer by a float
             updates, opt_state = optimizer.update(gradient, opt_state)
         return optax.apply_updates(weights, updates), opt_state
@@ -100,14 +111,14 @@ def fit_linear(key: Array, train: tuple[Array, Array], *, classes: int, settings
 
 
 class LbfgsSettings(NamedTuple):
-    """The linear classifier's training by L-BFGS.
+    """Settings of the linear classifier trained by L-BFGS.
 
     Attributes:
-        penalty: What the sum of the squared weights, without the bias, is multiplied by (MKDT,
+        penalty: Coefficient of the sum of the squared weights, without the bias (MKDT,
             `evaluation/linear_evaluation.py`).
-        tolerance: Training ends when the gradient's norm is this share of what it was at the start.
-        steps: Iterations at most.
-        memory: Pairs of steps and gradients that the curvature is estimated from.
+        tolerance: Training ends when the norm of the gradient is this fraction of its initial value.
+        steps: Largest number of iterations.
+        memory: Pairs of steps and gradients from which the curvature is estimated.
     """
 
     penalty: float = 1e-3
@@ -123,43 +134,43 @@ def lbfgs(
     classes: int,
     settings: LbfgsSettings = LbfgsSettings(),
 ) -> Array:
-    """Accuracy of a linear classifier trained to convergence; see `fit_lbfgs`.
+    """Train a linear classifier to convergence by L-BFGS and test it; see `fit_lbfgs`.
 
     Args:
         train: Features `(n,F)` and labels int32 `(n,)`.
         test: Features `(m,F)` and labels int32 `(m,)`.
         classes: Number of classes.
-        settings: How it is trained.
+        settings: Training settings.
 
     Returns:
-        Percent of test labels predicted, a scalar.
+        Test accuracy in percent, a scalar.
     """
     weights = fit_lbfgs(train, classes=classes, settings=settings)
     return _accuracy(logits(weights, test[0]), test[1])
 
 
 def fit_lbfgs(train: tuple[Array, Array], *, classes: int, settings: LbfgsSettings = LbfgsSettings()) -> Array:
-    """The linear classifier with the smallest cross-entropy plus `penalty * sum(weights ** 2)` on raw features.
+    """Minimise cross-entropy plus `penalty * sum(weights ** 2)` of a linear classifier on raw features, by L-BFGS.
 
-    MKDT's probe (Joshi et al., ICLR 2025; `evaluation/linear_evaluation.py`). There up to 400 iterations of L-BFGS
-    start from random weights, without a line search, so that they may not converge, or diverge, where features differ
-    much in size. The problem is convex and its solution unique, but for one number added to all biases: here it starts
-    at zero and is solved to convergence. Inside, features are centred and scaled, and the
-    bias with them, which changes how many iterations it takes (ten times fewer), not what is minimised.
+    MKDT's probe (Joshi et al., ICLR 2025; `evaluation/linear_evaluation.py`). Its code runs up to 400 iterations of
+    L-BFGS from random weights without a line search, which may not converge, or may diverge, if the scales of the
+    features differ much. The problem is convex and its solution is unique up to a constant added to all biases: this
+    function starts at zero and iterates to convergence. Internally, features are centred and scaled, and the bias with
+    them, which takes ten times fewer iterations and does not change the objective.
 
     Args:
         train: Features `(n,F)` and labels int32 `(n,)`.
         classes: Number of classes.
-        settings: How it is trained.
+        settings: Training settings.
 
     Returns:
-        Weights `(F+1,classes)` for the features as they are; the last row is the bias.
+        Weights `(F+1,classes)` for the raw features; the last row is the bias.
     """
-    features, labels = train
+    features, labels = map(jnp.asarray, train)
     chex.assert_rank([features, labels], [2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
     mean = features.mean(0)
-    # The diagonal of the Hessian is about this where every class is as likely as any other.
+    # Preconditioner: approximately the inverse root of the Hessian's diagonal when all classes are equally likely.
     scale = lax.rsqrt(features.var(0) / classes + 2 * settings.penalty)
 
     def raw(inner: Array) -> Array:
@@ -178,44 +189,45 @@ def fit_lbfgs(train: tuple[Array, Array], *, classes: int, settings: LbfgsSettin
 
 def _minimize(objective: Callable[[Array], Array], start: Array, settings: LbfgsSettings) -> Array:
     solver = optax.lbfgs(memory_size=settings.memory)
-    first = jnp.linalg.norm(jax.grad(objective)(start))
+    initial_norm = jnp.linalg.norm(jax.grad(objective)(start))
 
-    def going(carry: tuple[Array, Any, Array, Array]) -> Array:
-        _, _, count, slope = carry
-        return (count < settings.steps) & (slope > settings.tolerance * first)
+    def has_not_converged(carry: tuple[Array, Any, Array, Array]) -> Array:
+        _, _, count, norm = carry
+        return (count < settings.steps) & (norm > settings.tolerance * initial_norm)
 
     def step(carry: tuple[Array, Any, Array, Array]) -> tuple[Array, Any, Array, Array]:
-        at, state, count, _ = carry
-        value, gradient = value_and_grad(at, state=state)
-        updates, state = solver.update(gradient, state, at, value=value, grad=gradient, value_fn=objective)
-        # The last part of the state is the line search's, which knows the gradient where it ended.
-        return optax.apply_updates(at, updates), state, count + 1, jnp.linalg.norm(state[-1].grad)
+        weights, state, count, _ = carry
+        value, gradient = value_and_grad(weights, state=state)
+        updates, state = solver.update(gradient, state, weights, value=value, grad=gradient, value_fn=objective)
+        # The last element is the state of the line search, which holds the gradient at its final point.
+        return optax.apply_updates(weights, updates), state, count + 1, jnp.linalg.norm(state[-1].grad)
 
     # optax mixes integers with floats, and scalars with arrays.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         value_and_grad = optax.value_and_grad_from_state(objective)
-        return lax.while_loop(going, step, (start, solver.init(start), jnp.zeros((), jnp.int32), first))[0]
+        carry = (start, solver.init(start), jnp.zeros((), jnp.int32), initial_norm)
+        return lax.while_loop(has_not_converged, step, carry)[0]
 
 
 def draw_fraction(seed: int, labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Which training images keep their label when only a share of them does.
+    """Draw the training images that keep their label, a fraction of all.
 
-    As MKDT draws them (`utils.py`): without regard to class, so that a class may come up rarely or never. Of one seed
-    the smaller draws are the beginnings of the larger, so that shares compare with less noise.
+    As in MKDT (`utils.py`), the draw is not stratified, so that classes may be rare or missing. For one seed, smaller
+    draws are prefixes of larger ones, which reduces the noise between fractions.
 
     Args:
-        seed: Of the draw.
-        labels: `(n,)`.
-        fraction: Share of the images, in (0, 1]; see `FRACTIONS`.
+        seed: Seed of the draw.
+        labels: Labels `(n,)`; only their number matters.
+        fraction: Fraction of the images, in (0, 1]; see `FRACTIONS`.
 
     Returns:
-        Rows, int32 `(max(1, int(n * fraction)),)`.
+        Indices, int32 `(max(1, int(n * fraction)),)`.
 
     Raises:
-        ValueError: If the share is not in (0, 1].
+        ValueError: If the fraction is not in (0, 1].
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"a share of the labels must be in (0, 1], got {fraction}")
+        raise ValueError(f"the fraction of the labels must be in (0, 1], got {fraction}")
     order = np.random.default_rng(seed).permutation(len(labels))
     return order[: max(1, int(len(labels) * fraction))].astype(np.int32)
 
@@ -228,17 +240,17 @@ def few_labels(
     classes: int,
     settings: LbfgsSettings = LbfgsSettings(),
 ) -> Array:
-    """Accuracy of `lbfgs` trained on some of the labels, and their images, only.
+    """Run the probe `lbfgs` on a subset of the labelled training images.
 
     Args:
         train: Features `(n,F)` and labels int32 `(n,)`.
         test: Features `(m,F)` and labels int32 `(m,)`.
-        rows: Rows that keep their label, int32 `(k,)`, from `draw_fraction`.
+        rows: Indices of the subset, int32 `(k,)`, from `draw_fraction`.
         classes: Number of classes.
-        settings: How it is trained.
+        settings: Training settings.
 
     Returns:
-        Percent of test labels predicted, a scalar.
+        Test accuracy in percent, a scalar.
     """
     return lbfgs((train[0][rows], train[1][rows]), test, classes=classes, settings=settings)
 
@@ -251,9 +263,9 @@ def knn(
     neighbours: int = 20,
     temperature: float = 0.07,
 ) -> Array:
-    """Accuracy of the vote of the nearest training images, without training anything.
+    """Classify test images by a weighted vote of their nearest training images (k-NN).
 
-    Neighbours are the training images of the largest cosine similarity; each votes for its class with the weight
+    Neighbours are the training images with the largest cosine similarity; each votes for its class with the weight
     `exp(similarity / temperature)`. Wu et al., "Unsupervised feature learning via non-parametric instance
     discrimination", CVPR 2018; 20 neighbours as in solo-learn (`utils/knn.py`).
 
@@ -261,21 +273,22 @@ def knn(
         train: Features `(n,F)` and labels int32 `(n,)`.
         test: Features `(m,F)` and labels int32 `(m,)`.
         classes: Number of classes.
-        neighbours: Training images that vote, or all if there are fewer.
-        temperature: The smaller, the more the nearest decide.
+        neighbours: Number of neighbours; all training images if there are fewer.
+        temperature: Temperature of the weights; a smaller one gives nearer neighbours more weight.
 
     Returns:
-        Percent of test labels predicted, a scalar.
+        Test accuracy in percent, a scalar.
     """
+    train, test = jax.tree.map(jnp.asarray, (train, test))
     chex.assert_rank([train[0], test[0]], 2)
     count = min(neighbours, len(train[0]))
-    # The products are scaled, not the training features: no copy of those.
+    # Scaling the products instead of the training features avoids a copy of the features.
     shrink = 1 / jnp.maximum(jnp.linalg.norm(train[0], axis=1), 1e-12)
 
     def vote(query: Array) -> Array:
         direction = query / jnp.maximum(jnp.linalg.norm(query), 1e-12)
         similarity, nearest = lax.top_k((train[0] @ direction) * shrink, count)
-        # Over the largest weight that there can be, which changes no decision and cannot overflow.
+        # Relative to the largest possible weight, which does not change the vote and avoids overflow.
         weights = jnp.exp((similarity - 1) / temperature)
         return jnp.argmax(jnp.zeros(classes, weights.dtype).at[train[1][nearest]].add(weights))
 
@@ -285,60 +298,82 @@ def knn(
 
 
 def logits(weights: Array, features: Array) -> Array:
-    """What a linear classifier says: weights `(F+1,classes)` and features `(n,F)` to logits `(n,classes)`."""
+    """Compute the logits of a linear classifier.
+
+    Args:
+        weights: Weights `(F+1,classes)`; the last row is the bias.
+        features: Features `(n,F)`.
+
+    Returns:
+        Logits `(n,classes)`.
+    """
+    features, weights = jnp.asarray(features), jnp.asarray(weights)
     return features @ weights[:-1] + weights[-1][None]
 
 
 def draw_shots(seed: int, labels: np.ndarray, classes: int) -> np.ndarray | None:
-    """Which training images keep their label: int32 `(DRAWS, classes * SHOTS)`, or None if a class has too few."""
+    """Draw `SHOTS` labelled training images per class, `DRAWS` times.
+
+    Args:
+        seed: Seed of the draws.
+        labels: Labels `(n,)`.
+        classes: Number of classes.
+
+    Returns:
+        Indices, int32 `(DRAWS, classes * SHOTS)`, or None if a class has fewer than `SHOTS` images.
+    """
     generator = np.random.default_rng(seed)
-    rows = [np.flatnonzero(labels == label) for label in range(classes)]
-    if min(len(of_class) for of_class in rows) < SHOTS:
+    by_class = [np.flatnonzero(labels == label) for label in range(classes)]
+    if min(len(indices) for indices in by_class) < SHOTS:
         return None
     draws = [
-        np.concatenate([generator.choice(of_class, SHOTS, replace=False) for of_class in rows]) for _ in range(DRAWS)
+        np.concatenate([generator.choice(indices, SHOTS, replace=False) for indices in by_class]) for _ in range(DRAWS)
     ]
     return np.stack(draws).astype(np.int32)
 
 
 def few_shot(train: tuple[Array, Array], test: tuple[Array, Array], shots: Array, *, classes: int) -> Array:
-    """Accuracy of ridge regression on few labels, mean over the draws.
+    """Fit ridge regression to few labels and test it, averaged over the draws.
 
-    Features are standardised by the training images' (unlabelled) mean and deviation; the ridge is the one with the
-    smallest leave-one-out error on the few labels themselves.
+    Features are standardised by the mean and standard deviation of all training images, labelled or not. The ridge
+    minimises the leave-one-out error on the few labels.
 
     Args:
         train: Features `(n,F)` and labels int32 `(n,)`.
         test: Features `(m,F)` and labels int32 `(m,)`.
-        shots: Rows that keep their label, int32 `(draws,k)`.
+        shots: Indices of the labelled images, int32 `(draws,k)`, from `draw_shots`.
         classes: Number of classes.
 
     Returns:
-        Percent of test labels predicted, a scalar.
+        Test accuracy in percent, a scalar.
     """
+    train, test = jax.tree.map(jnp.asarray, (train, test))
     mean, deviation = train[0].mean(0), train[0].std(0)
+    # Constant features are centred only: their rounding errors would be scaled up.
     scale = jnp.where(deviation > 1e-6 * deviation.max(), deviation, 1.0)
 
-    def standard(features: Array) -> Array:
+    def standardise(features: Array) -> Array:
         return (features - mean[None]) / scale[None]
 
-    def one(rows: Array) -> Array:
-        known, labels = standard(train[0][rows]), jax.nn.one_hot(train[1][rows], classes) - 1 / classes
+    def accuracy_of(indices: Array) -> Array:
+        features, labels = standardise(train[0][indices]), jax.nn.one_hot(train[1][indices], classes) - 1 / classes
         with jax.default_matmul_precision("highest"):
-            weights = known.T @ _leave_one_out(known @ known.T, labels)
-            return _accuracy(standard(test[0]) @ weights, test[1])
+            # The dual form, whose size is the number of labels, which are few.
+            weights = features.T @ _leave_one_out(features @ features.T, labels)
+            return _accuracy(standardise(test[0]) @ weights, test[1])
 
-    return lax.map(one, shots).mean()
+    return lax.map(accuracy_of, shots).mean()
 
 
 def _leave_one_out(kernel: Array, targets: Array) -> Array:
-    """Dual weights `(k,classes)` of the ridge that predicts each left-out row best, in closed form."""
+    """Dual weights `(k,classes)` of the ridge with the smallest leave-one-out error, in closed form."""
     eye = jnp.eye(len(kernel), dtype=kernel.dtype)
 
     def fit(ridge: Array) -> tuple[Array, Array]:
         factor = jnp.linalg.cholesky(kernel + ridge * jnp.trace(kernel) / len(kernel) * eye)
         inverse = cho_solve((factor, True), eye)
         weights = inverse @ targets
+        # Residual of each example under the fit to all others, without refitting.
         residual = weights / jnp.diag(inverse)[:, None]
         return weights, jnp.mean(jnp.square(residual))
 
@@ -347,29 +382,34 @@ def _leave_one_out(kernel: Array, targets: Array) -> Array:
 
 
 def feature_r2(train: tuple[Array, Array], test: tuple[Array, Array]) -> Array:
-    """Share of the variance of the teacher's test features that ridge regression explains.
+    """Compute the R2 of ridge regression from features to the teacher's features of test images.
 
-    The ridge is chosen on every tenth training image; the regression is then fitted on all of them.
+    The ridge is chosen on every tenth training image; the regression is then fitted to all training images.
 
     Args:
-        train: Features `(n,F)` and the teacher's features `(n,D)`.
-        test: The same of the test images.
+        train: Features `(n,F)` and the teacher's features `(n,D)` of the training images.
+        test: Features `(m,F)` and the teacher's features `(m,D)` of the test images.
 
     Returns:
-        R2 over all D numbers together, 1 at best, a scalar.
+        R2 over all D dimensions together, at most 1, a scalar.
     """
+    train, test = jax.tree.map(jnp.asarray, (train, test))
     chex.assert_equal_shape_prefix(train, 1)
     chex.assert_equal_shape_prefix(test, 1)
-    held = np.arange(len(train[0])) % 10 == 0
-    part, rest = _Moments.of(train[0][~held], train[1][~held]), (train[0][held], train[1][held])
-    errors = lax.map(lambda ridge: jnp.mean(jnp.square(part.predict(rest[0], ridge) - rest[1])), jnp.array(RIDGES))
+    held_out = np.arange(len(train[0])) % 10 == 0
+    fitted, rest = _Moments.of(train[0][~held_out], train[1][~held_out]), (train[0][held_out], train[1][held_out])
+    # Errors of the smallest ridges are NaN if the covariance is singular.
+    errors = lax.map(lambda ridge: jnp.mean(jnp.square(fitted.predict(rest[0], ridge) - rest[1])), jnp.array(RIDGES))
     best = jnp.array(RIDGES)[jnp.nanargmin(errors)]
     residual = test[1] - _Moments.of(*train).predict(test[0], best)
     return 1 - jnp.sum(jnp.square(residual)) / jnp.sum(jnp.square(test[1] - test[1].mean(0)[None]))
 
 
 class _Moments(NamedTuple):
-    """What ridge regression needs of its data: means `(1,F)` and `(1,D)`, covariances `(F,F)` and `(F,D)`."""
+    """Sufficient statistics of ridge regression: means `(1,F)` and `(1,D)`, covariances `(F,F)` and `(F,D)`.
+
+    The covariances are sums, not means, over the images.
+    """
 
     mean_x: Array
     mean_y: Array

@@ -1,6 +1,6 @@
-"""How trained networks are judged: by their frozen features, by fine-tuning, and by distillation without target data.
+"""Table of the evaluation protocols: probes of frozen features, fine-tuning, and target data-free distillation.
 
-Every protocol says in its settings where its defaults come from; `PROTOCOLS` is the one table of them.
+`PROTOCOLS` registers all protocols. Their settings name the sources of the defaults.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from ssdd_jax.models import architectures
 Array = jax.Array
 Supervised = Callable[[], tuple[nn.Module, Any]]
 
-# Data whose images mean something else in the mirror: they are not flipped (of SVHN KRR-ST's `get_aug` says so).
+# Data sets without horizontal flips, which could change the class (KRR-ST's `get_aug` does so for SVHN).
 UNFLIPPED = ("digits", "tfds:svhn_cropped", "tfds:mnist", "tfds:emnist", "tfds:kmnist")
-# Where KRR-ST fine-tunes for 10,000 iterations; elsewhere for 5,000 (its test.py).
+# Data sets that KRR-ST fine-tunes on for 10,000 iterations instead of 5,000 (test.py).
 LONG = ("cifar10", "cifar100", "tiny_imagenet", "tfds:cifar10", "tfds:cifar100", "tfds:tiny_imagenet")
 
 
 class Settings(NamedTuple):
-    """How trained networks are judged.
+    """Settings of the protocols.
 
     Attributes:
-        linear: The linear probe's SGD (KRR-ST, algorithms/linear_eval.py and train.py).
+        linear: SGD of the linear probe (KRR-ST, algorithms/linear_eval.py and train.py).
         tuning: Fine-tuning (KRR-ST, test.py); 0 steps: 10,000 on CIFAR and Tiny ImageNet, 5,000 elsewhere.
         distilling: Target data-free distillation (KRR-ST, test_kd.py).
-        supervised: Training of the supervised network that it learns from (KRR-ST, algorithms/scratch.py).
-        supervised_model: That network's architecture.
-        neighbours: Of k-NN (solo-learn).
-        together: Networks side by side; 0: as many as the memory holds.
+        supervised: Training of the supervised teacher of that distillation (KRR-ST, algorithms/scratch.py).
+        supervised_model: Architecture of the supervised teacher.
+        neighbours: Neighbours of k-NN (solo-learn).
+        together: Networks trained side by side; 0: as many as fit into memory.
     """
 
     linear: probes.Settings = probes.Settings()
@@ -50,15 +50,15 @@ class Settings(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """Frozen features of a target, and what else a protocol may look at.
+    """Input of a protocol on frozen features: features, labels and the teacher's features of a target.
 
     Attributes:
-        train: Of the training images `(n,F)`.
-        test: Of the test images `(m,F)`.
-        train_labels: int32 `(n,)`, or None.
-        test_labels: int32 `(m,)`, or None.
+        train: Features of the training images `(n,F)`.
+        test: Features of the test images `(m,F)`.
+        train_labels: Labels of the training images int32 `(n,)`, or None.
+        test_labels: Labels of the test images int32 `(m,)`, or None.
         classes: Number of classes.
-        teacher: The teacher's features of both, `(n,D)` and `(m,D)`, or None where they are not known.
+        teacher: The teacher's features of both splits, `(n,D)` and `(m,D)`, or None if unavailable.
     """
 
     train: Array
@@ -70,7 +70,13 @@ class Frozen(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """Which of the seeds: that of the whole evaluation, the number of this one, and a key of its own."""
+    """A seed of an evaluation.
+
+    Attributes:
+        base: Seed of the whole evaluation.
+        number: Number of this seed, from 0 on.
+        key: PRNG key of this seed.
+    """
 
     base: int
     number: int
@@ -81,10 +87,10 @@ class Networks(NamedTuple):
     """Trained networks of several seeds, or the teacher.
 
     Attributes:
-        keys: One per seed, `(seeds,)`.
-        module: The architecture; None for a teacher that is not at hand.
-        variables: With a leading axis of seeds; None likewise.
-        entry: What they were trained on.
+        keys: PRNG keys `(seeds,)`.
+        module: The architecture; None for a teacher that is unavailable.
+        variables: Variables with a leading axis of seeds; None for a teacher that is unavailable.
+        entry: The distilled set or baseline that they were trained on.
     """
 
     keys: Array
@@ -94,16 +100,16 @@ class Networks(NamedTuple):
 
 
 class Protocol(NamedTuple):
-    """A way to judge. One of `frozen` and `whole` is there.
+    """An evaluation protocol, which has either a function `frozen` or a function `whole`.
 
     Attributes:
-        columns: What it measures, with a heading each.
-        uses: What it depends on besides the networks and the target's data; JSON values.
-        frozen: From a seed, frozen features and settings to a value per column; nothing where the data lack what it
-            needs.
-        whole: From networks, a target, settings, and a function that returns a network trained on the target's labels,
-            to a row of values per seed; none where something is wanting.
-        teacher: Whether it compares with the teacher's features of the target.
+        columns: Heading of each measure, by name.
+        uses: Part of the cache key besides the networks and the target's data; JSON values.
+        frozen: Maps a seed, frozen features and settings to a value per measure; empty if the target lacks labels or
+            other data that the protocol needs.
+        whole: Maps networks, a target, settings, and a function that returns a network trained on the target's labels,
+            to values per seed; empty if networks or images that the protocol needs are unavailable.
+        teacher: Whether the protocol needs the teacher's features of the target.
     """
 
     columns: dict[str, str]
@@ -119,6 +125,7 @@ def _labelled(frozen: Frozen) -> tuple[tuple[Array, Array], tuple[Array, Array]]
     return (frozen.train, jnp.asarray(frozen.train_labels)), (frozen.test, jnp.asarray(frozen.test_labels))
 
 
+# Compiled once per shape and number of classes, and shared by all networks and targets that agree in these.
 _linear = jax.jit(probes.linear, static_argnames=("classes", "settings"))
 _lbfgs = jax.jit(probes.lbfgs, static_argnames=("classes", "settings"))
 _few_labels = jax.jit(probes.few_labels, static_argnames=("classes", "settings"))
@@ -131,7 +138,7 @@ def _by_linear(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, floa
     parts = _labelled(frozen)
     if parts is None:
         return {}
-    key = jax.random.fold_in(seed.key, 2)
+    key = jax.random.fold_in(seed.key, 2)  # each protocol folds in another number: no key is used twice
     return {"linear": float(_linear(key, *parts, classes=frozen.classes, settings=settings.linear))}
 
 
@@ -144,16 +151,17 @@ def _by_few_labels(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, 
     parts = _labelled(frozen)
     if parts is None:
         return {}
-    found = {}
+    values = {}
+    # The labels depend on the seed but not on the entry, so that differences between entries are paired.
     for column, fraction in zip(FEW_LABELS, probes.FRACTIONS, strict=True):
-        rows = probes.draw_fraction(1000 * seed.base + seed.number, np.asarray(frozen.train_labels), fraction)
-        found[column] = float(_few_labels(*parts, jnp.asarray(rows), classes=frozen.classes))
-    return found
+        indices = probes.draw_fraction(1000 * seed.base + seed.number, np.asarray(frozen.train_labels), fraction)
+        values[column] = float(_few_labels(*parts, jnp.asarray(indices), classes=frozen.classes))
+    return values
 
 
 def _by_few_shot(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
     parts = _labelled(frozen)
-    # The same few labels for all seeds: three draws of them are averaged already.
+    # All seeds share the few labels, since the probe already averages over several draws.
     shots = parts and probes.draw_shots(seed.base, np.asarray(frozen.train_labels), frozen.classes)
     if parts is None or shots is None:
         return {}
@@ -175,20 +183,21 @@ def _by_feature_r2(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, 
 
 
 def _images_and_labels(target: Target) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Images and labels of the training and the test part."""
+    """Images and labels of the training and the test split."""
     data = target.dataset
     assert data.train_labels is not None and data.test_images is not None and data.test_labels is not None
     return (data.train_images, data.train_labels), (data.test_images, data.test_labels)
 
 
 def _with_steps(chosen: finetune.Settings, target: Target) -> finetune.Settings:
+    # A target may be known by a short name or by that of its loader.
     names = (target.name, target.dataset.name)
     steps = chosen.steps or (10_000 if any(name in LONG for name in names) else 5_000)
     return chosen._replace(steps=steps, flip=0.0 if any(name in UNFLIPPED for name in names) else chosen.flip)
 
 
 def _together(module: nn.Module, target: Target, batch_size: int, settings: Settings) -> int | None:
-    """How many networks are trained side by side; None for all."""
+    """Number of networks trained side by side; None for all."""
     return settings.together or training.side_by_side(module, (batch_size, *target.dataset.image_shape))
 
 
@@ -199,7 +208,7 @@ def _by_finetune(
         return []
     chosen = _with_steps(settings.tuning, target)
     data = target.dataset
-    found = finetune.run(
+    accuracies = finetune.run(
         jax.vmap(jax.random.fold_in, (0, None))(networks.keys, 3),
         networks.module,
         networks.variables,
@@ -211,21 +220,21 @@ def _by_finetune(
         together=_together(networks.module, target, chosen.batch_size, settings),
         name=f"finetune {networks.entry.name}",
     )
-    return [{"finetune": float(value)} for value in found]
+    return [{"finetune": float(value)} for value in accuracies]
 
 
 def supervised_network(target: Target, settings: Settings) -> nn.Module:
-    """The network that target data-free distillation learns from; it tells the target's classes apart."""
+    """Create the supervised teacher of target data-free distillation, a classifier of the target's classes."""
     return architectures.make(settings.supervised_model, target.dataset.classes, target.dataset.image_shape)
 
 
 def supervised_uses(target: Target, settings: Settings) -> list[Any]:
-    """What that network depends on besides the target; JSON values."""
+    """Return the cache key of the supervised teacher besides the target; JSON values."""
     return [settings.supervised_model, *_with_steps(settings.supervised, target)]
 
 
 def train_supervised(key: Array, target: Target, settings: Settings) -> Any:
-    """That network's variables, trained on the target's labels."""
+    """Train the supervised teacher on the target's labels and return its variables."""
     return zero_shot.train_teacher(
         key,
         supervised_network(target, settings),
@@ -241,37 +250,39 @@ def _by_zero_shot(
 ) -> list[dict[str, float]]:
     data, seeds = target.dataset, len(networks.keys)
     test, constants = _images_and_labels(target)[1], {"mean": target.mean, "std": target.std}
-    if networks.entry.train is None:  # the row of the teacher is that of the network that is learnt from
-        alone = jax.tree.map(lambda leaf: leaf[None], supervised()[1])
-        plain = settings.distilling._replace(batch_statistics=False)
-        value = zero_shot.accuracy(supervised_network(target, settings), alone, test, settings=plain, **constants)
+    if networks.entry.train is None:  # the row of the teacher reports the supervised teacher of the distillation
+        stacked = jax.tree.map(lambda leaf: leaf[None], supervised()[1])
+        running = settings.distilling._replace(batch_statistics=False)
+        value = zero_shot.accuracy(supervised_network(target, settings), stacked, test, settings=running, **constants)
         return [{"zero_shot_kd": float(value[0])}] * seeds
     module = networks.module
     if networks.entry.images is None or module is None:
         return []
-    given = networks.entry.images(networks.keys)
+    images = networks.entry.images(networks.keys)
     keys = jax.vmap(jax.random.fold_in, (0, None))(networks.keys, 5)
     key_head, key_train = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
 
-    def with_head(key: Array, one: Any) -> Any:
-        return finetune.with_head(key, module, one, data.classes, data.image_shape)[1]
+    # Pre-trained networks predict features; a student needs a head for the target's classes.
+    def with_head(key: Array, variables: Any) -> Any:
+        return finetune.with_head(key, module, variables, data.classes, data.image_shape)[1]
 
     students = jax.vmap(with_head)(key_head, networks.variables)
-    found = zero_shot.run(
+    accuracies = zero_shot.run(
         key_train,
         (module.clone(dim=data.classes), students),
         supervised(),
-        given.inputs,
+        images.inputs,
         test,
         settings=settings.distilling,
-        noise=given.noise,
+        noise=images.noise,
         together=_together(module, target, settings.distilling.batch_size, settings),
         name=f"zero_shot_kd {networks.entry.name}",
         **constants,
     )
-    return [{"zero_shot_kd": float(value)} for value in found]
+    return [{"zero_shot_kd": float(value)} for value in accuracies]
 
 
+# Names of the measures, such as `few_labels_1` for 1 % of the labels.
 FEW_LABELS = tuple(f"few_labels_{100 * fraction:g}" for fraction in probes.FRACTIONS)
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -1,14 +1,14 @@
-"""Target data-free distillation: a student learns a labelled task from a teacher's answers to distilled images alone.
+"""Target data-free distillation: a student learns a task only from a teacher's predictions for distilled images.
 
-KRR-ST (Lee et al., "Self-supervised dataset distillation for transfer learning", ICLR 2024, Table 4) with the numbers
-of its published code (`test_kd.py`, `algorithms/zeroshot_kd.py`): the student, pre-trained on the distilled set and
-given a fresh classifier, imitates a supervised teacher of the target on augmented distilled images, and is then tested
-on the target's test images. In the baseline with Gaussian noise every batch is fresh noise instead.
+KRR-ST (Lee et al., "Self-supervised dataset distillation for transfer learning", ICLR 2024, Table 4) with the
+hyperparameters of its published code (`test_kd.py`, `algorithms/zeroshot_kd.py`): the student is pre-trained on the
+distilled set and gets a new classifier. It imitates a supervised teacher of the target on augmented distilled images,
+and is then tested on the target's test images. The baseline trains on Gaussian noise, new for every batch.
 
-That code never leaves train mode: batch norm normalises by each batch's own statistics in the teacher, which thereby
-adapts to images unlike those it was trained on, and in the student, when it is tested too. Accuracies depend on it, so
-it is the default here; see `Settings.batch_statistics`. One thing differs: the last batch of an epoch is filled up from
-the beginning of the epoch's order, where theirs is smaller.
+The published code never leaves train mode: batch norm normalises by the statistics of each batch, both in the teacher,
+which thereby adapts to images unlike its training images, and in the student's test. Accuracies depend on it, so it is
+the default here; see `Settings.batch_statistics`. One difference remains: the last batch of an epoch is filled up from
+the beginning of the epoch's order, while the published one is smaller.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ Model = tuple[Any, Variables]
 Labelled = tuple[np.ndarray, np.ndarray]
 Constants = Sequence[float] | np.ndarray | Array
 
-# Steps in one call of the compiled program, between which a run can be interrupted and is checked.
+# Approximate number of steps per call of the compiled program; a run can be interrupted and is checked between calls.
 STEPS_PER_CALL = 16
 
 
 class Settings(NamedTuple):
-    """How a student learns from a teacher; the defaults are the published ones.
+    """Settings of the distillation; the defaults are the published ones.
 
     Attributes:
         epochs: Passes over the distilled images.
         batch_size: Images per step, and per batch of the test.
-        learning_rate: AdamW's rate in the first epoch; in epoch e of E it is `(1 + cos(pi e / E)) / 2` of that.
-        noise_learning_rate: The same where the batches are noise.
-        weight_decay: AdamW's decay, of every parameter.
-        temperature: What both networks' logits are divided by.
-        batch_statistics: Batch norm normalises by each batch's own statistics in the teacher and in the test. Without,
-            by the running ones. The student's training always uses the batch's.
+        learning_rate: AdamW's learning rate in the first epoch; epoch e of E multiplies it by
+            `(1 + cos(pi e / E)) / 2`.
+        noise_learning_rate: The learning rate if the batches are noise.
+        weight_decay: AdamW's weight decay, applied to every parameter.
+        temperature: Divisor of both networks' logits.
+        batch_statistics: If True, batch norm in the teacher and in the test uses the statistics of each batch, else the
+            running statistics. The student's training always uses the statistics of the batch.
     """
 
     epochs: int = 1000
@@ -64,11 +65,11 @@ class Settings(NamedTuple):
 
 
 class State(NamedTuple):
-    """A student in training.
+    """Training state of a student.
 
     Attributes:
         variables: `params` and `batch_stats`.
-        opt_state: AdamW's state: two moments per parameter, and the number of steps.
+        opt_state: State of AdamW: two moments per parameter, and the number of steps.
     """
 
     variables: Variables
@@ -76,23 +77,29 @@ class State(NamedTuple):
 
 
 def loss(student: Array, teacher: Array, *, temperature: float = 1.0) -> Array:
-    """Cross-entropy of the student's classes under the teacher's.
+    """Compute the cross-entropy between the teacher's and the student's class probabilities.
 
     Args:
-        student: Logits `(B,classes)`.
-        teacher: Logits `(B,classes)`; they get no gradient.
-        temperature: What both are divided by.
+        student: Logits of the student `(B,classes)`.
+        teacher: Logits of the teacher `(B,classes)`, which get no gradient.
+        temperature: Divisor of both logits.
 
     Returns:
         `-sum softmax(teacher) log_softmax(student)`, mean over the batch, a scalar.
     """
     chex.assert_equal_shape([student, teacher])
-    wanted = jax.nn.softmax(lax.stop_gradient(teacher) / temperature)
-    return -jnp.mean(jnp.sum(wanted * jax.nn.log_softmax(student / temperature), axis=-1))
+    probabilities = jax.nn.softmax(lax.stop_gradient(teacher) / temperature)
+    return -jnp.mean(jnp.sum(probabilities * jax.nn.log_softmax(student / temperature), axis=-1))
 
 
 def optimizer(settings: Settings, steps_per_epoch: int, *, noise: bool = False) -> optax.GradientTransformation:
-    """AdamW, its rate the same throughout an epoch and following half a cosine over the epochs."""
+    """Create AdamW with a learning rate that is constant within an epoch and follows half a cosine over the epochs.
+
+    Args:
+        settings: Learning rates, weight decay and the number of epochs.
+        steps_per_epoch: Number of steps per epoch.
+        noise: Use the learning rate for noise.
+    """
     first = settings.noise_learning_rate if noise else settings.learning_rate
 
     def schedule(step: Array) -> Array:
@@ -111,28 +118,28 @@ def step(
     adamw: optax.GradientTransformation,
     settings: Settings = Settings(),
 ) -> tuple[State, Array]:
-    """One step of AdamW towards the teacher's answers to one batch.
+    """Take one step of AdamW towards the teacher's predictions for a batch.
 
     Args:
-        state: The student.
+        state: The student's state before the step.
         x: Network inputs `(B,H,W,C)`.
-        student: The student's network.
-        teacher: The teacher's network and its variables, which stay as they are.
-        adamw: From `optimizer`.
-        settings: Temperature, and whether the teacher uses the batch's statistics.
+        student: Module of the student.
+        teacher: Module and variables of the teacher, which are not changed.
+        adamw: Optimizer from `optimizer`.
+        settings: Temperature, and whether the teacher uses the statistics of the batch.
 
     Returns:
-        The student after the step, and the loss before it, a scalar.
+        The student's state after the step, and the loss before it, a scalar.
     """
-    wanted = _logits(*teacher, x, settings)
+    teacher_logits = _logits(*teacher, x, settings)
 
-    def of(params: Any) -> tuple[Array, Any]:
+    def objective(params: Any) -> tuple[Array, Any]:
         variables = {"params": params, "batch_stats": state.variables["batch_stats"]}
-        (_, found), updated = student.apply(variables, x, train=True, mutable=["batch_stats"])
-        return loss(found, wanted, temperature=settings.temperature), updated.get("batch_stats", {})
+        (_, logits), updated = student.apply(variables, x, train=True, mutable=["batch_stats"])
+        return loss(logits, teacher_logits, temperature=settings.temperature), updated.get("batch_stats", {})
 
     params = state.variables["params"]
-    (value, stats), gradient = jax.value_and_grad(of, has_aux=True)(params)
+    (value, stats), gradient = jax.value_and_grad(objective, has_aux=True)(params)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer
         updates, opt_state = adamw.update(gradient, state.opt_state, params)
     params = optax.apply_updates(params, updates)
@@ -140,8 +147,8 @@ def step(
 
 
 def _logits(network: Any, variables: Variables, x: Array, settings: Settings) -> Array:
-    """Logits `(B,classes)` as the settings want batch norm to work; running statistics stay as they are."""
-    if settings.batch_statistics:
+    """Logits `(B,classes)` with batch norm as in the settings; running statistics are not updated."""
+    if settings.batch_statistics:  # train mode, discarding the updated statistics
         return network.apply(variables, x, train=True, mutable=["batch_stats"])[0][1]
     return network.apply(variables, x, train=False)[1]
 
@@ -160,42 +167,50 @@ def run(
     together: int | None = None,
     name: str = "",
 ) -> np.ndarray:
-    """Train one student per key, and test it.
+    """Train one student per key and test it.
 
     Args:
-        keys: PRNG keys `(S,)`; a student depends on its own and, up to rounding, not on the others.
-        student: The students' network, whose `dim` is the number of classes, and variables with a leading axis S.
-        teacher: The teacher's network, of the same `dim`, and its variables.
+        keys: PRNG keys `(S,)`; a student depends on its own key only, up to rounding.
+        student: Module of the students, whose `dim` is the number of classes, and variables with a leading axis S.
+        teacher: Module of the teacher, with the same `dim`, and its variables.
         images: Distilled images, network inputs `(P,H,W,C)` for all students or `(S,P,H,W,C)`; with `noise` only
-            their number and shape count.
-        test: The target's test images, uint8 `(m,H,W,C)`, and labels int32 `(m,)`.
-        mean: Mean of each channel `(C,)`, of pixels in 0..1, that test images are normalised by.
+            their number and shape matter.
+        test: Test images of the target, uint8 `(m,H,W,C)`, and labels int32 `(m,)`.
+        mean: Mean of each channel `(C,)` for the normalisation of test images, of pixels in 0..1.
         std: Standard deviation of each channel `(C,)`.
-        settings: How they are trained and tested.
-        noise: Train on Gaussian noise, fresh for each batch, at its own rate.
-        together: How many students are trained side by side; all by default.
-        name: What the progress bar says; no bar if empty.
+        settings: Settings of training and test.
+        noise: Train on Gaussian noise, new for each batch, at `noise_learning_rate`.
+        together: Number of students trained side by side; all by default.
+        name: Label of the progress bar; no bar if empty.
 
     Returns:
-        Percent of test labels predicted, of each student, float64 `(S,)`.
+        Test accuracy of each student in percent, float64 `(S,)`.
 
     Raises:
-        ValueError: If the shapes do not fit each other.
-        UserError: If a student's loss is not a number.
+        ValueError: If the shapes do not fit together.
+        UserError: If the loss of a student is not finite.
     """
     _check(keys, student, teacher, images, test)
     count = len(keys)
     size = min(count, together or count)
-    found = []
+    accuracies = []
+    # Groups bound the memory of training.
     for begin in range(0, count, size):
         part = slice(begin, begin + size)
-        own = images[part] if images.ndim == 5 else images
+        group_images = images[part] if images.ndim == 5 else images
         start = jax.tree.map(lambda leaf: leaf[part], student[1])  # noqa: B023, used at once
         trained = _train(
-            keys[part], (student[0], start), teacher, own, settings=settings, noise=noise, first=begin, name=name
+            keys[part],
+            (student[0], start),
+            teacher,
+            group_images,
+            settings=settings,
+            noise=noise,
+            first=begin,
+            name=name,
         )
-        found.append(accuracy(student[0], trained, test, mean=mean, std=std, settings=settings))
-    return np.concatenate(found)
+        accuracies.append(accuracy(student[0], trained, test, mean=mean, std=std, settings=settings))
+    return np.concatenate(accuracies)
 
 
 def accuracy(
@@ -207,29 +222,29 @@ def accuracy(
     std: Constants,
     settings: Settings = Settings(),
 ) -> np.ndarray:
-    """What share of the labels students predict, in batches in the order of the images.
+    """Compute the test accuracy of students, in batches in the order of the images.
 
-    The last batch is as small as it comes: with `batch_statistics` its statistics are those of its own images.
+    The last batch is not padded: with `batch_statistics` its statistics are those of the remaining images.
 
     Args:
-        network: The students' network.
-        variables: Theirs, with a leading axis S.
+        network: Module of the students.
+        variables: Variables of the students with a leading axis S.
         test: Images uint8 `(m,H,W,C)` and labels int32 `(m,)`.
         mean: Mean of each channel `(C,)`, of pixels in 0..1.
         std: Standard deviation of each channel `(C,)`.
-        settings: Batch size, and whether batches are normalised by their own statistics.
+        settings: Batch size, and whether batch norm uses the statistics of each batch.
 
     Returns:
-        Percent, float64 `(S,)`.
+        Accuracy in percent, float64 `(S,)`.
     """
     images, labels = test
     constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    right: Any = 0
+    correct: Any = 0
     for begin in range(0, len(images), settings.batch_size):
         part = slice(begin, begin + settings.batch_size)
         predicted = _predict(variables, images[part], constants, network=network, settings=settings)
-        right = right + (np.asarray(predicted) == labels[part][None]).sum(1)
-    return 100.0 * right / len(images)
+        correct = correct + (np.asarray(predicted) == labels[part][None]).sum(1)
+    return 100.0 * correct / len(images)
 
 
 def train_teacher(
@@ -241,31 +256,32 @@ def train_teacher(
     std: Constants,
     settings: finetune.Settings = finetune.Settings(),
 ) -> Variables:
-    """A supervised teacher of the target, trained from scratch.
+    """Train a supervised teacher of the target from scratch.
 
-    KRR-ST's code comes with a trained ResNet-18 for CIFAR-10, not with its training. This is that code's recipe for
-    training from scratch (`algorithms/scratch.py`), which is the one for fine-tuning.
+    KRR-ST's code includes a trained ResNet-18 for CIFAR-10 but not its training. This function uses the recipe of that
+    code for training from scratch (`algorithms/scratch.py`), which equals the one for fine-tuning.
 
     Args:
         key: PRNG key.
-        network: The teacher's network, whose `dim` is the number of classes.
-        train: The target's training images uint8 `(n,H,W,C)` and labels int32 `(n,)`.
+        network: Module of the teacher, whose `dim` is the number of classes.
+        train: Training images of the target uint8 `(n,H,W,C)` and labels int32 `(n,)`.
         mean: Mean of each channel `(C,)`, of pixels in 0..1.
         std: Standard deviation of each channel `(C,)`.
-        settings: How it is trained.
+        settings: Training settings.
 
     Returns:
-        `params` and `batch_stats`.
+        `params` and `batch_stats` of the teacher.
 
     Raises:
-        UserError: If the network diverged.
+        UserError: If the network diverges.
     """
     teacher: Any = network
     key_init, key_train = jax.random.split(key)
-    alone = jax.tree.map(lambda leaf: leaf[None], initialize(key_init, network, train[0].shape[1:]))
+    # `fit` trains networks side by side: here a single one.
+    stacked = jax.tree.map(lambda leaf: leaf[None], initialize(key_init, network, train[0].shape[1:]))
     options: dict[str, Any] = {"mean": jnp.asarray(mean, jnp.float32), "std": jnp.asarray(std, jnp.float32)}
     options |= {"classes": jnp.int32(teacher.dim), "settings": settings}
-    trained = finetune.fit(jax.random.split(key_train, 2)[None], network, alone, train, **options)
+    trained = finetune.fit(jax.random.split(key_train, 2)[None], network, stacked, train, **options)
     return jax.tree.map(lambda leaf: leaf[0], trained)
 
 
@@ -276,11 +292,11 @@ def _check(keys: Array, student: Model, teacher: Model, images: Array, test: Lab
     if seeds != {len(keys)}:
         raise ValueError(f"{len(keys)} keys, but students or images for {sorted(seeds)}")
     if student[0].dim != teacher[0].dim:
-        raise ValueError(f"the student tells {student[0].dim} classes apart, the teacher {teacher[0].dim}")
+        raise ValueError(f"the student has {student[0].dim} classes, the teacher {teacher[0].dim}")
     if images.shape[-3:] != test[0].shape[1:] or len(test[0]) != len(test[1]) or not len(test[0]):
         raise ValueError(
             f"distilled images {images.shape} and test images {test[0].shape} must have one shape (H,W,C), "
-            f"and each test image one of {len(test[1])} labels"
+            f"and there must be one label per test image, got {len(test[1])}"
         )
 
 
@@ -295,7 +311,7 @@ def _train(
     first: int,
     name: str = "",
 ) -> Variables:
-    """Variables, with a leading axis, of a group of students after the last epoch; `first` is the first's number."""
+    """Train a group of students for all epochs; `first` is the number of the first student, for error messages."""
     per_epoch = epochs.batch_of(images.shape[-4], settings.batch_size)[1]
     adamw = optimizer(settings, per_epoch, noise=noise)
     # The state is donated: what the caller holds must not be.
@@ -331,37 +347,38 @@ def _advance(
     settings: Settings,
     noise: bool,
 ) -> tuple[State, Array]:
-    """A group of students after the epochs from the first of `span` up to the second, and the sums of their losses."""
+    """Train a group of students for the epochs `span[0] .. span[1] - 1`; returns states and sums of losses `(S,)`."""
     count, shape = images.shape[-4], images.shape[-3:]
     size, per_epoch = epochs.batch_of(count, settings.batch_size)
     adamw = optimizer(settings, per_epoch, noise=noise)
 
-    def one(key: Array, state: State, images: Array) -> tuple[State, Array]:
+    def advance(key: Array, state: State, images: Array) -> tuple[State, Array]:
         def epoch(number: Array, carry: tuple[State, Array]) -> tuple[State, Array]:
+            # Folding in the number of the epoch makes results independent of the steps per call.
             key_order, key_batches = jax.random.split(jax.random.fold_in(key, number))
-            rows = epochs.shuffled(key_order, count=count, batch_size=settings.batch_size)
+            indices = epochs.shuffled(key_order, count=count, batch_size=settings.batch_size)
 
             def batch(carry: tuple[State, Array], item: tuple[Array, Array]) -> tuple[tuple[State, Array], None]:
                 state, total = carry
-                key_batch, row = item
+                key_batch, batch_indices = item
                 if noise:
                     x = jax.random.normal(key_batch, (size, *shape), images.dtype)
                 else:
-                    x = diff_augment.augment(key_batch, images[row])
+                    x = diff_augment.augment(key_batch, images[batch_indices])
                 state, value = step(state, x, student, (teacher, teacher_variables), adamw=adamw, settings=settings)
                 return (state, total + value.astype(jnp.float32)), None
 
-            return lax.scan(batch, carry, (jax.random.split(key_batches, per_epoch), rows))[0]
+            return lax.scan(batch, carry, (jax.random.split(key_batches, per_epoch), indices))[0]
 
         return lax.fori_loop(*span, epoch, (state, jnp.zeros(())))
 
-    return jax.vmap(one, in_axes=(0, 0, 0 if images.ndim == 5 else None))(keys, state, images)
+    return jax.vmap(advance, in_axes=(0, 0, 0 if images.ndim == 5 else None))(keys, state, images)
 
 
 @functools.partial(jax.jit, static_argnames=("network", "settings"))
 def _predict(
     variables: Variables, images: Array, constants: tuple[Array, Array], *, network: nn.Module, settings: Settings
 ) -> Array:
-    """Classes int32 `(S,B)` that students predict for uint8 images `(B,H,W,C)`."""
+    """Predicted classes int32 `(S,B)` of students for uint8 images `(B,H,W,C)`."""
     x = from_bytes(images, *constants)
-    return jax.vmap(lambda one: jnp.argmax(_logits(network, one, x, settings), -1))(variables)
+    return jax.vmap(lambda tree: jnp.argmax(_logits(network, tree, x, settings), -1))(variables)

@@ -1,8 +1,8 @@
-"""Experts: students trained on all data towards the teacher's features, and their trajectories on disk.
+"""Training of experts: students that regress the teacher's features on all data, with their trajectories on disk.
 
 MKDT (Joshi, Ni, Mirzasoleiman, ICLR 2025): 100 ConvNets with instance norm, mean squared error on the teacher's
-features, SGD (0.1, momentum 0.9, weight decay 1e-4, batch 256), no augmentation; the parameters are kept at the start
-and after every epoch. Its distilled set starts from the images that the experts fit worst after their first epoch.
+features, SGD (0.1, momentum 0.9, weight decay 1e-4, batch 256), no augmentation; the parameters are saved at the start
+and after every epoch. Its distilled set starts from the images with the highest loss after the first epoch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ssdd_jax.training import epochs, loop, streaming
 
 Array = jax.Array
 
-# Images per forward pass when losses are measured, and those that are read from the host at a time.
+# Images per forward pass when losses are measured, and images per transfer from the host.
 MEASURE = 256
 PART = 32 * MEASURE
 
@@ -45,7 +45,7 @@ def train_epoch(
     *,
     settings: Settings,
 ) -> inner.State:
-    """Train a group of experts by one epoch of shuffled mini-batches, each in an order of its own.
+    """Train a group of experts for one epoch of mini-batches, each expert in its own shuffled order.
 
     Args:
         keys: PRNG keys `(k,)`.
@@ -61,8 +61,8 @@ def train_epoch(
     chex.assert_rank([images, targets], [4, 2])
     chex.assert_equal_shape_prefix([images, targets], 1)
 
-    def step(state: inner.State, rows: Array) -> inner.State:
-        return inner.step(state, preprocessing.images(images[rows]), targets[rows], settings=settings.inner)[0]
+    def step(state: inner.State, indices: Array) -> inner.State:
+        return inner.step(state, preprocessing.images(images[indices]), targets[indices], settings=settings.inner)[0]
 
     options = {"count": len(images), "batch_size": settings.batch_size, "epochs": 1}
     return jax.vmap(lambda key, state: epochs.run(key, state, step, **options))(keys, states)
@@ -71,7 +71,8 @@ def train_epoch(
 def train_epoch_streamed(
     keys: Array, states: inner.State, pairs: streaming.Pairs, *, settings: Settings
 ) -> inner.State:
-    """The same as `train_epoch`, of images and features that stay on the host; `keys` `(k,)`, one per expert."""
+    """Train like `train_epoch`, with images and features that stay on the host; `keys` `(k,)`, one per expert."""
+    # Reads the batches of all experts of a step together, in the orders that `train_epoch` would use.
     read, steps = streaming.shuffled(keys, pairs, batch_size=settings.batch_size)
     size, _ = epochs.batch_of(len(pairs.images), settings.batch_size)
     advance = functools.partial(_advance_fed, pairs.preprocessing, settings=settings)
@@ -83,24 +84,24 @@ def train_epoch_streamed(
 def _advance_fed(
     preprocessing: Preprocessing, states: inner.State, items: tuple[Array, Array], count: Array, *, settings: Settings
 ) -> inner.State:
-    def one(state: inner.State, x: Array, y: Array) -> inner.State:
+    def update(state: inner.State, x: Array, y: Array) -> inner.State:
         return inner.step(state, preprocessing.images(x), y, settings=settings.inner)[0]
 
-    return streaming.loop(lambda states, item: jax.vmap(one)(states, *item), states, items, count)
+    return streaming.loop(lambda states, item: jax.vmap(update)(states, *item), states, items, count)
 
 
 def _losses(variables: inner.Variables, data: streaming.Pairs | _Data) -> np.ndarray:
-    """`image_losses`, of what is on the host a part at a time."""
+    """Compute `image_losses` `(n,)`; data on the host are transferred in parts."""
     if isinstance(data, _Data):
         return np.asarray(image_losses(variables, *data))
-    rows = np.arange(len(data.images))
-    some = (data.take(rows[begin : begin + PART]) for begin in range(0, len(rows), PART))
-    return np.concatenate([np.asarray(image_losses(variables, *part, data.preprocessing)) for part in some])
+    indices = np.arange(len(data.images))
+    batches = (data.take(indices[begin : begin + PART]) for begin in range(0, len(indices), PART))
+    return np.concatenate([np.asarray(image_losses(variables, *part, data.preprocessing)) for part in batches])
 
 
 @jax.jit
 def image_losses(variables: inner.Variables, images: Array, targets: Array, preprocessing: Preprocessing) -> Array:
-    """How badly one student, in eval mode, fits each image, a batch of images at a time.
+    """Compute the loss of one student, in eval mode, on each image, batch by batch.
 
     Args:
         variables: `params` and `batch_stats` of the student.
@@ -109,24 +110,25 @@ def image_losses(variables: inner.Variables, images: Array, targets: Array, prep
         preprocessing: Constants of the data set.
 
     Returns:
-        Mean squared error over the D numbers of each image `(n,)`.
+        Mean squared error over the D values of each target `(n,)`.
     """
     chex.assert_equal_shape_prefix([images, targets], 1)
     count = len(images)
     size = min(MEASURE, count)
+    # The last batch is padded so that all have the same shape; the padding's losses are cut off at the end.
     padded = jnp.pad(images, ((0, -count % size), *((0, 0),) * 3)).reshape(-1, size, *images.shape[1:])
-    expected = jnp.pad(targets, ((0, -count % size), (0, 0))).reshape(-1, size, targets.shape[1])
+    padded_targets = jnp.pad(targets, ((0, -count % size), (0, 0))).reshape(-1, size, targets.shape[1])
 
-    def one(batch: tuple[Array, Array]) -> Array:
+    def batch_losses(batch: tuple[Array, Array]) -> Array:
         x, y = batch
         return jnp.mean(jnp.square(inner.predict(variables, preprocessing.images(x)) - y), axis=1)
 
-    return lax.map(one, (padded, expected)).reshape(-1)[:count]
+    return lax.map(batch_losses, (padded, padded_targets)).reshape(-1)[:count]
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "image_shape", "dim"))
 def _fresh(keys: Array, *, settings: Settings, image_shape: tuple[int, ...], dim: int) -> inner.State:
-    """New experts, one per key."""
+    """Initialize experts, one per key `(k,)`."""
     options: dict[str, Any] = {"widths": settings.widths, "norm": settings.norm, "settings": settings.inner}
     return jax.vmap(lambda key: inner.init(key, image_shape, dim, **options))(keys)
 
@@ -135,7 +137,7 @@ _flatten_all = jax.jit(jax.vmap(flatten))
 
 
 class _Data(NamedTuple):
-    """What experts are trained on: uint8 `(n,H,W,C)`, `(n,D)`, and the constants."""
+    """Training data of experts on the device: uint8 `(n,H,W,C)`, `(n,D)`, and the data set's constants."""
 
     images: Array
     targets: Array
@@ -153,7 +155,7 @@ def make(
     say: Callable[[str], None],
     keep: bool = True,
 ) -> Store:
-    """As `make_of`, of images uint8 `(n,H,W,C)` and regression targets `(n,D)` that are kept on the device."""
+    """Call `make_of` on images uint8 `(n,H,W,C)` and regression targets `(n,D)` that are kept on the device."""
     data = _Data(jnp.asarray(images), jnp.asarray(targets), preprocessing)
     return make_of(key, folder, data, settings=settings, say=say, keep=keep)
 
@@ -167,32 +169,34 @@ def make_of(
     say: Callable[[str], None],
     keep: bool = True,
 ) -> Store:
-    """Train the experts that are missing, a group of `vectorize` at a time.
+    """Train the experts that are missing, in groups of `vectorize`.
 
-    Interrupted, it continues with the first group that is not whole, with the same bits as if left alone: an expert
-    depends on the key and its own number.
+    After an interruption, training resumes with the first incomplete group. The result is bitwise identical to that of
+    an uninterrupted training, because an expert depends only on the key and its index.
 
     Args:
         key: PRNG key; folded by expert.
-        folder: Where trajectories and losses are kept.
-        data: What they are trained on: on the device, or streamed from the host.
-        settings: How many experts, and how they are trained.
-        say: Called with a line for the user before anything is trained.
-        keep: Whether trajectories are written. Without them only the losses are, and one epoch is enough.
+        folder: Folder of the trajectories and losses.
+        data: Training data, on the device or streamed from the host.
+        settings: Number of experts and settings of their training.
+        say: Called with a message for the user before the training starts.
+        keep: Whether to write trajectories. Without them only the losses are written, and one epoch is enough.
 
     Returns:
         The trajectories and losses.
 
     Raises:
-        UserError: If the disk is too small, an expert diverges, or the folder holds other experts.
-        ssdd_jax.training.loop.Stopped: If SIGTERM or SIGINT came; the groups that are done are kept.
+        UserError: If the disk is too small, an expert diverges, or the folder holds experts of other settings.
+        ssdd_jax.training.loop.Stopped: On SIGTERM or SIGINT; complete groups are kept.
     """
+    # Groups are complete or absent: a resumed run splits the experts in the same way.
     store = Store(folder)
     size, (shape, dim) = settings.vectorize, _shapes(data)
     groups = [range(first, min(first + size, settings.count)) for first in range(0, settings.count, size)]
     expected = (settings.epochs + 1, numbers(settings, shape, dim))
     missing = [group for group in groups if not is_done(store, group, expected if keep else None)]
     if missing:
+        # Without trajectories the training ends after the epoch whose losses are needed.
         passes = settings.epochs if keep else 1
         _prepare(store, sum(map(len, missing)), expected, keep, say)
         with (
@@ -206,7 +210,7 @@ def make_of(
 
 
 class _Progress(NamedTuple):
-    """Epochs to train, whether trajectories are kept, the progress bar, and the signals that came."""
+    """Epochs to train, whether trajectories are kept, the progress bar, and the signals received so far."""
 
     passes: int
     keep: bool
@@ -215,28 +219,32 @@ class _Progress(NamedTuple):
 
 
 def _shapes(data: streaming.Pairs | _Data) -> tuple[tuple[int, ...], int]:
-    """`(H,W,C)` and D."""
+    """Return the image shape `(H,W,C)` and the target length D."""
     return data.images.shape[1:], (data.targets if isinstance(data, _Data) else data.features).shape[1]
 
 
 def _make_group(
     key: Array, store: Store, group: range, data: streaming.Pairs | _Data, settings: Settings, progress: _Progress
 ) -> None:
-    """Train a group, write its trajectories, and last its losses, which say that it is whole."""
+    """Train a group, write its trajectories, and last its losses, which mark it as complete."""
     snapshots, losses = [], np.zeros(len(data.images))
     for epoch, states in enumerate(_train(key, group, data, settings, progress.passes)):
         vectors = np.asarray(_flatten_all(states.variables["params"]))
         _check_finite(vectors, group, f"parameters after epoch {epoch}")
         if progress.keep:
             snapshots.append(vectors)
+        # MKDT ranks the images by the losses after the first epoch, whatever the length of the trajectories.
         if epoch == 1:
+            # One expert at a time: the losses of all images need little memory then.
             members = [jax.tree.map(lambda leaf: leaf[i], states.variables) for i in range(len(group))]  # noqa: B023
-            each = np.stack([_losses(variables, data) for variables in members])
-            _check_finite(each, group, "losses after epoch 1")
-            losses = each.sum(0, dtype=np.float64)
+            expert_losses = np.stack([_losses(variables, data) for variables in members])
+            _check_finite(expert_losses, group, "losses after epoch 1")
+            losses = expert_losses.sum(0, dtype=np.float64)
         progress.bar.update(len(group) if epoch else 0)
+        # A group that is not complete is trained again from its start.
         if progress.requested and epoch < progress.passes:
             raise loop.Stopped(f"experts: stopped in expert {group[0]} of {settings.count}; those before it are kept")
+    # Trajectories are written before the losses, so that a kill in between leaves an incomplete group.
     for i, expert in enumerate(group if progress.keep else ()):
         files.write_array(store.path(expert), np.stack([vectors[i] for vectors in snapshots]))
     files.write_array(group_losses(store, group), losses)
@@ -245,7 +253,8 @@ def _make_group(
 def _train(
     key: Array, group: range, data: streaming.Pairs | _Data, settings: Settings, passes: int
 ) -> Iterator[inner.State]:
-    """The group's experts at the start and after every epoch."""
+    """Yield the group's experts at the start and after every epoch."""
+    # One key per expert for its start and one for its orders, both independent of the grouping.
     keys = jax.vmap(lambda expert: jax.random.split(jax.random.fold_in(key, expert)))(jnp.asarray(group))
     shape, dim = _shapes(data)
     states = _fresh(keys[:, 0], settings=settings, image_shape=shape, dim=dim)
@@ -260,9 +269,9 @@ def _train(
 
 
 def _check_finite(values: np.ndarray, group: range, what: str) -> None:
-    """`values` `(k,...)`, a row per expert of the group."""
-    for expert, row in zip(group, values, strict=True):
-        if not np.isfinite(row).all():
+    """Raise an error if `values` `(k,...)`, with one entry per expert of the group, are not all finite."""
+    for expert, expert_values in zip(group, values, strict=True):
+        if not np.isfinite(expert_values).all():
             raise UserError(
                 f"experts: the {what} of expert {expert} are not finite numbers, nothing of it is kept; "
                 "try a smaller config.experts.learning_rate"
@@ -270,14 +279,15 @@ def _check_finite(values: np.ndarray, group: range, what: str) -> None:
 
 
 def _prepare(store: Store, count: int, shape: tuple[int, int], keep: bool, say: Callable[[str], None]) -> None:
-    """Make the folder, say what is going to fill it, and refuse to begin where the disk is too small."""
+    """Create the folder, report the size of the trajectories, and raise an error if the disk is too small."""
     snapshots, size = shape
     if not keep:
-        say(f"experts: {count} networks of {size:,} parameters, one epoch each; nothing of them but losses is kept")
+        say(f"experts: {count} networks of {size:,} parameters, one epoch each; only their losses are kept")
     with files.saving(store.folder):
         store.folder.mkdir(parents=True, exist_ok=True)
     if not keep:
         return
+    # Checked before hours of training, not when the disk is full.
     needed = count * snapshots * size * 4
     say(f"experts: {count} trajectories of {snapshots} snapshots take {readable(needed)} in {store.folder}")
     free = shutil.disk_usage(store.folder).free

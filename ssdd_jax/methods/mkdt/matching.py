@@ -1,9 +1,9 @@
-"""Trajectory matching: a student trained on the pairs should end where an expert, trained on all data, went.
+"""Trajectory matching: train a student on the pairs, and compare it with an expert trained on all data.
 
 MKDT (Joshi, Ni, Mirzasoleiman, "Dataset Distillation via Knowledge Distillation: Towards Efficient Self-Supervised
 Pre-training of Deep Networks", ICLR 2025) with the objective of Cazenavette et al., "Dataset Distillation by Matching
 Training Trajectories", CVPR 2022. The student starts at an expert's parameters after some epoch and takes plain SGD
-steps on the pairs; images, targets and the student's rate follow the gradient through all of these steps.
+steps on the pairs. Images, targets and the student's rate are optimised by gradients through all of these steps.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Student = Any
 
 
 class Settings(NamedTuple):
-    """The matching problem's constants.
+    """Settings of the matching problem.
 
     Attributes:
         unroll: Steps that a student takes on the pairs.
-        batch_size: Pairs per step of a student; all of them if they are fewer.
+        batch_size: Pairs per step of a student; all of them if there are fewer.
         image_learning_rate: Rate of SGD on the images.
         target_learning_rate: Rate of SGD on the targets.
         rate_learning_rate: Rate of SGD on the student's rate.
@@ -44,7 +44,7 @@ class Settings(NamedTuple):
 
 
 class Params(NamedTuple):
-    """What is learned.
+    """Learned parameters.
 
     Attributes:
         images: Network inputs `(P,H,W,C)`.
@@ -58,14 +58,14 @@ class Params(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is being learned, and SGD's momentum of it."""
+    """Learned parameters, and the momentum of SGD."""
 
     params: Params
     opt_state: Any
 
 
 class Info(NamedTuple):
-    """Logged per outer step, all of them before it: the loss, the gradient's norm, the student's rate."""
+    """Logged per outer step, with values from before the step: loss, gradient norm, and the student's rate."""
 
     loss: Array
     gradient_norm: Array
@@ -73,52 +73,54 @@ class Info(NamedTuple):
 
 
 def loss(pairs: tuple[Array, Array], rate: Array, start: Student, target: Student, rows: Array) -> Array:
-    """How far from the expert a student ends, as a share of how far the expert went. Differentiable.
+    """Distance of a trained student from the expert, relative to the distance that the expert moved; differentiable.
 
-    `|student - target|^2 / |start - target|^2` over all parameters, where the student comes from `start` by one step
-    of plain SGD on the mean squared error per row of `rows`. The backward pass keeps one student per step and makes
-    the step's activations again, so that its memory grows by no more than that with the number of steps.
+    `|student - target|^2 / |start - target|^2` over all parameters. The student starts at `start` and takes one step of
+    plain SGD on the mean squared error per row of `rows`. The backward pass stores one student per step and recomputes
+    the activations of the step, so that memory grows only by one student per step.
 
     Args:
         pairs: Images `(P,H,W,C)` and targets `(P,D)`.
         rate: The student's learning rate, a scalar.
         start: Parameters of the `ConvNet` with instance norm that the student starts from.
-        target: Parameters of the same network that it should arrive at.
-        rows: Which pairs each step sees, int `(unroll,batch)`.
+        target: Parameters of the same network that it should reach.
+        rows: Indices of the pairs of each step, int `(unroll,batch)`.
 
     Returns:
-        A scalar, in the inputs' precision and never below float32.
+        A scalar, in the precision of the inputs but at least float32.
     """
     images, targets = pairs
     chex.assert_rank([images, targets, rate, rows], [4, 2, 0, 2])
     chex.assert_equal_shape_prefix([images, targets], 1)
     chex.assert_trees_all_equal_shapes(start, target)
+    # All arrays in one precision: stored trajectories are float32, even if the pairs are float64.
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves((images, targets, rate, start, target)))
     images, targets, rate, start, target = jax.tree.map(
-        lambda leaf: leaf.astype(dtype), (images, targets, rate, start, target)
+        lambda leaf: jnp.asarray(leaf).astype(dtype), (images, targets, rate, start, target)
     )
 
-    def step(student: Student, row: Array) -> tuple[Student, None]:
-        slope, _ = jax.grad(inner.loss, has_aux=True)(student, {}, images[row], targets[row])
-        return jax.tree.map(lambda weight, gradient: weight - rate * gradient, student, slope), None
+    def step(student: Student, batch: Array) -> tuple[Student, None]:
+        # No momentum and no decay: the published student is plain SGD, which the outer gradient passes through.
+        gradients, _ = jax.grad(inner.loss, has_aux=True)(student, {}, images[batch], targets[batch])
+        return jax.tree.map(lambda weight, gradient: weight - rate * gradient, student, gradients), None
 
-    # Inside a scan nothing could merge the second forward pass with the first, so no barrier is needed against it.
+    # Inside a scan the compiler cannot merge the recomputed forward pass with the first, so no barrier is needed.
     student, _ = lax.scan(jax.checkpoint(step, prevent_cse=False), start, rows)
     return _distance(student, target) / _distance(start, target)
 
 
-def _distance(one: Student, other: Student) -> Array:
+def _distance(first: Student, second: Student) -> Array:
     """Squared Euclidean distance, a scalar."""
-    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), one, other)
+    squares = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), first, second)
     return jnp.sum(jnp.stack(jax.tree.leaves(squares)))
 
 
 def draw_rows(key: Array, count: int, *, settings: Settings = Settings()) -> Array:
-    """The mini-batches of a student's steps: shuffled epochs over the pairs, one after the other.
+    """Draw the mini-batches of a student's steps: consecutive shuffled epochs over the pairs.
 
-    Every pair comes up once an epoch. Where the batches do not divide the pairs, the last batch of an epoch is filled
-    up from the beginning of the epoch's order.
+    Every pair occurs once per epoch. If the batch size does not divide the number of pairs, the last batch of an epoch
+    is filled up from the beginning of the epoch's order.
 
     Args:
         key: PRNG key; folded by epoch.
@@ -126,16 +128,17 @@ def draw_rows(key: Array, count: int, *, settings: Settings = Settings()) -> Arr
         settings: Steps and batch size.
 
     Returns:
-        Rows, int32 `(unroll, min(batch_size, P))`.
+        Indices of pairs, int32 `(unroll, min(batch_size, P))`.
     """
     size, per_epoch = epochs.batch_of(count, settings.batch_size)
+    # Whole epochs are drawn and the surplus of the last one is cut off.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(-(-settings.unroll // per_epoch)))
-    rows = jax.vmap(lambda key: epochs.shuffled(key, count=count, batch_size=size))(keys)
-    return rows.reshape(-1, size)[: settings.unroll].astype(jnp.int32)
+    orders = jax.vmap(lambda key: epochs.shuffled(key, count=count, batch_size=size))(keys)
+    return orders.reshape(-1, size)[: settings.unroll].astype(jnp.int32)
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
-    """SGD with momentum as PyTorch defines it, at a rate of its own for images, targets and the student's rate."""
+    """SGD with momentum as in PyTorch, with separate rates for images, targets and the student's rate."""
 
     def scale(updates: Params, _: Any) -> Params:
         return Params(
@@ -150,30 +153,32 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
 def init(params: Params, *, settings: Settings = Settings()) -> State:
     """The state before the first outer step; images `(P,H,W,C)`, targets `(P,D)`, rate a scalar."""
     chex.assert_rank([params.images, params.targets, params.rate], [4, 2, 0])
+    params = jax.tree.map(jnp.asarray, params)
     return State(params, optimizer(settings).init(params))
 
 
 def step(
     state: State, start: Student, target: Student, rows: Array, *, settings: Settings = Settings()
 ) -> tuple[State, Info]:
-    """One step of SGD on the matching loss of one piece of an expert's trajectory.
+    """Take one step of SGD on the matching loss for one section of an expert's trajectory.
 
     Args:
-        state: What is learned.
-        start: The expert's parameters where the student starts.
+        state: The parameters and their momentum.
+        start: The expert's parameters at the start of the student.
         target: The expert's parameters some epochs later.
         rows: From `draw_rows`, int32 `(unroll,batch)`.
         settings: The rates and the momentum.
 
     Returns:
-        The state after the step, and what to log.
+        The state after the step, and the values to log.
     """
 
     def value(params: Params) -> Array:
         return loss((params.images, params.targets), params.rate, start, target, rows)
 
-    found, gradient = jax.value_and_grad(value)(state.params)
+    state = jax.tree.map(jnp.asarray, state)
+    matching_loss, gradient = jax.value_and_grad(value)(state.params)
     updates, opt_state = optimizer(settings).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
-    return State(params, opt_state), Info(found, norm, state.params.rate)
+    return State(params, opt_state), Info(matching_loss, norm, state.params.rate)

@@ -1,15 +1,15 @@
 """MKDT (Joshi, Ni and Mirzasoleiman, "Dataset Distillation via Knowledge Distillation: Towards Efficient
-Self-Supervised Pre-training of Deep Networks", ICLR 2025): images, targets and the student's rate, learned by matching
-trajectories of experts.
+Self-Supervised Pre-training of Deep Networks", ICLR 2025): images, targets and the student's rate are learned by
+matching trajectories of experts.
 
 Published: 100 experts (instance-norm ConvNet of width 128, SGD 0.1, momentum 0.9, decay 1e-4, batch 256), the
 high-loss subset as the start, 40 steps unrolled (10 on Tiny ImageNet), 5,000 outer steps; image rate 1e3 and starts
 before epoch 2 at 2 % of CIFAR, 1e4 and 5 at 5 %. Its students are then trained at the learned rate
 (`config.evaluate.own_rate`).
 
-Different here: targets are centred and scaled as everywhere in this package, where theirs are the teacher's raw
-features, so that the same rates are not quite the same steps; an epoch's last batch is filled up instead of smaller;
-every step draws any of the experts.
+Differences: targets are centred and scaled as everywhere in this package instead of the teacher's raw features, so
+that equal rates do not give exactly equal steps; the last batch of an epoch is filled up instead of smaller; every step
+draws from all experts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class State(NamedTuple):
     Attributes:
         step: Outer steps done, int32.
         key: PRNG key; folded with `step`, never advanced.
-        matching: What is learned, and its momentum.
+        matching: The learned parameters, and their momentum.
     """
 
     step: Array
@@ -48,7 +48,7 @@ class State(NamedTuple):
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
-    """MKDT as the config describes it.
+    """Build MKDT from a config.
 
     Args:
         config: See `ssdd_jax.config.default`.
@@ -70,19 +70,19 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         return State(jnp.zeros((), jnp.int32), key, matching.init(params, settings=settings))
 
     def step(state: State, source: Source, item: dict[str, Array]) -> tuple[State, matching.Info]:
-        rows = matching.draw_rows(jax.random.fold_in(state.key, state.step), count, settings=settings)
+        # Folded from the step number, so that a resumed run draws the same batches.
+        indices = matching.draw_rows(jax.random.fold_in(state.key, state.step), count, settings=settings)
         start, target = (
             trajectories.unflatten(item[end], students, problem.image_shape, problem.dim) for end in ("start", "target")
         )
-        learned, info = matching.step(state.matching, start, target, rows, settings=settings)
+        learned, info = matching.step(state.matching, start, target, indices, settings=settings)
         return State(state.step + 1, state.key, learned), info
 
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
         images, targets, rate = state.matching.params
+        # Students of the set train at the learned rate; the comparison also catches NaN.
         if not rate > 0:
-            raise UserError(
-                f"distill: the student's rate came to {float(rate):.3g}, which nothing can be trained at; {ADVICE}"
-            )
+            raise UserError(f"distill: the student's rate became {float(rate):.3g}, but it must be above 0; {ADVICE}")
         return distilled.from_pairs(images, targets, source.preprocessing, learning_rate=float(rate))
 
     def feed(run: Run) -> Feed:
@@ -111,7 +111,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
 
 def matching_settings(config: ConfigDict) -> matching.Settings:
-    """The matching problem's constants out of a config."""
+    """Read the settings of the matching problem from a config."""
     options = config.mkdt
     return matching.Settings(
         unroll=options.unroll,

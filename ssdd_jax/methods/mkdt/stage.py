@@ -21,12 +21,12 @@ NAME = "experts"
 
 
 def stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
-    """The stage.
+    """Build the stage that trains experts.
 
     Args:
         config: See `ssdd_jax.config.default`.
         problem: Shapes of the data.
-        keep: Keep the trajectories; otherwise only how well the experts fit each image after their first epoch.
+        keep: Whether to keep the trajectories; otherwise only the loss of each image after the first epoch is kept.
 
     Returns:
         The stage.
@@ -35,6 +35,7 @@ def stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
         UserError: If the images cannot be halved once for each block of an expert.
     """
     settings = settings_of(config)
+    # The losses are measured after the first epoch; without trajectories no other is needed.
     if not keep:
         settings = settings._replace(epochs=1)
     try:
@@ -43,6 +44,7 @@ def stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
         raise UserError(f"config.experts.widths: {error}") from None
 
     def train(run: Run) -> None:
+        # A shared key, so that runs which share the folder would train the same experts.
         pairs, key, folder = run.pairs(), run.key(NAME, shared=True), run.work.own(NAME, shared=True)
         options: dict[str, Any] = {"settings": settings, "say": run.say, "keep": keep}
         if run.resident():
@@ -64,21 +66,22 @@ def stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
 
 
 def shapes(config: ConfigDict, problem: Problem) -> tuple[tuple[str, str], ...]:
-    """Rows of the dry run's table: the trajectories that MKDT keeps."""
+    """Return the row of the dry run's table for the trajectories that MKDT keeps."""
     settings = settings_of(config)
     disk = trajectories.bytes_needed(settings, problem.image_shape, problem.dim)
     return ((NAME, f"{settings.count} of {settings.epochs} epochs, {readable(disk)} on the disk"),)
 
 
 def _trials(stand: StandIns, settings: trajectories.Settings, *, keep: bool) -> list[Trial]:
-    """An epoch's steps of the experts that are missing, and the losses after them."""
+    """Trials of the steps of the missing experts, and of the losses after their first epoch."""
     problem, images = stand.run.problem, stand.run.dataset.train_images
     folder = stand.run.work.own(NAME, shared=True)
     missing = settings.count - len(list(folder.glob("expert_*.npy" if keep else "group_*.npy")))
+    # Experts of a group train side by side, so the number of steps depends on the groups.
     groups, together = -(-missing // settings.vectorize), min(settings.vectorize, settings.count)
     size, per_epoch = epochs.batch_of(problem.images, settings.batch_size)
     tried = min(per_epoch, 2)
-    # An epoch of a data set that is cut to the mini-batches to be timed.
+    # The trial trains one epoch of a data set that is as small as the timed mini-batches.
     count = size * tried
     data = jnp.asarray(images[np.arange(count) % problem.images]), jnp.asarray(stand.features(count))
     keys = jax.random.split(jax.random.key(0), together)
@@ -101,12 +104,12 @@ def _trials(stand: StandIns, settings: trajectories.Settings, *, keep: bool) -> 
 
 
 def store(run: Run) -> trajectories.Store:
-    """What the stage has made."""
+    """Trajectories and losses that the stage has written."""
     return trajectories.Store(run.work.own(NAME, shared=True))
 
 
 def settings_of(config: ConfigDict) -> trajectories.Settings:
-    """How experts are trained, out of a config: for as many epochs as a piece of a trajectory can reach."""
+    """Read the settings of the experts from a config; they train for as many epochs as a matched section can reach."""
     options = config.experts
     return trajectories.Settings(
         count=options.count,

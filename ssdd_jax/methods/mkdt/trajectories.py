@@ -1,4 +1,4 @@
-"""Trajectories of experts on disk: their layout, and what the outer steps of MKDT read of them.
+"""Trajectories of experts on disk: their layout, and the feed of MKDT's outer steps.
 
 A trajectory is the parameters of one expert at the start and after every epoch (MKDT, section 4.2): a float32 array
 `(epochs+1,P)`, one file per expert.
@@ -26,15 +26,15 @@ Array = jax.Array
 
 
 class Settings(NamedTuple):
-    """How experts are trained.
+    """Settings of the training of experts.
 
     Attributes:
         count: Number of experts.
-        epochs: Passes over the data; a trajectory has one snapshot more.
+        epochs: Passes over the data; a trajectory has `epochs + 1` snapshots.
         widths: Channels of each block.
-        norm: `instance` or `batch`; of batch norm's running statistics nothing is kept.
+        norm: `instance` or `batch`; the running statistics of batch norm are not stored.
         batch_size: Images per step.
-        vectorize: How many experts are trained side by side.
+        vectorize: Number of experts that are trained side by side.
         inner: Rate, momentum and weight decay of SGD.
     """
 
@@ -48,26 +48,26 @@ class Settings(NamedTuple):
 
 
 def numbers(settings: Settings, image_shape: tuple[int, ...], dim: int) -> int:
-    """Parameters P of one student for images `(H,W,C)` and targets of length `dim`."""
+    """Number of parameters P of one student for images `(H,W,C)` and targets of length `dim`."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(_like(settings, image_shape, dim)))
 
 
 def bytes_needed(settings: Settings, image_shape: tuple[int, ...], dim: int) -> int:
-    """Bytes of all trajectories on disk: `count (epochs + 1) P` numbers of float32."""
+    """Size of all trajectories on disk in bytes: `count (epochs + 1) P` float32 numbers."""
     return settings.count * (settings.epochs + 1) * numbers(settings, image_shape, dim) * 4
 
 
 def _like(settings: Settings, image_shape: tuple[int, ...], dim: int) -> Any:
-    """Shapes of one student's parameters."""
+    """Return the abstract parameters of one student."""
     network = convnet.ConvNet(tuple(settings.widths), dim, settings.norm)
     return jax.eval_shape(lambda: convnet.initialize(jax.random.key(0), network, image_shape)["params"])
 
 
 def flatten(params: Any) -> Array:
-    """All parameters as one vector: layers by name, in each its arrays by name, in each row by row.
+    """Concatenate all parameters into a vector: layers by name, arrays of a layer by name, each in C order.
 
     Args:
-        params: Of a `ConvNet`.
+        params: Parameters of a `ConvNet`.
 
     Returns:
         float32 `(P,)`: with instance norm `conv0` (`bias`, `kernel`), `conv1`, ..., `fc`, `in0` (`bias`, `scale`), ...
@@ -76,11 +76,11 @@ def flatten(params: Any) -> Array:
 
 
 def unflatten(vector: Array, settings: Settings, image_shape: tuple[int, ...], dim: int) -> Any:
-    """The parameters that `flatten` made a vector of.
+    """Invert `flatten`.
 
     Args:
-        vector: `(P,)`.
-        settings: Of the students.
+        vector: Parameters `(P,)`.
+        settings: Settings of the students.
         image_shape: `(H,W,C)`.
         dim: Length D of a target.
 
@@ -99,36 +99,39 @@ class Store:
     """Trajectories in a folder: `expert_0000.npy` and so on, float32 `(epochs+1,P)`, and `losses.npy`, float32 `(n,)`.
 
     Attributes:
-        folder: Where they are.
+        folder: The folder.
     """
 
     folder: pathlib.Path
 
     def path(self, expert: int) -> pathlib.Path:
-        """The file of one trajectory."""
+        """Path of the trajectory of one expert."""
         return self.folder / f"expert_{expert:04d}.npy"
 
     def count(self) -> int:
-        """How many trajectories are there; each file is written whole."""
+        """Number of trajectories in the folder; files are written atomically, so that each is complete."""
         return sum(1 for _ in self.folder.glob("expert_*.npy"))
 
     def read(self, expert: int, epoch: int) -> np.ndarray:
-        """One snapshot; nothing else of the trajectory is read from the disk.
+        """Read one snapshot without the rest of the trajectory.
 
         Args:
-            expert: Which expert.
-            epoch: After how many epochs; 0 is the start.
+            expert: Index of the expert.
+            epoch: Number of epochs before the snapshot; 0 is the start.
 
         Returns:
-            Parameters float32 `(P,)` in the order of `flatten`.
+            Parameters, float32 `(P,)`, in the order of `flatten`.
 
         Raises:
             UserError: If the file is missing or damaged.
         """
+        # A copy, so that the file is closed again.
         return np.array(self.open(expert)[epoch])
 
     def losses(self) -> np.ndarray:
-        """Mean over the experts of `image_losses` after the first epoch, float32 `(n,)`: MKDT starts from the highest.
+        """Read the mean over the experts of `image_losses` after the first epoch, float32 `(n,)`.
+
+        MKDT starts from the images with the highest losses.
 
         Raises:
             UserError: If the file is missing or damaged.
@@ -136,7 +139,7 @@ class Store:
         return files.read_array(self.folder / "losses.npy")
 
     def open(self, expert: int) -> np.ndarray:
-        """One trajectory `(epochs+1,P)`, mapped from the disk.
+        """Map one trajectory `(epochs+1,P)` from the disk.
 
         Raises:
             UserError: If the file is missing or damaged.
@@ -151,28 +154,30 @@ class Store:
 
 
 def is_done(store: Store, group: range, expected: tuple[int, int] | None) -> bool:
-    """Whether a group's losses are there, and its trajectories where a shape is expected of them."""
+    """Return whether a group's losses, and its trajectories if their shape is `expected`, are complete."""
     if not (group_losses(store, group).exists() or (store.folder / "losses.npy").exists()):
         return False
     if expected is None:
         return True
-    there = [expert for expert in group if store.path(expert).exists()]
-    for expert in there:
+    # A shape that differs means other settings: matching such experts would fail much later.
+    existing = [expert for expert in group if store.path(expert).exists()]
+    for expert in existing:
         shape = store.open(expert).shape
         if shape != expected:
             raise UserError(
                 f"{store.path(expert)} holds {shape} numbers, and these settings make {expected}: delete {store.folder}"
             )
-    return len(there) == len(group)
+    return len(existing) == len(group)
 
 
 def group_losses(store: Store, group: range) -> pathlib.Path:
-    """The sum of a group's losses, float64 `(n,)`, until all groups are there."""
+    """Path of the sum of a group's losses, float64 `(n,)`, which exists until `merge`."""
     return store.folder / f"group_{group[0]:04d}_{group[-1]:04d}.npy"
 
 
 def merge(store: Store, groups: Sequence[range]) -> None:
-    """Make `losses.npy` of the groups' losses, and remove those."""
+    """Combine the groups' losses into `losses.npy`, and delete the group files."""
+    # The group files are deleted only after `losses.npy` is written, so that a kill loses nothing.
     path = store.folder / "losses.npy"
     if not path.exists():
         total = np.sum([files.read_array(group_losses(store, group)) for group in groups], axis=0)
@@ -184,17 +189,18 @@ def merge(store: Store, groups: Sequence[range]) -> None:
 def feed(
     store: Store, settings: Settings, *, max_start_epoch: int, expert_epochs: int, seed: int
 ) -> Callable[[int, int], dict[str, np.ndarray]]:
-    """Where students start and arrive, read from the disk as the outer steps come.
+    """Build the feed of start and target parameters, read from the disk as the outer steps need them.
 
     Args:
         store: The trajectories.
-        settings: Of the experts.
+        settings: Settings of the experts.
         max_start_epoch: The start is drawn uniformly from the snapshots 0 to `max_start_epoch - 1`.
-        expert_epochs: How many epochs later the target is.
-        seed: Which expert and epoch a step sees depends on this and on the step's number alone.
+        expert_epochs: Number of epochs from the start to the target.
+        seed: Seed of the choice of expert and epoch, which depends on it and on the step number alone.
 
     Returns:
-        `(done, count) -> {"start": (count,P), "target": (count,P)}`, float32, for the steps from `done` on.
+        `(done, count) -> {"start": (count,P), "target": (count,P)}`, float32, for the steps that follow the
+        first `done`.
 
     Raises:
         ValueError: If a trajectory is too short for these epochs.
@@ -208,6 +214,7 @@ def feed(
     def read(done: int, count: int) -> dict[str, np.ndarray]:
         starts, targets = [], []
         for step in range(done, done + count):
+            # A generator per step: a resumed run draws the same trajectories without replaying the earlier steps.
             generator = np.random.default_rng((seed, step))
             expert, epoch = int(generator.integers(settings.count)), int(generator.integers(max_start_epoch))
             starts.append(store.read(expert, epoch))
@@ -220,8 +227,9 @@ def feed(
 def random_feed(
     settings: Settings, image_shape: tuple[int, ...], dim: int
 ) -> Callable[[int, int], dict[str, np.ndarray]]:
-    """A feed like that of `feed`, of random parameters `(count,P)` that an expert might have, for the dry run."""
+    """Build a feed like that of `feed` with random parameters `(count,P)` of a realistic scale, for the dry run."""
     size = numbers(settings, image_shape, dim)
+    # Scaled like trained weights, so that the unrolled steps stay finite.
     ends = np.random.default_rng(1).standard_normal((2, size), np.float32) * np.float32(0.02)
 
     def items(done: int, count: int) -> dict[str, np.ndarray]:

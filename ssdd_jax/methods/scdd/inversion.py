@@ -1,8 +1,8 @@
-"""Inverting a network: images recovered from its batch norms' running statistics and a linear probe on its features.
+"""Inversion of a network: recover images from the running statistics of its batch norms and a linear probe.
 
 SC-DD's recovery (Zhou, Yin, Shao and Shen, "Self-supervised Dataset Distillation: A Good Compression Is All You Need",
-2024, arXiv 2404.07976), as its published code computes it. Noise becomes images that the probe takes for their class,
-and whose statistics in every layer are those that the network saw in training.
+2024, arXiv 2404.07976), as its published code computes it. Starting from noise, images are optimised so that the
+probe assigns them to their class and their statistics in every layer match those of the training data.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ssdd_jax.models.frozen import Frozen
 Array = jax.Array
 Variables = Mapping[str, Any]
 
-# The layer that `first_bn_weight` belongs to.
+# Name of the layer that `first_bn_weight` applies to.
 FIRST_NORM = "stem_norm"
 
 
 class Settings(NamedTuple):
-    """How images are recovered; the defaults are the published ones for CIFAR-100.
+    """Settings of the recovery; the defaults are the published ones for CIFAR-100.
 
     Attributes:
-        steps: Over which the rate falls to 0 along a cosine.
+        steps: Number of steps, over which the rate falls to 0 along a cosine.
         learning_rate: Adam's rate at the start.
-        bn_weight: Weight of the statistics beside the cross-entropy.
-        first_bn_weight: Weight of the first batch norm among the layers; the others have 1.
+        bn_weight: Weight of the statistics relative to the cross-entropy.
+        first_bn_weight: Weight of the first batch norm; the other layers have weight 1.
         jitter: Largest cyclic shift in pixels, in each direction.
         vectorize: Groups computed side by side.
     """
@@ -65,7 +65,7 @@ class State(NamedTuple):
     """Images in recovery.
 
     Attributes:
-        images: Network inputs `(G,B,H,W,C)`: G groups of B images, each group with batch statistics of its own.
+        images: Network inputs `(G,B,H,W,C)`: G groups of B images, each group with its own batch statistics.
         opt_state: Adam's moments of them.
     """
 
@@ -88,13 +88,14 @@ class Info(NamedTuple):
 
 
 def group_labels(images_per_class: int, classes: int, batch_size: int) -> np.ndarray:
-    """Labels of the images to recover: the classes in turn, cut into groups of equal size.
+    """Assign labels to the images to recover: the classes in turn, split into groups of equal size.
 
     Args:
         images_per_class: Images of each class.
         classes: Number of classes.
-        batch_size: Largest size of a group: it holds as many whole turns through the classes as fit, or an even part
-            of one turn. The last group is filled up by going on; images beyond `images_per_class` are not stored.
+        batch_size: Largest size of a group. A group holds as many whole cycles through the classes as fit, or an even
+            part of one cycle. The last group is filled up by continuing the cycle; images beyond `images_per_class`
+            are not stored.
 
     Returns:
         int32 `(G,B)`.
@@ -104,6 +105,7 @@ def group_labels(images_per_class: int, classes: int, batch_size: int) -> np.nda
     """
     if min(images_per_class, classes, batch_size) < 1:
         raise ValueError(f"all must be positive: {images_per_class=}, {classes=}, {batch_size=}")
+    # Whole cycles keep every group balanced; with more classes than images in a group, each gets an equal part.
     if classes <= batch_size:
         size = classes * min(batch_size // classes, images_per_class)
     else:
@@ -113,12 +115,12 @@ def group_labels(images_per_class: int, classes: int, batch_size: int) -> np.nda
 
 
 def logits(network: Network, x: Array) -> Array:
-    """Logits in eval mode: images `(B,H,W,C)` to `(B,classes)`."""
+    """Compute logits in eval mode: images `(B,H,W,C)` to `(B,classes)`."""
     return probes.logits(network.probe, jnp.asarray(frozen.of(network.backbone).apply(x)))
 
 
 def statistics_loss(network: Network, x: Array, *, first_bn_weight: float = 10.0) -> Array:
-    """How far the statistics of a batch are from the running ones.
+    """Distance of the batch statistics from the running statistics.
 
     Args:
         network: The network, in eval mode.
@@ -135,12 +137,12 @@ def statistics_loss(network: Network, x: Array, *, first_bn_weight: float = 10.0
 def loss(
     images: Array, labels: Array, network: Network, shift: Array, *, settings: Settings = Settings()
 ) -> tuple[Array, Info]:
-    """What the images of one group minimise.
+    """Loss that the images of one group minimise.
 
     Args:
         images: Network inputs `(B,H,W,C)`.
         labels: Their classes, int32 `(B,)`.
-        network: The network, in eval mode; it gets no gradient.
+        network: The network, in eval mode; it receives no gradient.
         shift: Pixels by which all images are rolled down and to the right, int32 `(2,)`.
         settings: The weights of the parts.
 
@@ -150,8 +152,8 @@ def loss(
     chex.assert_rank([images, labels, shift], [4, 1, 1])
     chex.assert_equal_shape_prefix([images, labels], 1)
     network = lax.stop_gradient(network)
-    found, moments = _logits_and_moments(network, jnp.roll(images, shift, axis=(1, 2)))
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
+    predicted, moments = _logits_and_moments(network, jnp.roll(images, shift, axis=(1, 2)))
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(predicted, labels).mean()
     statistics = _distance(network, moments, settings.first_bn_weight)
     value = cross_entropy + settings.bn_weight * statistics
     return value, Info(value, cross_entropy, statistics)
@@ -164,18 +166,18 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
 
 
 def init(key: Array, shape: tuple[int, ...], *, settings: Settings = Settings()) -> State:
-    """Noise, before the first step.
+    """Initialize the images as noise.
 
     Args:
         key: PRNG key.
         shape: `(G,B,H,W,C)`.
-        settings: How the images are going to be recovered.
+        settings: Settings of the recovery.
 
     Returns:
-        Independent normal numbers, in the network's input space; they are clipped after the first step only.
+        Independent standard normal values in the network's input space; they are not clipped before the first step.
 
     Raises:
-        ValueError: If there are not five sizes.
+        ValueError: If the shape does not have five dimensions.
     """
     if len(shape) != 5:
         raise ValueError(f"the shape must be (G,B,H,W,C), not {shape}")
@@ -193,7 +195,7 @@ def step(
     high: Array,
     settings: Settings = Settings(),
 ) -> tuple[State, Info]:
-    """One step of Adam on every group, each with a random shift of its own.
+    """Take one step of Adam on every group, each with its own random shift.
 
     Args:
         key: PRNG key.
@@ -209,39 +211,44 @@ def step(
     """
     chex.assert_rank([state.images, labels, low, high], [5, 2, 1, 1])
     chex.assert_equal_shape_prefix([state.images, labels], 2)
+    # Shifts from 0 to `jitter`, as published, not symmetric around 0.
     shifts = jax.random.randint(key, (len(labels), 2), 0, settings.jitter + 1)
 
     def gradient_of(group: tuple[Array, Array, Array]) -> tuple[Array, Info]:
         images, labels, shift = group
         return jax.grad(loss, has_aux=True)(images, labels, network, shift, settings=settings)
 
+    # Mapped instead of batched in one: batch statistics must not mix between the groups.
     gradient, info = lax.map(gradient_of, (state.images, labels, shifts), batch_size=settings.vectorize)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer
         updates, opt_state = optimizer(settings).update(gradient, state.opt_state)
+    # Clipped in input space, as in the published code, so that the images stay displayable.
     low, high = (limit.reshape(1, 1, 1, 1, -1) for limit in (low, high))
     images = jnp.clip(optax.apply_updates(state.images, updates), low, high)
     return State(images, opt_state), jax.tree.map(jnp.mean, info)
 
 
 def _logits_and_moments(network: Network, x: Array) -> tuple[Array, Any]:
-    """Logits `(B,classes)`, and what every batch norm saw: `mean` and `var` under the names of `batch_stats`."""
-    features, seen = frozen.of(network.backbone).apply(x, mutable=["moments"])
-    return probes.logits(network.probe, features), seen["moments"]
+    """Compute logits `(B,classes)` and the batch statistics of every norm, `mean` and `var` as in `batch_stats`."""
+    features, collections = frozen.of(network.backbone).apply(x, mutable=["moments"])
+    return probes.logits(network.probe, features), collections["moments"]
 
 
 def _distance(network: Network, moments: Any, first_bn_weight: float) -> Array:
-    """The sum of `statistics_loss`, a scalar."""
+    """Compute the sum of `statistics_loss`, a scalar."""
 
-    def apart(path: Any, running: Array, seen: Array) -> Array:
+    def layer_distance(path: Any, running: Array, batch: Array) -> Array:
         # `safe_norm` has the gradient 0 where the statistics agree, as PyTorch's norm does; jnp's has NaN there.
-        distance = optax.safe_norm(running - seen, 0.0)
+        distance = optax.safe_norm(running - batch, 0.0)
         return first_bn_weight * distance if path[0].key == FIRST_NORM else distance
 
-    distances = jax.tree_util.tree_map_with_path(apart, frozen.of(network.backbone).variables["batch_stats"], moments)
+    distances = jax.tree_util.tree_map_with_path(
+        layer_distance, frozen.of(network.backbone).variables["batch_stats"], moments
+    )
     return jnp.sum(jnp.stack(jax.tree.leaves(distances)))
 
 
 def valid_range(constants: Preprocessing) -> tuple[Array, Array]:
-    """Network inputs of black and of white, each `(C,)`."""
+    """Return the network inputs of black and of white, each `(C,)`."""
     black = -constants.image_mean / constants.image_std
     return black, black + 1 / constants.image_std

@@ -1,14 +1,14 @@
 """SC-DD (Zhou, Yin, Shao and Shen, "Self-supervised Dataset Distillation: A Good Compression Is All You Need", 2024): a
-self-supervised teacher and a linear probe on it are inverted into images, which are stored with soft labels.
+self-supervised teacher with a linear probe is inverted into images, which are stored with soft labels.
 
-Squeeze: the teacher, and the stage `probe`. Recover: the outer steps. Relabel: the teacher's logits of the recovered
-images, centred and scaled, are the targets; regressing them is distillation at a high temperature (the published 30;
-Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.1). Its own post-training,
-with the teacher at hand, is the stage `post_training`.
+Squeeze: the teacher, and the stage `probe`. Recover: the outer steps. Relabel: the targets are the teacher's logits of
+the recovered images, centred and scaled; regressing them is distillation at a high temperature (the published 30;
+Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.1). The published
+post-training, which needs the teacher, is the stage `post_training`.
 
 Published for CIFAR-100, and the defaults here: recovery at 0.4, batch norm's weight 0.005, jitter 4, groups of 100
-images; 200 epochs of AdamW. Different here: the probe is trained like every linear probe of this package (published:
-200 epochs at 0.06), and soft labels are stored for the images as they are.
+images; 200 epochs of AdamW. Differences: the probe is trained like every linear probe of this package (published:
+200 epochs at 0.06), and soft labels are stored for images without augmentation.
 """
 
 from __future__ import annotations
@@ -44,32 +44,34 @@ class State(NamedTuple):
 
 
 def images_per_class(config: ConfigDict, problem: Problem) -> int:
-    """Images of each class: the config's, or as many as the budget of `N (HWC + D)` numbers holds with their labels.
+    """Number of images per class: the config's, or the most that fit the budget `N (HWC + D)` with soft labels.
 
     Raises:
-        UserError: If the budget does not hold them; the sum is written out.
+        UserError: If they do not fit the budget; the message contains both sizes.
     """
-    each = problem.image_numbers + problem.classes
+    # Soft labels have one number per class and count towards the budget.
+    pair_size = problem.image_numbers + problem.classes
     budget = config.storage.N * (problem.image_numbers + problem.dim)
-    most = budget // (each * problem.classes)
-    wanted = config.scdd.images_per_class or max(most, 1)
-    if wanted > most:
-        needed = wanted * problem.classes * each
+    most = budget // (pair_size * problem.classes)
+    per_class = config.scdd.images_per_class or max(most, 1)
+    if per_class > most:
+        needed = per_class * problem.classes * pair_size
+        # Lowering the number per class helps only if at least one image per class fits.
         fewer = " or lower scdd.images_per_class" if most else ""
         raise UserError(
-            f"storage exceeds the budget: {wanted * problem.classes} images, {wanted} per class, and their soft labels "
-            f"are {needed:,} numbers > {budget:,} = N (HWC + D) with N={config.storage.N}; raise storage.N to "
+            f"storage exceeds the budget: {per_class * problem.classes} images, {per_class} per class, and their soft "
+            f"labels are {needed:,} numbers > {budget:,} = N (HWC + D) with N={config.storage.N}; raise storage.N to "
             f"{-(-needed // (problem.image_numbers + problem.dim))}{fewer}"
         )
-    return wanted
+    return per_class
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
-    """SC-DD as the config describes it.
+    """Build SC-DD from a config.
 
     Args:
         config: See `ssdd_jax.config.default`.
-        problem: Shapes of the data, and what is known of the teacher.
+        problem: Shapes of the data and facts about the teacher.
 
     Returns:
         The method.
@@ -77,17 +79,18 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     Raises:
         UserError: If there are no labels, no teacher with batch norm, or the budget does not hold the images.
     """
+    # The method inverts class predictions and batch statistics: it needs labels, a network, and batch norm.
     if not problem.classes:
         raise UserError("config.method=scdd needs labels, and the data set has none: choose another method or data set")
     if not problem.network:
         raise UserError(
-            "config.method=scdd inverts a teacher with batch norm, and features alone were brought: leave "
+            "config.method=scdd inverts a teacher with batch norm, and only precomputed features are available: leave "
             "config.teacher.features empty to train a teacher, or choose another method"
         )
     if not problem.batch_norm:
         raise UserError(
             "config.method=scdd inverts a teacher with batch norm, and the network of config.teacher.source has none: "
-            "bring a ResNet, or choose another method"
+            "use a ResNet, or choose another method"
         )
     per_class = images_per_class(config, problem)
     stored = per_class * problem.classes
@@ -101,6 +104,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     def step(state: State, source: Source) -> tuple[State, inversion.Info]:
         low, high = inversion.valid_range(source.preprocessing)
+        # Folded from the step number, so that a resumed run draws the same shifts.
         key = jax.random.fold_in(state.key, state.step)
         recovery, info = inversion.step(
             key, state.recovery, jnp.asarray(labels), _network(source), low=low, high=high, settings=settings
@@ -108,8 +112,10 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         return State(state.step + 1, state.key, recovery), info
 
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
+        # Images that only fill up the last group are dropped.
         images = state.recovery.images.reshape(-1, *problem.image_shape)[:stored]
         network = _network(source)
+        # Targets are normalised by the moments of the logits of the training images, not of the teacher's features.
         constants = source.preprocessing._replace(
             target_mean=source.prepared.mean, target_scale=source.prepared.deviation
         )
@@ -147,7 +153,7 @@ DEFINITION = Definition(
 
 
 def inversion_settings(config: ConfigDict) -> inversion.Settings:
-    """How images are recovered, out of a config."""
+    """Read the settings of the recovery from a config."""
     options = config.scdd
     return inversion.Settings(
         steps=config.distill.steps,

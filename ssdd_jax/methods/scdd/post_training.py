@@ -1,8 +1,8 @@
-"""SC-DD's own post-training: a new network learns from the inverted one on the recovered images.
+"""SC-DD's post-training: distil the inverted network into a new one on the recovered images.
 
 Zhou, Yin, Shao and Shen, "Self-supervised Dataset Distillation: A Good Compression Is All You Need", 2024, arXiv
-2404.07976, as the published code for CIFAR-100 computes it, with one difference: what counts are the weights after the
-last epoch, where that code reports the best accuracy on the test images.
+2404.07976, as the published code for CIFAR-100 computes it, with one difference: the weights after the last epoch are
+evaluated, whereas that code reports the best accuracy on the test images over all epochs.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ EVAL_BATCH = 256
 
 
 class Settings(NamedTuple):
-    """How a network is trained on recovered images; the defaults are the published ones for CIFAR-100.
+    """Settings of the training on recovered images; the defaults are the published ones for CIFAR-100.
 
     Attributes:
         epochs: Passes over the images.
         batch_size: Images per step.
         learning_rate: AdamW's rate in the first epoch.
         weight_decay: AdamW's decay, of every parameter.
-        temperature: What both networks' logits are divided by.
-        mixup: Both parameters of the beta distribution of mixup's share; 0 for no mixup.
+        temperature: Divisor of both networks' logits.
+        mixup: Both parameters of the beta distribution of the mixup coefficient; 0 for no mixup.
         padding: Black pixels on every side before the random crop.
         flip: Probability of a horizontal flip.
-        rate_epochs: The rate of epoch e is `0.5 (1 + cos(pi e / (2 rate_epochs)))` of the first, and 0 after
-            `rate_epochs`: half of it is left at the end, not nothing.
+        rate_epochs: The rate of epoch e is the first rate times `0.5 (1 + cos(pi e / (2 rate_epochs)))`, and 0 after
+            `rate_epochs`. This is half a cosine decay: in epoch `rate_epochs` half of the rate is left.
     """
 
     epochs: int = 200
@@ -60,10 +60,10 @@ class Student(nn.Module):
     """A ResNet and a linear classifier.
 
     Attributes:
-      width: the ResNet's width.
-      blocks: its blocks per stage.
-      classes: number of classes.
-      bottleneck: whether its blocks are bottlenecks.
+        width: Width of the ResNet.
+        blocks: Blocks per stage.
+        classes: Number of classes.
+        bottleneck: Whether the blocks are bottlenecks.
     """
 
     width: int
@@ -73,38 +73,38 @@ class Student(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps network inputs `(B, H, W, C)` to logits `(B, classes)`."""
+        """Map network inputs `(B,H,W,C)` to logits `(B,classes)`."""
         x = ResNet(self.width, self.blocks, self.bottleneck, name="backbone")(x, train=train)
         return nn.Dense(self.classes, name="head")(x)
 
 
 def distillation_loss(student: Array, teacher: Array, *, temperature: float = 30.0) -> Array:
-    """Kullback-Leibler divergence of the student's softened prediction from the teacher's.
+    """Kullback-Leibler divergence from the teacher's to the student's softened prediction.
 
     Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015, without its factor `temperature ** 2`.
 
     Args:
         student: Logits `(B,classes)`.
-        teacher: Logits `(B,classes)`; they get no gradient.
-        temperature: What both are divided by.
+        teacher: Logits `(B,classes)`; they receive no gradient.
+        temperature: Divisor of the logits.
 
     Returns:
-        The sum over the classes, mean over the batch, a scalar.
+        Sum over the classes and mean over the batch, a scalar.
     """
     chex.assert_equal_shape([student, teacher])
-    wanted = jax.nn.log_softmax(lax.stop_gradient(teacher) / temperature)
-    found = jax.nn.log_softmax(student / temperature)
-    return jnp.mean(jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1))
+    teacher_log = jax.nn.log_softmax(lax.stop_gradient(teacher) / temperature)
+    student_log = jax.nn.log_softmax(student / temperature)
+    return jnp.mean(jnp.sum(jnp.exp(teacher_log) * (teacher_log - student_log), axis=-1))
 
 
 def rate_factor(epoch: Array, *, rate_epochs: int = 300) -> Array:
-    """Share of the first rate in an epoch, a scalar; see `Settings.rate_epochs`."""
+    """Compute the factor of the first rate in an epoch, a scalar; see `Settings.rate_epochs`."""
     done = jnp.asarray(epoch, jnp.float32)
     return jnp.where(done <= rate_epochs, 0.5 * (1.0 + jnp.cos(jnp.pi * done / (2.0 * rate_epochs))), 0.0)
 
 
 def optimizer(settings: Settings, steps_per_epoch: int) -> optax.GradientTransformation:
-    """AdamW, its rate the same throughout an epoch."""
+    """AdamW with a rate that is constant within an epoch."""
 
     def schedule(step: Array) -> Array:
         return settings.learning_rate * rate_factor(step // steps_per_epoch, rate_epochs=settings.rate_epochs)
@@ -124,9 +124,9 @@ def train(
     bottleneck: bool = False,
     settings: Settings = Settings(),
 ) -> Variables:
-    """Train one network by distillation from the inverted one, which sees the same cropped and mixed images.
+    """Train one network by distillation from the inverted one, which receives the same augmented images.
 
-    A pure function, to be vmapped over keys.
+    This is a pure function that can be vmapped over keys.
 
     Args:
         key: PRNG key.
@@ -134,20 +134,21 @@ def train(
         network: The teacher, in eval mode.
         low: Network input of black `(C,)`.
         width: The student's width.
-        blocks: Its blocks per stage.
-        classes: Number of classes, those of the teacher's probe.
-        bottleneck: Whether its blocks are bottlenecks.
-        settings: How it is trained.
+        blocks: The student's blocks per stage.
+        classes: Number of classes, equal to that of the teacher's probe.
+        bottleneck: Whether the student's blocks are bottlenecks.
+        settings: Settings of the training.
 
     Returns:
         `params` and `batch_stats` of a `Student` after the last epoch.
 
     Raises:
-        ValueError: If the probe has another number of classes.
+        ValueError: If the number of classes differs from that of the probe.
     """
     chex.assert_rank([images, low], [4, 1])
     if network.probe.shape[1] != classes:
-        raise ValueError(f"the probe knows {network.probe.shape[1]} classes, not {classes}")
+        raise ValueError(f"the probe has {network.probe.shape[1]} classes, not {classes}")
+    # Separate keys for the initialization, the order of the images, and their augmentation.
     key_init, key_order, key_augment = jax.random.split(key, 3)
     student: Any = Student(width, tuple(blocks), classes, bottleneck)
     shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -156,13 +157,14 @@ def train(
 
     def loss(params: Any, stats: Any, x: Array) -> tuple[Array, Any]:
         variables = {"params": params, "batch_stats": stats}
-        found, updated = student.apply(variables, x, train=True, mutable=["batch_stats"])
-        wanted = inversion.logits(network, x)
-        return distillation_loss(found, wanted, temperature=settings.temperature), updated["batch_stats"]
+        predicted, updated = student.apply(variables, x, train=True, mutable=["batch_stats"])
+        soft_labels = inversion.logits(network, x)
+        return distillation_loss(predicted, soft_labels, temperature=settings.temperature), updated["batch_stats"]
 
-    def step(carry: tuple[Array, Any, Any], rows: Array) -> tuple[Array, Any, Any]:
+    def step(carry: tuple[Array, Any, Any], indices: Array) -> tuple[Array, Any, Any]:
         done, variables, opt_state = carry
-        x = _augmented(jax.random.fold_in(key_augment, done), images[rows], low, settings)
+        # Folded from the number of steps, so that every batch gets a new augmentation.
+        x = _augmented(jax.random.fold_in(key_augment, done), images[indices], low, settings)
         params = variables["params"]
         gradient, stats = jax.grad(loss, has_aux=True)(params, variables["batch_stats"], x)
         with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer
@@ -176,10 +178,10 @@ def train(
 
 @jax.jit
 def accuracy(variables: Variables, images: Array, labels: Array, preprocessing: Preprocessing | None = None) -> Array:
-    """Share of the labels that a trained network's own classifier predicts.
+    """Compute the accuracy of a trained network's classifier.
 
     Args:
-        variables: From `train`.
+        variables: Output of `train`.
         images: Network inputs `(m,H,W,C)`, or with `preprocessing` uint8 images, which are normalised batch by batch.
         labels: int32 `(m,)`.
         preprocessing: Constants of the data set.
@@ -189,6 +191,7 @@ def accuracy(variables: Variables, images: Array, labels: Array, preprocessing: 
     """
     chex.assert_rank([images, labels], [4, 1])
     chex.assert_equal_shape_prefix([images, labels], 1)
+    # The architecture is recovered from the shapes of the parameters.
     params = variables["params"]
     backbone = from_params(params["backbone"])
     student = Student(backbone.width, backbone.blocks, params["head"]["bias"].shape[0], backbone.bottleneck)
@@ -197,15 +200,16 @@ def accuracy(variables: Variables, images: Array, labels: Array, preprocessing: 
         x = batch if preprocessing is None else preprocessing.images(batch)
         return jnp.argmax(jnp.asarray(student.apply(variables, x, train=False)), -1)
 
+    # The last batch is padded so that all have the same shape; predictions of the padding are cut off.
     count = len(images)
     size = min(EVAL_BATCH, count)
     padded = jnp.pad(images, ((0, -count % size), *((0, 0),) * 3))
-    found = lax.map(predicted, padded.reshape(-1, size, *images.shape[1:])).reshape(-1)[:count]
-    return 100.0 * jnp.mean((found == labels).astype(jnp.float32))
+    predictions = lax.map(predicted, padded.reshape(-1, size, *images.shape[1:])).reshape(-1)[:count]
+    return 100.0 * jnp.mean((predictions == labels).astype(jnp.float32))
 
 
 def _augmented(key: Array, images: Array, low: Array, settings: Settings) -> Array:
-    """Cropped, flipped and mixed images `(B,H,W,C)`."""
+    """Crop, flip and mix images `(B,H,W,C)`."""
     key_crop, key_flip, key_mixup = jax.random.split(key, 3)
     x = transforms.random_crop(key_crop, images, low, padding=settings.padding)
     x = transforms.random_flip(key_flip, x, probability=settings.flip)

@@ -1,4 +1,4 @@
-"""SC-DD's own stages: the linear probe on the teacher, and the post-training on the recovered images."""
+"""Stages specific to SC-DD: the linear probe on the teacher, and the post-training on the recovered images."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ PROBE_PARTS = (
 
 
 class Prepared(NamedTuple):
-    """The probe's weights, and of its logits of the training images, whose scale a network regresses, as it does that
-    of their features elsewhere: the mean `(classes,)`, and the mean of their deviations."""
+    """The probe's weights `(D+1,classes)`, and moments of its logits of the training images.
+
+    The mean `(classes,)` and the deviation `()`, averaged over the classes, normalise the soft labels, as the moments
+    of the features normalise the targets of other methods.
+    """
 
     weights: Array
     mean: Array
@@ -52,10 +55,11 @@ def _read_probe(run: Run) -> Array:
 
 def load(run: Run) -> Prepared:
     """Read the probe, and compute the moments of its logits of the training images."""
-    weights, known = _read_probe(run), run.features().train
+    weights, features = _read_probe(run), run.features().train
+    # In parts: the logits of a large data set need not be in memory at once.
     logits = jax.jit(probes.logits)
     mean, deviation = preprocess.column_moments(
-        lambda: (np.asarray(logits(weights, known[part])) for part in preprocess.parts(len(known)))
+        lambda: (np.asarray(logits(weights, features[part])) for part in preprocess.parts(len(features)))
     )
     return Prepared(weights, jnp.asarray(mean, jnp.float32), jnp.asarray(deviation.mean(), jnp.float32))
 
@@ -77,19 +81,20 @@ def _fit_probe(run: Run) -> None:
 
 
 def student_of(network: inversion.Network) -> dict[str, Any]:
-    """The sizes of a network of the teacher's kind, with the stem for small images: arguments of `post_training`."""
+    """Arguments of `post_training.train` for the teacher's architecture, with the stem for small images."""
     kind = frozen.of(network.backbone).network
     assert isinstance(kind, ResNet)
     return {"width": kind.width, "blocks": kind.blocks, "bottleneck": kind.bottleneck}
 
 
 def _post_train(run: Run) -> None:
-    """Train networks of the teacher's kind on the set by distillation from the teacher, and measure their own head."""
+    """Distil the teacher into networks of its architecture on the set, and measure their classifiers' accuracy."""
     path = run.work.own("post_training", shared=False) / "results.json"
     if path.exists():
         return
+    # The stage needs the teacher, which is not part of the set: its accuracy is reported apart from the other results.
     network, constants = inversion.Network(run.backbone(), _read_probe(run)), run.preprocessing()
-    options, found = run.config.scdd, distilled.load(run.work.distilled)
+    options, distilled_set = run.config.scdd, distilled.load(run.work.distilled)
     settings = post_training.Settings(
         epochs=options.post_epochs,
         batch_size=options.post_batch_size,
@@ -103,13 +108,14 @@ def _post_train(run: Run) -> None:
     train = jax.jit(post_training.train, static_argnames=("width", "blocks", "bottleneck", "classes", "settings"))
     values = []
     for seed, key in enumerate(jax.random.split(run.key("post_training"), run.config.evaluate.seeds)):
+        # Each seed is stored as soon as it is done, so that an interrupted stage resumes after it.
         part = path.with_name(f"seed{seed}.json")
         if part.exists():
             values.append(files.read_json(part))
             continue
         variables = train(
             key,
-            found.pairs()[0],
+            distilled_set.pairs()[0],
             network,
             low=inversion.valid_range(constants)[0],
             **student_of(network),
@@ -121,9 +127,9 @@ def _post_train(run: Run) -> None:
         accuracy = post_training.accuracy(variables, run.dataset.test_images, run.dataset.test_labels, constants)
         values.append(float(accuracy))
         files.write_json(part, values[-1])
-    row = statistics.summary(values)
-    run.say(f"post_training: top-1 {row['mean']:.4g} ± {row['std']:.2g} with the teacher at hand")
-    files.write_json(path, {"top1": row})
+    summary = statistics.summary(values)
+    run.say(f"post_training: top-1 {summary['mean']:.4g} ± {summary['std']:.2g}, distilled from the teacher")
+    files.write_json(path, {"top1": summary})
 
 
 def _probe_trials(stand: StandIns) -> list[Trial]:
@@ -131,23 +137,24 @@ def _probe_trials(stand: StandIns) -> list[Trial]:
 
 
 def example(stand: StandIns) -> Prepared:
-    """A random probe, and moments of its logits."""
+    """Return a random probe and plausible moments of its logits."""
     problem = stand.run.problem
     weights = jnp.asarray(stand.normal(problem.dim + 1, problem.classes))
     return Prepared(weights, jnp.zeros(problem.classes), jnp.ones(()))
 
 
 def probe() -> Stage:
-    """The stage that fits the probe."""
+    """Build the stage that fits the probe."""
     return Stage("probe", _fit_probe, shared=PROBE_PARTS, output="probe/weights.npy", trials=_probe_trials)
 
 
 def after(count: int) -> Stage:
-    """The stage that trains networks of the teacher's kind on a set of `count` images."""
+    """Build the stage that trains networks of the teacher's architecture on a set of `count` images."""
 
     def post_trials(stand: StandIns) -> list[Trial]:
-        """An epoch of two mini-batches, of all epochs for every seed."""
+        """Trial of an epoch of two mini-batches, which stands for all epochs of every seed."""
         options, problem = stand.run.config.scdd, stand.run.problem
+        # Two batches of the real size, compiled with the real settings.
         size, per_epoch = epochs.batch_of(count, options.post_batch_size)
         tried = min(per_epoch, 2)
         settings = post_training.Settings(epochs=1, batch_size=size, padding=options.padding, mixup=options.mixup)

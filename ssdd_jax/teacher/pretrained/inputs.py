@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
 
 
 def from_files(facts: Mapping[str, Any], path: str) -> Inputs:
-    """Reads the preprocessing from the files beside the weights.
+    """Read the preprocessing from the files beside the weights.
 
     Args:
         facts: Content of the files, as in `reading.Weights`: `preprocessor` of Hugging Face, `config` with timm's
@@ -75,7 +75,7 @@ def from_files(facts: Mapping[str, Any], path: str) -> Inputs:
 
 
 def channels_of(constants: tuple[Numbers, Numbers], channels: int, images: int) -> tuple[Numbers, Numbers]:
-    """Expands mean and standard deviation to the channels of a network.
+    """Expand mean and standard deviation to the channels of a network.
 
     Args:
         constants: Mean and standard deviation of each channel; a single one is repeated for all channels.
@@ -107,7 +107,7 @@ def _numbers(values: Any) -> Numbers | None:
 
 
 def _side(size: int | Mapping[str, int] | Sequence[int] | None) -> int:
-    """Returns the side in a preprocessor's `size`: a number, a sequence of sides, or a mapping with named sides."""
+    """Return the side in a preprocessor's `size`: a number, a sequence of sides, or a mapping with named sides."""
     if isinstance(size, Mapping):
         return int(size.get("height") or size.get("shortest_edge") or 0)
     return int(size[0] if isinstance(size, Sequence) else size or 0)

@@ -48,7 +48,7 @@ def load(
     moments: tuple[Any, Any],
     options: Options = Options(),
 ) -> tuple[dict[str, Any], Description]:
-    """Loads a pretrained network.
+    """Load a pretrained network.
 
     Args:
         path: A file or folder; see `reading.KNOWN`.
@@ -78,7 +78,7 @@ def load(
 
 
 def _converted(tensors: Tensors, network: Backbone) -> tuple[dict[str, Any], int]:
-    """Converts tensors to the network's variables, and returns these and the number of input channels."""
+    """Convert tensors to the network's variables, and return these and the number of input channels."""
     # Parameter shapes of a ResNet do not depend on the images' side; a transformer's positions do.
     channels = tensors.get(("stem" if isinstance(network, ResNet) else "patches") + "/kernel").shape[2]
     side = 64 if isinstance(network, ResNet) else recognising.grid(tensors) * network.patch
@@ -104,7 +104,7 @@ def _converted(tensors: Tensors, network: Backbone) -> tuple[dict[str, Any], int
 
 
 def _ignored(name: str, prefix: str) -> bool:
-    """Returns whether a tensor is not part of the network: a head, a method's second network, or a counter."""
+    """Return whether a tensor is not part of the network: a head, a method's second network, or a counter."""
     if name.rpartition(".")[2] in COUNTERS:
         return True
     # Heads may stand beside the backbone or beside any module that contains it: `head` for `model.backbone.`.
@@ -174,7 +174,7 @@ def _described(
 
 
 def _size(tensors: Tensors, network: Backbone, requested: int, specified: int) -> int:
-    """Selects the side of the network's inputs; 0 to leave images in their size."""
+    """Select the side of the network's inputs; 0 to leave images in their size."""
     if isinstance(network, ResNet):
         return requested or specified or (IMAGENET_SIDE if network.stem_size == 7 else 0)
     # Positions are not interpolated, so that a transformer takes images of one size only.

@@ -58,14 +58,14 @@ class Origin(NamedTuple):
     preprocessing: str = "imagenet"
 
     def names(self, path: str) -> tuple[str, ...]:
-        """Returns the origin's names, without prefix, of a leaf of this package such as `stem/kernel`."""
+        """Return the origin's names, without prefix, of a leaf of this package such as `stem/kernel`."""
         if not self.table:
             return (path.replace("/", "."),)
         layer, _, leaf = path.rpartition("/")
         return _filled(self.table, layer or leaf, LEAVES.get(leaf, leaf))
 
     def scale(self, path: str) -> tuple[str, ...]:
-        """Returns the name of the origin's output factor for the layer of a leaf; empty if there is none."""
+        """Return the name of the origin's output factor for the layer of a leaf; empty if there is none."""
         layer, _, leaf = path.rpartition("/")
         return _filled(self.scales, layer, leaf) if leaf in ("kernel", "bias") else ()
 

@@ -46,7 +46,7 @@ class Weights(NamedTuple):
 
 
 def read(name: str) -> Weights:
-    """Reads a file or folder of weights.
+    """Read a file or folder of weights.
 
     Args:
         name: Path of the file or folder; see `KNOWN`.
@@ -109,7 +109,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a file; names in files of this package have collections, and slashes between parts."""
+    """Read the tensors of a file; names in files of this package have collections, and slashes between parts."""
     try:
         with safetensors.safe_open(path, framework="flax") as file:  # NumPy's framework has no bfloat16
             tensors = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}
@@ -144,7 +144,7 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _state(content: Any, tensor: type) -> dict[str, Any]:
-    """Finds the named tensors of a checkpoint, at the top level or in a nested entry."""
+    """Find the named tensors of a checkpoint, at the top level or in a nested entry."""
     if not isinstance(content, Mapping):
         return {}
     top_level = {str(name): value for name, value in content.items() if isinstance(value, tensor)}
@@ -182,7 +182,7 @@ def _orbax(path: Path) -> dict[str, np.ndarray]:
 
 
 def _numpy_arguments(arguments: Any) -> Any:
-    """Replaces restore arguments so that arrays are NumPy's, independent of the devices that saved them."""
+    """Replace restore arguments so that arrays are NumPy's, independent of the devices that saved them."""
     import orbax.checkpoint as ocp
 
     return jax.tree.map(
@@ -191,7 +191,7 @@ def _numpy_arguments(arguments: Any) -> Any:
 
 
 def _collections(path: Path, tree: Any) -> dict[str, Any]:
-    """Flattens `params` and `batch_stats` of a network, which a training state has under `variables`."""
+    """Flatten `params` and `batch_stats` of a network, which a training state has under `variables`."""
     tree = tree.get("variables", tree) if isinstance(tree, Mapping) else {}
     if "params" not in tree:
         raise UserError(f"{path} has no params: save {{'params': ..., 'batch_stats': ...}} of a network")
@@ -199,7 +199,7 @@ def _collections(path: Path, tree: Any) -> dict[str, Any]:
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Flattens both collections into one mapping; they share no leaf names, so nothing is overwritten."""
+    """Flatten both collections into one mapping; they share no leaf names, so nothing is overwritten."""
     trees = [
         traverse_util.flatten_dict(dict(tree), sep=".") for tree in variables.values() if isinstance(tree, Mapping)
     ]

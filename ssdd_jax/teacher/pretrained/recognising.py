@@ -32,16 +32,16 @@ class Tensors(NamedTuple):
     prefix: str
 
     def names(self, path: str) -> tuple[str, ...]:
-        """Returns the names in the file for a leaf of this package."""
+        """Return the names in the file for a leaf of this package."""
         return tuple(self.prefix + name for name in self.origin.names(path))
 
     def has(self, path: str) -> bool:
-        """Returns whether all tensors of a leaf of this package are in the file."""
+        """Return whether all tensors of a leaf of this package are in the file."""
         names = self.names(path)
         return bool(names) and all(name in self.arrays for name in names)
 
     def get(self, path: str) -> np.ndarray:
-        """Converts the tensors of a leaf to this package's order of axes.
+        """Convert the tensors of a leaf to this package's order of axes.
 
         Args:
             path: The leaf, such as `stem/kernel`.
@@ -69,13 +69,13 @@ class Tensors(NamedTuple):
         return self.arrays[scales[0]] if scales else np.float32(1.0)
 
     def used(self, path: str) -> list[str]:
-        """Lists all tensors in the file that a leaf of this package is computed from."""
+        """List all tensors in the file that a leaf of this package is computed from."""
         scales = [self.prefix + name for name in self.origin.scale(path) if self.prefix + name in self.arrays]
         return [*self.names(path), *scales]
 
 
 def tensors(found: Weights) -> Tensors:
-    """Selects the tensors of the network among those of a file.
+    """Select the tensors of the network among those of a file.
 
     Args:
         found: The content of the file.
@@ -108,7 +108,7 @@ def tensors(found: Weights) -> Tensors:
 
 
 def network(given: Tensors, facts: Mapping[str, Any], *, stem_padding: int, heads: int) -> Backbone:
-    """Infers the network that tensors belong to.
+    """Infer the network that tensors belong to.
 
     Args:
         given: The tensors.
@@ -172,7 +172,7 @@ def _vit(tensors: Tensors, config: Mapping[str, Any], heads: int) -> Encoder:
 
 
 def grid(given: Tensors) -> int:
-    """Computes the number of patches along a side of the images, from a transformer's positions.
+    """Compute the number of patches along a side of the images, from a transformer's positions.
 
     Args:
         given: The tensors of the transformer.
@@ -191,7 +191,7 @@ def grid(given: Tensors) -> int:
 
 
 def words(network: Backbone) -> str:
-    """Names a network, such as `ResNet-50` or `ViT of width 384, 12 blocks, 6 heads and patches of 16x16`."""
+    """Name a network, such as `ResNet-50` or `ViT of width 384, 12 blocks, 6 heads and patches of 16x16`."""
     if isinstance(network, ResNet):
         depth = 2 + (3 if network.bottleneck else 2) * sum(network.blocks)
         return f"ResNet-{depth}" + (f" of width {network.width}" if network.width != 64 else "")

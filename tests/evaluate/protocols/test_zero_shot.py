@@ -354,7 +354,7 @@ def test_a_loss_that_is_not_a_number_is_one_line():
     [
         ({"keys": jax.random.split(jax.random.key(0), 3)}, "3 keys"),
         ({"images": IMAGES[None]}, "2 keys"),
-        ({"teacher": (convnet.ConvNet((5,), 4), of_teacher()[1])}, "3 classes apart, the teacher 4"),
+        ({"teacher": (convnet.ConvNet((5,), 4), of_teacher()[1])}, "the student has 3 classes, the teacher 4"),
         ({"images": IMAGES[..., :1]}, "one shape"),
         ({"test": (test_images()[0], test_images()[1][:3])}, "one shape"),
     ],
