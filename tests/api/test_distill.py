@@ -55,7 +55,7 @@ def same(one, other):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("method", ["boost", "kmeans"])
+@pytest.mark.parametrize("method", [pytest.param("boost", marks=pytest.mark.slow), "kmeans"])
 def test_the_set_of_a_run_in_a_folder_bit_by_bit(tmp_path, method):
     """And whoever watches changes nothing, nor does the number of steps per call."""
     tiny_runs.write_data(tmp_path)

@@ -180,7 +180,7 @@ TINY = {
 }
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_folder_without_labels_is_distilled(tmp_path, capsys):
     """What was found, chosen and is expected is said when a run begins, and it goes to the end."""
     path = write(tmp_path / "photos", 24)

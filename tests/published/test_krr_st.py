@@ -20,7 +20,7 @@ ALLOWED = {
 }
 
 
-@pytest.fixture(params=ALLOWED)
+@pytest.fixture(params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def dtype(request):
     with jax.enable_x64(request.param == "float64"):
         yield jnp.dtype(request.param)

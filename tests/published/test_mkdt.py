@@ -17,7 +17,7 @@ CHANNELS, DIM, LAST = 8, 24, (2, 2)
 CONVS, NORMS = ("features.0", "features.4", "features.8"), ("features.1", "features.5", "features.9")
 
 
-@pytest.fixture(params=ALLOWED)
+@pytest.fixture(params=["float64", pytest.param("float32", marks=pytest.mark.slow)])
 def dtype(request):
     with jax.enable_x64(request.param == "float64"):
         yield jnp.dtype(request.param)

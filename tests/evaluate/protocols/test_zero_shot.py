@@ -254,7 +254,7 @@ def test_a_call_s_length_changes_nothing(monkeypatch):
     assert spans == [(0, 1), (1, 2)]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_students_alone_and_together():
     """The same students, with images for all or for each; other keys make others."""
     keys, student = jax.random.split(jax.random.key(0), 2), students()

@@ -59,7 +59,7 @@ def test_loss_is_zero_on_the_experts_own_path_and_one_without_a_rate(task):
     np.testing.assert_allclose(loss(pairs(), jnp.float32(0.0), start, target, rows), 1.0, rtol=1e-6)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_gradients_against_differences(x64, task):
     """In float64, along a random direction of the images, the targets and the rate."""
     both, start, target, rows = jax.tree.map(
