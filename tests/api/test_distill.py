@@ -88,7 +88,7 @@ def test_the_set_of_a_run_in_a_folder_bit_by_bit(tmp_path, method):
         assert seen == []
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_teacher_is_run_on_the_views_that_are_needed():
     """A function, and the features of all views that it would give, make the same set."""
 
