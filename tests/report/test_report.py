@@ -366,8 +366,8 @@ def test_memory_sees_what_was_held_and_given_back(monkeypatch):
         pytest.skip("only Linux tells what a process holds now")
     with memory.peaks() as quiet:
         pass
-    looks, look = [], memory._look
-    monkeypatch.setattr(memory, "_look", lambda: looks.append(None) or look())
+    looks, usage = [], memory._usage
+    monkeypatch.setattr(memory, "_usage", lambda: looks.append(None) or usage())
     for _ in range(2):  # the second time the highest value of the process does not rise any more
         with memory.peaks() as held:
             block = np.ones(30_000_000)
