@@ -115,6 +115,7 @@ def test_another_config_is_refused(tmp_path):
         predicted(tiny_runs.arguments(tmp_path, storage__N=5))
 
 
+@pytest.mark.medium
 def test_a_shared_teacher_of_another_config_is_refused(taught):
     with pytest.raises(errors.UserError, match="teacher.width"):
         predicted(tiny_runs.taught(taught, "random", "other", teacher__width=3))

@@ -17,6 +17,8 @@ from tiny_runs import ROOT
 
 import ssdd_jax
 
+pytestmark = pytest.mark.medium
+
 
 def hooks():
     spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
@@ -67,7 +69,6 @@ def read(file):
     return Page(file)
 
 
-@pytest.mark.medium
 def test_every_module_has_a_page(site):
     known = public_modules()
     assert len(known) > 80 and known.count("ssdd_jax.krr") == 1
@@ -137,7 +138,6 @@ def test_groups_name_modules_that_there_are():
     assert not set(named) - known and len(named) == len(set(named))
 
 
-@pytest.mark.medium
 def test_the_examples_of_the_first_page_run(tmp_path, monkeypatch):
     """Each has at most three lines; the settings are replaced by the smallest possible."""
     monkeypatch.chdir(tmp_path)

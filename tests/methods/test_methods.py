@@ -16,6 +16,8 @@ from ssdd_jax.methods.mkdt import trajectories
 from ssdd_jax.methods.scdd import inversion
 from ssdd_jax.methods.scdd import method as scdd
 
+pytestmark = pytest.mark.medium
+
 NOTHING_TO_LEARN = ("subset", "noise")
 HWC = SIZE * SIZE * CHANNELS
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
@@ -75,7 +77,6 @@ def bits(tree):
     return [np.asarray(leaf).tobytes() for leaf in raw]
 
 
-@pytest.mark.medium
 def test_what_it_declares(made):
     method = made.method
     assert isinstance(method, methods.Method)
@@ -87,7 +88,6 @@ def test_what_it_declares(made):
     assert made.data.view_targets.shape == (len(method.views), method.samples, made.problem.dim)
 
 
-@pytest.mark.medium
 def test_state_and_info(made):
     state, infos = made.trained
     assert state.step.shape == () and state.step.dtype == jnp.int32 and int(state.step) == len(infos)
@@ -102,7 +102,6 @@ def test_state_and_info(made):
     assert like[0] == like[1]
 
 
-@pytest.mark.medium
 def test_what_can_be_seen(made):
     """The images that are learned, as they are exported; bases where a set is made of them."""
     if made.method.step is None:
@@ -128,7 +127,6 @@ def test_same_key_same_bits(made):
     assert bits(made.two_steps(1)[0]) != bits(made.trained[0])
 
 
-@pytest.mark.medium
 def test_export(made, tmp_path):
     """Within the budget, bit-identical after a round trip, and pairs of the shapes that networks are trained on."""
     export = made.exported
@@ -184,7 +182,6 @@ def chosen_pairs(made):
     )
 
 
-@pytest.mark.medium
 def test_krr_st_moves_pixels_and_targets_and_both_decay(make):
     """Decay takes `rate * weight_decay` of each off; everything else of a step is the same without it."""
     made = make("krr_st")

@@ -17,6 +17,8 @@ from ssdd_jax import config, distilled, dry_run, main, methods, pipeline
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.runtime import files
 
+pytestmark = pytest.mark.medium
+
 TITLE = "Toy method"
 
 

@@ -24,6 +24,8 @@ from ssdd_jax.report import comparison_page, labels, measures, render, run_page,
 from ssdd_jax.report.pictures import picture
 from ssdd_jax.runtime import files, history, memory
 
+pytestmark = pytest.mark.medium
+
 ENTRIES = ("distilled", "random_real", "random_init", "full_data", "teacher")
 SPACE = "{http://www.w3.org/2000/svg}"
 
@@ -158,7 +160,6 @@ def test_units():
     assert [labels.size(value) for value in (12, 3100, 2.5e9)] == ["12 bytes", "3.1 kB", "2.5 GB"]
 
 
-@pytest.mark.medium
 def test_everything_measured_is_on_the_page(finished):
     results, said = json.loads((finished / "results.json").read_text()), text_of(finished / "report.html")
     for measure in ("linear", "few_shot", "feature_r2"):

@@ -13,6 +13,8 @@ from ssdd_jax import models
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate.protocols import finetune
 
+pytestmark = pytest.mark.medium
+
 SHAPE = (8, 8, 3)
 NETWORK = models.ConvNet((4,), 16)  # as many as a head has at least: one program for most tests
 MEAN, STD = jnp.array([0.5, 0.4, 0.6]), jnp.array([0.2, 0.25, 0.3])
@@ -82,7 +84,6 @@ def coloured(seed, count):
     return images // 2 + 80 * bright, labels
 
 
-@pytest.mark.medium
 def test_it_learns_what_is_separable(variables):
     train, test = coloured(0, 60), coloured(1, 300)
     settings = SHORT._replace(steps=40)
@@ -104,7 +105,6 @@ def trained(seeds, variables, settings):
     return finetune.fit(own, NETWORK, jax.tree.map(jnp.copy, variables), brightness(2, count=21), **options)
 
 
-@pytest.mark.medium
 def test_seeds_together_equal_seeds_alone(variables):
     both = trained(keys(0), variables, SHORT)
     for seed in ([0], [1]):
@@ -116,7 +116,6 @@ def test_seeds_together_equal_seeds_alone(variables):
     assert not np.allclose(one, other, atol=1e-3)  # each has its own order and augmentation
 
 
-@pytest.mark.medium
 def test_groups_give_every_seed_its_own_result(variables):
     three = jax.tree.map(lambda leaf: leaf[np.array([0, 1, 1])], variables)
     data = noise(3, 40), noise(4, 200)
@@ -127,7 +126,6 @@ def test_groups_give_every_seed_its_own_result(variables):
     np.testing.assert_allclose(turned, found[::-1], atol=1.01)
 
 
-@pytest.mark.medium
 def test_calls_of_any_length_are_the_same_training(variables):
     found = [trained(keys(0), variables, SHORT._replace(steps=7, per_call=count)) for count in (4, 50)]
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), *found)
@@ -145,7 +143,6 @@ def test_one_program_serves_every_target(variables):
     assert (finetune._steps._cache_size(), finetune._predict._cache_size()) == before
 
 
-@pytest.mark.medium
 def test_surplus_columns_of_the_head_change_nothing(variables, monkeypatch):
     data = noise(3, 40), noise(4, 200)
     found = run(keys(0), variables, *data)
@@ -191,7 +188,6 @@ def test_with_head_keeps_all_but_the_head(variables):
     assert not np.allclose(other["kernel"], fc["kernel"])
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize("classes", [2, 3])
 def test_steps_equal_torch(classes):
     """SGD with momentum, decay of every parameter and the rate of each step; from bytes to the loss."""
@@ -229,7 +225,6 @@ def test_rates_fall_along_a_cosine():
     np.testing.assert_allclose(found, [2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5], rtol=1e-6)
 
 
-@pytest.mark.medium
 def test_a_step_moves_the_running_statistics(variables):
     one = jax.tree.map(lambda leaf: leaf[0], variables)
     images, labels = brightness(0)
@@ -270,7 +265,6 @@ def test_augment_without_padding_or_chance():
     np.testing.assert_array_equal(augment(jax.random.key(0), images, padding=0, flip=1.0), images[:, :, ::-1])
 
 
-@pytest.mark.medium
 def test_pixels_are_cropped_before_they_are_normalised(monkeypatch):
     """The border of a white image is black, and black is not the mean."""
     seen = []

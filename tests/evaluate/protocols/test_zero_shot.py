@@ -14,6 +14,8 @@ from ssdd_jax import UserError
 from ssdd_jax.evaluate.protocols import finetune, zero_shot
 from ssdd_jax.models import convnet
 
+pytestmark = pytest.mark.medium
+
 CLASSES, SHAPE = 3, (8, 8, 3)
 STUDENT = convnet.ConvNet((4,), CLASSES)
 TEACHER = convnet.ConvNet((5,), CLASSES)
@@ -92,7 +94,6 @@ def test_the_defaults_are_the_published_ones():
     assert zero_shot.Settings() == (1000, 512, 1e-4, 1e-3, 0.0, 1.0, True)
 
 
-@pytest.mark.medium
 def test_loss_by_hand():
     student, teacher = np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]]), np.array([[3.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
 
@@ -110,7 +111,6 @@ def test_loss_by_hand():
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.medium
 def test_the_rate_changes_by_epoch_and_ends_near_nothing():
     """The update of a constant gradient is the rate itself, two steps of each of four epochs."""
     for noise, first in ((False, 0.5), (True, 2.0)):
@@ -125,7 +125,6 @@ def test_the_rate_changes_by_epoch_and_ends_near_nothing():
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-@pytest.mark.medium
 def test_steps_are_pytorch_s(x64):
     """Two epochs of two batches; both networks normalise by the batch, the teacher's running statistics are wrong."""
     torch = pytest.importorskip("torch")
@@ -180,7 +179,6 @@ def test_steps_are_pytorch_s(x64):
             np.testing.assert_allclose(state.variables["params"][layer][name], tensor.detach().numpy(), atol=1e-7)
 
 
-@pytest.mark.medium
 def test_the_teacher_s_running_statistics_count_only_if_asked():
     network, variables = of_teacher()
     other = dict(variables, batch_stats=jax.tree.map(jnp.ones_like, variables["batch_stats"]))
@@ -203,7 +201,6 @@ def test_the_student_s_running_statistics_move():
     assert np.all(np.asarray(after["bn0"]["mean"]) != np.asarray(before["bn0"]["mean"]))
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize("own", [True, False])
 def test_accuracy_batch_by_batch(own):
     """With batches' own statistics the two full ones and the last of three images each stand alone."""
@@ -232,7 +229,6 @@ def test_accuracy_batch_by_batch(own):
     assert np.array_equal(whole, expected[0]) == (not own)
 
 
-@pytest.mark.medium
 def test_noise_knows_nothing_of_the_images_and_has_its_own_rate():
     found = kernel(trained(noise=True))
     np.testing.assert_array_equal(found, kernel(trained(noise=True, images=IMAGES * 5 + 1)))
@@ -284,7 +280,6 @@ def separable(count, seed):
     return np.clip(images, 0, 255).astype(np.uint8), labels
 
 
-@pytest.mark.medium
 def test_students_learn_what_the_teacher_knows():
     """From images without labels: what they say about the test images is right afterwards, and not before."""
     network, variables = students(convnet.ConvNet((4,), 2))
@@ -303,7 +298,6 @@ def test_students_learn_what_the_teacher_knows():
     assert found.shape == (2,) and found.min() > 95.0
 
 
-@pytest.mark.medium
 def test_a_teacher_learns_from_labels():
     """Tested in eval mode; another key is another teacher, the same one the same."""
     network = convnet.ConvNet((4,), 2)
@@ -333,7 +327,6 @@ def run(*, together=None, **changes):
     return zero_shot.run(**(arguments | changes), mean=MEAN, std=STD, settings=FEW, together=together)
 
 
-@pytest.mark.medium
 def test_run_in_groups():
     """Students one after the other, each with its own images, or all at once."""
     each = jnp.stack([IMAGES, IMAGES[::-1] * 2.0])

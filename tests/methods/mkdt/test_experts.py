@@ -19,6 +19,8 @@ from ssdd_jax.models import ConvNet
 from ssdd_jax.runtime import files
 from ssdd_jax.training import epochs, loop
 
+pytestmark = pytest.mark.medium
+
 SHAPE = (SIZE, SIZE, CHANNELS)
 SETTINGS = trajectories.Settings(
     count=3, epochs=2, widths=WIDTHS, batch_size=16, vectorize=2, inner=inner.Settings(0.05, 0.9, 1e-4)
@@ -80,7 +82,6 @@ def test_flatten_and_back(norm):
         trajectories.unflatten(vector[1:], settings, SHAPE, DIM)
 
 
-@pytest.mark.medium
 def test_an_epoch_is_plain_training(data):
     """Step by step over the rows of each expert's own order, on normalised images."""
     images, targets, constants = data
@@ -99,7 +100,6 @@ def test_an_epoch_is_plain_training(data):
             np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.medium
 def test_losses_of_images(data, monkeypatch):
     """One image at a time by hand; 40 images in batches of 16, the last of them not full."""
     images, targets, constants = data
@@ -111,7 +111,6 @@ def test_losses_of_images(data, monkeypatch):
     np.testing.assert_allclose(found, np.square(predictions - targets).mean(1), rtol=1e-4)
 
 
-@pytest.mark.medium
 def test_trajectories(whole, data):
     """The start is a fresh network, every expert another one, and training lowers the loss epoch by epoch."""
     size = trajectories.numbers(SETTINGS, SHAPE, DIM)
@@ -211,7 +210,6 @@ class _context:
         return None
 
 
-@pytest.mark.medium
 def test_divergence_is_one_line(data, tmp_path):
     wild = SETTINGS._replace(inner=inner.Settings(1e12, 0.9, 0.0))
     with pytest.raises(UserError, match="try a smaller config.experts.learning_rate") as raised:

@@ -13,6 +13,8 @@ from ssdd_jax import inner
 from ssdd_jax.methods.mkdt import matching
 from ssdd_jax.models import chunks, convolution, layers
 
+pytestmark = pytest.mark.medium
+
 SETTINGS = matching.Settings(3, 4, image_learning_rate=2.0, target_learning_rate=0.5, rate_learning_rate=0.01)
 RATE = jnp.float32(0.1)
 start_at = jit(
@@ -46,7 +48,6 @@ def squared(one, other):
     return sum(float(jnp.sum(jnp.square(a - b))) for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
 
 
-@pytest.mark.medium
 def test_loss_by_hand(task):
     both, start, target, rows = task
     expected = squared(sgd(start, *both, rows, 0.1), target) / squared(start, target)
@@ -114,7 +115,6 @@ def test_wrong_shapes_are_refused(task):
         jax.eval_shape(matching.loss, (x, y), RATE, start, target | {"fc": {}}, rows)
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize(("count", "batch", "unroll"), [(12, 4, 7), (10, 4, 6), (5, 256, 3), (7, 3, 1)])
 def test_rows(count, batch, unroll):
     """Whole epochs one after the other; the last batch of an epoch is filled up from the epoch's own beginning."""
@@ -142,7 +142,6 @@ def test_rows_are_int32_in_double_precision(x64):
     assert matching.draw_rows(jax.random.key(0), 5, settings=SETTINGS).dtype == jnp.int32
 
 
-@pytest.mark.medium
 def test_two_steps_by_hand(task):
     """SGD with momentum, at each part's own rate."""
     both, start, target, rows = task

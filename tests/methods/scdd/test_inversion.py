@@ -14,6 +14,8 @@ from ssdd_jax.models.norm import BatchNorm
 from ssdd_jax.models.resnet import ResNet
 from ssdd_jax.teacher import network as teacher
 
+pytestmark = pytest.mark.medium
+
 CLASSES = 3
 SHAPE = (8, 8, 3)
 SETTINGS = inversion.Settings(steps=20, learning_rate=0.1, bn_weight=0.05, jitter=1)
@@ -86,7 +88,6 @@ class Torch:
         return logits.detach().numpy(), parts, x.grad.numpy().transpose(0, 2, 3, 1)
 
 
-@pytest.mark.medium
 def test_loss_and_gradient_equal_torch(x64):
     reference = Torch(pytest.importorskip("torch"))
     generator = np.random.default_rng(0)
@@ -127,7 +128,6 @@ def test_batch_norm_leaves_its_input_s_moments_only_where_asked():
     assert "moments" not in training
 
 
-@pytest.mark.medium
 def test_only_the_first_layer_has_a_weight_of_its_own():
     """The stem's share by hand: a convolution and two norms."""
     net, x = network(), normal(1, 6, *SHAPE)
@@ -141,7 +141,6 @@ def test_only_the_first_layer_has_a_weight_of_its_own():
     np.testing.assert_allclose(np.diff(found), [first, 9 * first], rtol=1e-4)
 
 
-@pytest.mark.medium
 def test_statistics_that_agree_have_no_distance_and_no_gradient():
     """All activations 0, all running statistics 0: the norm's derivative does not exist there."""
     net = jax.tree.map(jnp.zeros_like, network())
@@ -150,7 +149,6 @@ def test_statistics_that_agree_have_no_distance_and_no_gradient():
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.medium
 def test_shift_rolls_all_images_of_a_group():
     net, x, labels = network(), normal(2, 4, *SHAPE), jnp.array([0, 1, 2, 0])
     info, gradient = value_and_grad(x, labels, net, jnp.array([2, 1]))
@@ -166,7 +164,6 @@ def state_of(groups=2, size=4, settings=SETTINGS):
     return inversion.init(jax.random.key(1), (groups, size, *SHAPE), settings=settings), labels
 
 
-@pytest.mark.medium
 def test_images_start_as_noise():
     state = inversion.init(jax.random.key(0), (2, 40, *SHAPE))
     np.testing.assert_allclose([state.images.mean(), state.images.std()], [0.0, 1.0], atol=0.03)
@@ -176,7 +173,6 @@ def test_images_start_as_noise():
         inversion.init(jax.random.key(0), (2, *SHAPE))
 
 
-@pytest.mark.medium
 def test_three_steps_of_adam_by_hand():
     """Betas 0.5 and 0.9, a cosine from the first step to 0, gradients of each group alone, the clip."""
     settings = SETTINGS._replace(steps=2, learning_rate=0.4, jitter=0)
@@ -200,7 +196,6 @@ def test_three_steps_of_adam_by_hand():
     np.testing.assert_array_equal(state.images, before)
 
 
-@pytest.mark.medium
 def test_groups_know_nothing_of_each_other():
     """The first group does the same whatever the second is, alone or side by side."""
     (state, labels), net = state_of(), network()
@@ -232,7 +227,6 @@ def test_info_is_the_mean_over_groups_at_shifts_of_their_own():
     assert max(map(len, drawn)) == 2  # not one shift for all groups
 
 
-@pytest.mark.medium
 def test_recovery_lowers_the_loss_and_leaves_the_network_alone():
     (state, labels), net = state_of(), network()
     before = jax.tree.map(np.array, net)
