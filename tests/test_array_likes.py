@@ -269,6 +269,7 @@ def call(name, function, arguments):
     return function(*arguments) if name in ON_HOST else jit(results)()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", CASES)
 def test_numpy_arrays_give_what_jax_arrays_give(name):
     function, *arguments = CASES[name]()

@@ -149,6 +149,7 @@ def test_training_in_a_loop(trainer, run, images):
     assert float(last.loss) < float(first.loss)
 
 
+@pytest.mark.medium
 def test_resuming_is_exact(trainer, run, images):
     once, _ = run(jax.jit(trainer.init)(jax.random.key(1)), images, 4)
     twice, _ = run(jax.jit(trainer.init)(jax.random.key(1)), images, 2)
