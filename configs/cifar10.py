@@ -1,4 +1,4 @@
-"""CIFAR-10 (TFDS) with Boost-SSDD's hyperparameters; cifar10.py:cpu is sized for two CPU cores.
+"""CIFAR-10 (TFDS) with Boost-SSDD's hyperparameters; cifar10.py:cpu is sized for two cores.
 
 Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025. Teacher: solo-learn's Barlow Twins for CIFAR, published linear accuracy 92.10.

@@ -151,5 +151,5 @@ DEFINITION = Definition(
     editions={"boost": {}},
     pooled=True,
     cpu_steps=(500, 800),
-    lower="pool.vectorize, distill.batch_size or storage.M",
+    lower="config.pool.vectorize, config.distill.batch_size or config.storage.M",
 )

@@ -68,5 +68,5 @@ DEFINITION = Definition(
     editions={"krr_st": {"method": "krr_st", "distill.steps": 160_000, "distill.learning_rate": 1e-4}},
     pooled=True,
     cpu_steps=(500, 800),
-    lower="pool.vectorize or distill.batch_size",
+    lower="config.pool.vectorize or config.distill.batch_size",
 )

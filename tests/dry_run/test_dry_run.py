@@ -42,6 +42,8 @@ def test_a_run_from_the_beginning_is_measured_and_nothing_written(tmp_path):
     (teacher,) = by_name["teacher"].costs
     assert teacher.count == 3 * (120 // 40) and teacher.compiling > 0
     assert teacher.memory > 120 * 64  # the images are among it
+    assert by_name["teacher"].lower == "config.teacher.batch_size or config.teacher.width"
+    assert by_name["distill"].lower == "config.pool.vectorize, config.distill.batch_size or config.storage.M"
     assert by_name["distill"].costs[-1].count == 40
     # Two pool models, one after the other, to half of five steps each; two sets of pairs on one network, and one epoch.
     assert by_name["distill"].costs[1].count == 2 * 5 / 2
@@ -142,15 +144,18 @@ def made(*stages, available=10**9):
 
 def test_the_text_sums_up_and_says_what_does_not_fit():
     costs = (Cost("steps", 100, 0.5, 3, 10.0, 2 * 10**9), Cost("starts", 1, 2.0, 1))
-    found = made(Prediction("features", "done"), Prediction("teacher", "", costs), Prediction("report", ""))
+    teacher = Prediction("teacher", "", costs, lower="config.teacher.batch_size or another")
+    found = made(Prediction("features", "done"), teacher, Prediction("report", ""))
     assert found.seconds == 62 and found.compiling == 10 and found.memory == 2 * 10**9
     lines = dry_run.text(found).splitlines()
     assert any(line.split() == ["teacher", "100", "steps", "1:02", "0:10", "2.0", "GB"] for line in lines)
     assert any(line.split() == ["features", "done"] for line in lines)
     assert "numbers stored: 10 of 20 = N (HWC + D)" in lines
-    assert any("teacher needs more memory than the device has: lower config.teacher.batch_size" in x for x in lines)
+    assert any(
+        "teacher needs more memory than the device has: lower config.teacher.batch_size or another." in x for x in lines
+    )
     assert "about 1:02" in dry_run.short(found) and "2.0 GB of 1.0 GB" in dry_run.short(found)
-    enough = made(Prediction("teacher", "", costs), available=10**10)
+    enough = made(teacher, available=10**10)
     assert not any("needs more memory" in line for line in dry_run.text(enough).splitlines())
 
 

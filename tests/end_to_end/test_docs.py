@@ -96,7 +96,7 @@ def test_a_page_shows_shapes_and_settings(site):
     ):
         assert expected in words
     words = " ".join("".join(read(site / "modules" / "ssdd_jax.pool.html").text).split())
-    assert "Age Z at which a model is renewed" in words  # the fields of a NamedTuple
+    assert "Age Z at which a model is replaced" in words  # the fields of a NamedTuple
 
 
 def test_links_lead_somewhere_and_nothing_is_fetched(site):

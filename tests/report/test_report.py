@@ -249,7 +249,7 @@ def other(record, **changes):
 
 
 def test_side_by_side(record, tmp_path):
-    second = other(record, method="krr_st", seed=3, distill__steps=7)
+    second = other(record, method="krr_st", title="KRR-ST", seed=3, distill__steps=7)
     records = [record, second]
     names = comparison_page.labels(records)
     assert names == ["Boost-SSDD, N = 4", "KRR-ST, N = 4"]

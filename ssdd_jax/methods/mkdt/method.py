@@ -135,5 +135,5 @@ DEFINITION = Definition(
         }
     },
     cpu_steps=(300, 200),
-    lower="experts.vectorize, mkdt.batch_size or mkdt.unroll",
+    lower="config.experts.vectorize, config.mkdt.batch_size or config.mkdt.unroll",
 )

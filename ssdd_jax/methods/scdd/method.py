@@ -148,7 +148,7 @@ DEFINITION = Definition(
     network=True,
     cpu_steps=(300, 300),
     size_keys=("scdd.images_per_class",),
-    lower="scdd.group_size",
+    lower="config.scdd.group_size",
 )
 
 
