@@ -269,8 +269,16 @@ def call(name, function, arguments):
     return function(*arguments) if name in ON_HOST else jit(results)()
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("name", CASES)
+# Compiling these takes seconds each.
+SLOW = (
+    *("decoder.init", "pool.init", "pool.step", "outer.step", "probes.lbfgs", "probes.few_labels"),
+    *("matching.loss", "matching.step", "inversion.step"),
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.medium) for name in CASES]
+)
 def test_numpy_arrays_give_what_jax_arrays_give(name):
     function, *arguments = CASES[name]()
     expected = call(name, function, arguments)

@@ -102,7 +102,7 @@ print(jax.jit(lambda key: inner.init(key, (8, 8, 3), 6, widths=(4, 8))).lower(ja
 """
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_program_is_the_same_in_every_process():
     """Otherwise a second run would not find it among the compiled programs of the first."""
     texts = set()

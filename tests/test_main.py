@@ -171,7 +171,7 @@ def test_other_images_are_refused(folder, tmp_path, capsys):
     assert "features of other images" in refusal(capsys, line)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_nan_stops_and_keeps_the_last_good_state(folder, capsys):
     line = tiny_runs.arguments(folder, "nan", distill__learning_rate=1e18)
     said = refusal_at_end(capsys, line)
@@ -185,11 +185,8 @@ def refusal_at_end(capsys, line):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize(
-    "when",
-    ["checkpoint", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("features", "distilled", "figures"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["checkpoint", "features", "distilled", "figures"])
 def test_a_full_disk_loses_nothing(when, tmp_path, capsys, monkeypatch):
     """The disk is full at one kind of file; with room again the same command ends the run."""
     tiny_runs.write_data(tmp_path)

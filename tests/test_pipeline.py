@@ -128,6 +128,7 @@ def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
     assert lines == sorted(set(lines)) and lines[-1] == 40
 
 
+@pytest.mark.slow
 def test_without_labels_and_test_features(tmp_path, capsys):
     tiny_runs.write_data(tmp_path, labels=False)
     with np.load(tmp_path / "features.npz") as archive:

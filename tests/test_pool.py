@@ -112,7 +112,7 @@ def test_vectorize_changes_rounding_only(start):
         jax.tree.map(close, one.models, other.models)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_models_with_instance_norm():
     """As trained one by one, without running statistics; renewed ones are of the same kind."""
     x, y = pairs()

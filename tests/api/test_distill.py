@@ -106,7 +106,9 @@ def test_a_teacher_is_run_on_the_views_that_are_needed():
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("method", ["random", "high_loss", "krr_st", "mkdt"])
+@pytest.mark.parametrize(
+    "method", ["random", "high_loss", *(pytest.param(name, marks=pytest.mark.slow) for name in ("krr_st", "mkdt"))]
+)
 def test_methods(method):
     found = small(method=method, N=5)
     images, targets = found.pairs()
@@ -168,7 +170,7 @@ def test_refusals(changes, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_says_what_to_try_here():
     with pytest.raises(UserError, match=r"not a number at step \d+; try a smaller config.distill.*ridge_scale$"):
         small(steps=6, config={"inner.learning_rate": 1e30})
@@ -202,7 +204,7 @@ def test_what_is_chosen_works(shape, method, accelerator):
         assert config.storage.N <= images and made.samples <= images
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_evaluation_of_arrays(tmp_path):
     """Three lines from arrays to a table; what is kept by content is that of the arrays."""
     labels = np.arange(60) % 3

@@ -68,7 +68,7 @@ OWN = {
 }
 
 
-QUICKEST = ("krr_st", "noise")
+QUICKEST = ("noise",)
 
 
 @pytest.mark.medium
@@ -91,7 +91,7 @@ def test_every_method_is_measured(edition, taught):
     assert math.isfinite(found.seconds) and found.seconds > 0
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(tmp_path):
     """The counts of a run that was stopped, and that of one that has ended."""
     tiny_runs.write_data(tmp_path)

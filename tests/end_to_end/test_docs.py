@@ -69,6 +69,7 @@ def read(file):
     return Page(file)
 
 
+@pytest.mark.slow
 def test_every_module_has_a_page(site):
     known = public_modules()
     assert len(known) > 80 and known.count("ssdd_jax.krr") == 1
@@ -84,6 +85,7 @@ def test_every_module_has_a_page(site):
         assert " ".join(first).replace("`", "") in words, name
 
 
+@pytest.mark.slow
 def test_a_page_shows_shapes_and_settings(site):
     words = " ".join("".join(read(site / "modules" / "ssdd_jax.krr.html").text).split())
     for expected in (
@@ -99,6 +101,7 @@ def test_a_page_shows_shapes_and_settings(site):
     assert "Age Z at which a model is replaced" in words  # the fields of a NamedTuple
 
 
+@pytest.mark.slow
 def test_links_lead_somewhere_and_nothing_is_fetched(site):
     checked = 0
     for file in site.rglob("*.html"):
@@ -119,6 +122,7 @@ def test_links_lead_somewhere_and_nothing_is_fetched(site):
     assert checked > 1000
 
 
+@pytest.mark.slow
 def test_the_navigation_has_every_guide(site):
     start = read(site / "index.html")
     names = [file.stem for file in (ROOT / "docs" / "guides").glob("*.md")]
@@ -126,6 +130,7 @@ def test_the_navigation_has_every_guide(site):
     assert set(hooks().GUIDES) == set(names)
 
 
+@pytest.mark.slow
 def test_links_to_source_files_lead_to_pages_of_modules(site):
     page = read(site / "guides" / "architecture.html")
     assert "../modules/ssdd_jax.krr.html" in page.links
@@ -138,6 +143,7 @@ def test_groups_name_modules_that_there_are():
     assert not set(named) - known and len(named) == len(set(named))
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_first_page_run(tmp_path, monkeypatch):
     """Each has at most three lines; the settings are replaced by the smallest possible."""
     monkeypatch.chdir(tmp_path)

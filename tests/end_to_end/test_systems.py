@@ -21,6 +21,7 @@ pytestmark = pytest.mark.medium
 SUBSETS = ("random", "kmeans", "high_loss")
 LEARNED = ("krr_st", "mkdt", "scdd")
 EDITIONS = (*LEARNED, *SUBSETS, "noise")
+SLOW = (*LEARNED, "noise")
 OWN_STAGES = {"mkdt": {"experts"}, "high_loss": {"experts"}, "scdd": {"probe", "post_training"}}
 BUDGET = 4 * (8 * 8 * 1 + 16)
 
@@ -36,7 +37,12 @@ def folder(tmp_path_factory):
     return tiny_runs.with_teacher(tmp_path_factory.getbasetemp())
 
 
-@pytest.fixture(scope="module", params=EDITIONS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name in ("krr_st", "scdd", "noise") else ()) for name in EDITIONS
+    ],
+)
 def finished(request, folder):
     """An edition's name and its folder, once it has run."""
     assert main.main(tiny_runs.taught(folder, request.param)) == 0
@@ -136,6 +142,7 @@ def test_learned_sets_have_left_their_start(finished):
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_scdd_is_measured_in_its_own_way(folder):
     assert main.main(tiny_runs.taught(folder, "scdd")) == 0
     top1 = read(folder / "scdd" / "results.json")["post_training"]["top1"]

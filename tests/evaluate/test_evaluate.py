@@ -153,6 +153,7 @@ def test_one_more_target_trains_nothing(folder, monkeypatch):
     assert row(found, "chance", target="other")["values"] == [33.3333]
 
 
+@pytest.mark.slow
 def test_one_more_seed_trains_one_network_each(folder, monkeypatch):
     two, _ = ask(folder)
     calls = count_training(monkeypatch)
@@ -275,6 +276,7 @@ def test_more_random_images_than_there_are(tmp_path):
     assert entries.of_reference("random_real", SOURCE, large, 70, options).offered == 60
 
 
+@pytest.mark.slow
 def test_sets_of_different_size_have_random_images_each(folder):
     larger = distilled.from_pairs(*pairs_of(np.arange(9)), CONSTANTS)
     found, _ = ask(folder, {"small": SET, "large": larger}, references=["random_real"])
@@ -327,6 +329,7 @@ def test_only_a_set_is_trained_at_its_own_rate(carried, own_rate, expected, monk
     assert rates == [expected, 0.1, 0.1]
 
 
+@pytest.mark.slow
 def test_whole_networks_are_tuned_and_taught(folder):
     """Fine-tuning and distillation without target data, for every row that can have them."""
     module = ResNetClassifier(KNOWN.shape[1], 1, (1, 1, 1, 1))
@@ -406,6 +409,7 @@ def test_refuses_parts_that_do_not_fit_together(folder):
         ask(folder, {"teacher": SET})
 
 
+@pytest.mark.slow
 def test_soft_labels_may_be_of_another_length(folder, tmp_path):
     """Logits of classes (SC-DD) are not the teacher's features; a set says so, in every form."""
     soft = distilled.from_pairs(pairs_of(np.arange(6))[0], jnp.eye(6)[:, :2], CONSTANTS, soft_labels=True)

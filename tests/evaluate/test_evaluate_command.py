@@ -31,6 +31,7 @@ def shared(run):
     return f"--shared={run / 'shared'}"
 
 
+@pytest.mark.slow
 def test_the_whole_command(run, tmp_path, capsys):
     line = [
         f"--set={run / 'random' / 'distilled'}",
@@ -63,6 +64,7 @@ def test_the_whole_command(run, tmp_path, capsys):
     assert {row["target"] for row in rows} == {f"npz:{run / 'images.npz'}", "digits"}
 
 
+@pytest.mark.slow
 def test_what_the_run_has_measured_is_not_measured_again(run, tmp_path, monkeypatch):
     assert main.main(tiny_runs.taught(run, "random")) == 0
     own = json.loads((run / "random" / "results.json").read_text())

@@ -88,8 +88,8 @@ def test_each_seed_may_have_pairs_of_its_own(trained):
     assert not np.allclose(found["params"]["fc"]["bias"][0], trained["params"]["fc"]["bias"][0])
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("name", [pytest.param("resnet10_1", marks=pytest.mark.slow), "convnet_4_in"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet10_1", "convnet_4_in"])
 def test_other_architectures_learn(name):
     """The error on the pairs falls well below that of predicting their mean."""
     network = architectures.make(name, DIM, (SIZE, SIZE, CHANNELS))

@@ -221,7 +221,7 @@ def test_quick_report_has_every_row(tmp_path, capsys):
     assert len([line for line in printed.splitlines() if line.startswith("| ")]) == len(rows) + 2
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_stages_and_sizes_can_be_chosen():
     report = benchmark.main([*TINY[1:], "--pairs=4,8", "--stages=evaluation", "--no-torch"])
     assert [(row["stage"], row["pairs"], row["side"]) for row in report["rows"]] == [

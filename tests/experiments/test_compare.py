@@ -70,6 +70,7 @@ def times(run):
     }
 
 
+@pytest.mark.slow
 def test_the_rows_are_those_of_the_runs(finished):
     found = json.loads((finished / "comparison.json").read_text())
     rows = {(row["method"], row["N"]): row for row in found["rows"]}
@@ -87,6 +88,7 @@ def test_the_rows_are_those_of_the_runs(finished):
     assert rows["random", 4]["values"] != rows["random", 2]["values"]
 
 
+@pytest.mark.slow
 def test_the_references_are_measured_once_for_all(finished):
     found = json.loads((finished / "comparison.json").read_text())["references"]
     assert list(found) == ["random_init", "full_data", "teacher"]
@@ -95,6 +97,7 @@ def test_the_references_are_measured_once_for_all(finished):
     assert found["teacher"]["feature_r2"] == pytest.approx([1.0] * 4, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_what_refuses_is_listed_and_the_others_go_on(finished):
     refused = json.loads((finished / "comparison.json").read_text())["refused"]
     assert len(refused) == 1
@@ -102,6 +105,7 @@ def test_what_refuses_is_listed_and_the_others_go_on(finished):
     assert f"Not measured: {refused[0]}" in (finished / "comparison.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_table_is_markdown(finished):
     lines = (finished / "comparison.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith("|")]
@@ -114,6 +118,7 @@ def test_the_table_is_markdown(finished):
     assert any("own post-training" in line and "SC-DD at N = 4" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_page_has_every_row(finished):
     page = (finished / "report.html").read_text()
     found = json.loads((finished / "comparison.json").read_text())
@@ -126,6 +131,7 @@ def test_the_page_has_every_row(finished):
     assert "python -m experiments.compare --config=configs/digits.py --methods=" in re.sub(r"</?span>", "", page)
 
 
+@pytest.mark.slow
 def test_every_run_knows_its_command(finished):
     """They were made from Python; the command is for the same config."""
     folder = finished / "scdd-N4-seed1"
@@ -135,6 +141,7 @@ def test_every_run_knows_its_command(finished):
     assert options.workdir == folder and options.shared == finished / "shared"
 
 
+@pytest.mark.slow
 def test_the_picture_shows_something(finished):
     with Image.open(finished / "comparison.png") as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
@@ -142,6 +149,7 @@ def test_the_picture_shows_something(finished):
         assert (np.abs(pixels.astype(int) - color).max(1) < 8).sum() > 50
 
 
+@pytest.mark.slow
 def test_again_nothing_is_done(finished, folder, capsys):
     before = times(finished)
     table = (finished / "comparison.md").read_bytes()
@@ -150,6 +158,7 @@ def test_again_nothing_is_done(finished, folder, capsys):
     assert "compare: random" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_method_adds_its_runs_only(finished, folder):
     before = times(finished)
     assert compare.main(command(folder, methods="random,kmeans,scdd")) == 0
@@ -164,6 +173,7 @@ def test_another_method_adds_its_runs_only(finished, folder):
     ]
 
 
+@pytest.mark.slow
 def test_one_that_was_cut_short_is_finished(finished, folder):
     (finished / "random-N4-seed1" / "results.json").unlink()
     before = times(finished)
@@ -208,6 +218,7 @@ def test_refuses_before_any_work(argument, words, folder, capsys):
     assert not (folder / "refused").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_that_concerns_all_runs_is_told_once(finished, folder, capsys):
     before = times(finished)
     said = refusal(capsys, [*command(folder), "--config.evaluate.epochs=3"])
@@ -215,6 +226,7 @@ def test_a_mistake_that_concerns_all_runs_is_told_once(finished, folder, capsys)
     assert times(finished) == before
 
 
+@pytest.mark.slow
 def test_nothing_that_can_run_is_a_mistake(finished, folder, capsys):
     assert "no method could run: SC-DD at N = 2" in refusal(capsys, command(folder, methods="scdd", N="2"))
 
@@ -269,6 +281,7 @@ def test_without_any_measure_there_is_still_a_table(tmp_path):
     assert (tmp_path / "comparison.png").exists()
 
 
+@pytest.mark.slow
 def test_runs_from_any_directory(finished, folder, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.compare", *command(folder, methods="random", N="4")],

@@ -34,7 +34,10 @@ SMALL = {
     "resnet50": (ResNetClassifier(DIM, 2, (2,), bottleneck=True), (8, 8, 3)),
     "vit": (VisionTransformer(DIM, 4, 12, 1, 3), (8, 16, 3)),
 }
-small = pytest.mark.parametrize("kind", SMALL)
+HEAVY = ("mobilenet", "resnet50", "vit")
+small = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in HEAVY else ()) for kind in SMALL]
+)
 initialize = jit(models.initialize, static_argnums=(1, 2))
 
 # Trainable parameters for 10 classes at 32x32 and for 200 at 64x64, counted in the published modules of KRR-ST

@@ -28,7 +28,7 @@ def test_auto_on_an_accelerator(monkeypatch):
     assert network_input(jnp.ones((1, 2, 2, 1)), "auto").dtype == jnp.bfloat16
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_convolutions_are_half_and_the_rest_is_not(monkeypatch):
     """Products in bfloat16; statistics, features, predictions, loss and gradients in float32."""
     seen, conv = [], layers.conv
@@ -86,7 +86,7 @@ def test_loss_curve_stays_within_the_noise_of_float32():
     assert half.mean(0)[-1] < 0.9 * half.mean(0)[0] and exact.mean(0)[-1] < 0.9 * exact.mean(0)[0]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_teacher_step(precision):
     """The same start, the same views: losses within the precision of bfloat16, parameters in float32."""

@@ -161,7 +161,7 @@ def compare(found, expected):
         check(values, wanted)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_boost_is_the_same_on_two_devices(tmp_path):
     """Those of this process; in small what follows."""
     infos, state = run(tmp_path / "one", *boost(None, 2))

@@ -66,6 +66,7 @@ def line(folder, edition, source="resnet.safetensors", workdir="", **changes):
     return tiny_runs.taught(folder, edition, workdir, teacher__source=folder / source, **changes)
 
 
+@pytest.mark.slow
 def test_a_run_from_weights(folder, capsys):
     assert main.main(line(folder, "random")) == 0
     printed = capsys.readouterr().out
@@ -108,6 +109,7 @@ def test_sc_dd_inverts_a_network_from_elsewhere(folder):
     assert files.read_json(folder / "scdd" / "post_training" / "results.json")["top1"]["mean"] >= 0
 
 
+@pytest.mark.slow
 def test_noise_goes_through_a_transformer_and_sc_dd_refuses_it(folder, capsys):
     def alone(edition):
         return line(folder, edition, "vit.safetensors", f"{edition}-vit", teacher__heads=2)[:-1]  # nothing shared
@@ -116,7 +118,7 @@ def test_noise_goes_through_a_transformer_and_sc_dd_refuses_it(folder, capsys):
     assert "12x12 inputs" in capsys.readouterr().out
     assert np.isfinite(distilled.load(folder / "noise-vit" / "distilled").pairs()[1]).all()
     assert main.main(alone("scdd")) == 2
-    assert "has none: bring a ResNet" in capsys.readouterr().err
+    assert "has none: use a ResNet" in capsys.readouterr().err
 
 
 def test_the_teacher_is_judged_with_its_own_preprocessing(folder):

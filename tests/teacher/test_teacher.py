@@ -20,7 +20,10 @@ SETTINGS = Settings(
     batch_size=32,
     warmup_epochs=2,
     learning_rate=0.8,
-    augmentation=Augmentation(flip_probability=0.0),
+    # Mild, so that the loss of these few images falls with every seed: by the default it is mostly noise.
+    augmentation=Augmentation(
+        crop_scale=(0.8, 1.0), jitter_probability=0.0, solarize_probability=(0.0, 0.0), flip_probability=0.0
+    ),
 )
 MEAN, STD = (0.4,), (0.3,)
 
@@ -146,7 +149,7 @@ def test_training_in_a_loop(trainer, run, images):
     assert all(jax.tree.leaves(changed))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables))
     _, last = run(state, images, trainer.steps - 4)
-    assert float(last.loss) < float(first.loss)
+    assert float(last.loss) < 0.5 * float(first.loss)
 
 
 @pytest.mark.medium

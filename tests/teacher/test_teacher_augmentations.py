@@ -66,7 +66,7 @@ def test_range_and_keys(channels):
     assert not np.array_equal(out[0], out[1])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_probabilities():
     x = images(2000, side=4)
     original = np.asarray(x)

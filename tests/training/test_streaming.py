@@ -48,7 +48,7 @@ def as_npy(folder):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("method", ["boost", pytest.param("krr_st", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["boost", "krr_st"])
 def test_a_streamed_distillation_has_the_same_bits(method, tmp_path):
     tiny_runs.write_data(tmp_path)
     changes = {"method": method, "distill__steps": 12}
@@ -89,7 +89,7 @@ def test_a_streamed_teacher_has_the_same_bits(tmp_path):
         assert (tmp_path / "streamed" / file).read_bytes() == (tmp_path / "resident" / file).read_bytes(), file
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_streamed_experts_have_the_same_bits(tmp_path):
     """Two at a time, and one; batches of 40 do not divide the 110 images."""
     images, known = bytes_and_features(110, channels=1)

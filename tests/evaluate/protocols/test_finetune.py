@@ -84,6 +84,7 @@ def coloured(seed, count):
     return images // 2 + 80 * bright, labels
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_separable(variables):
     train, test = coloured(0, 60), coloured(1, 300)
     settings = SHORT._replace(steps=40)

@@ -234,7 +234,7 @@ def test_lbfgs_is_no_worse_than_the_published_recipe():
     np.testing.assert_allclose(objective(data, published)[0], objective(data, solution)[0], rtol=1e-4)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_few_labels_uses_only_its_rows():
     train, test = blobs(0), blobs(1, distance=2.0)
     rows = probes.draw_fraction(0, np.asarray(train[1]), 0.2)

@@ -179,6 +179,7 @@ def test_steps_are_pytorch_s(x64):
             np.testing.assert_allclose(state.variables["params"][layer][name], tensor.detach().numpy(), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_teacher_s_running_statistics_count_only_if_asked():
     network, variables = of_teacher()
     other = dict(variables, batch_stats=jax.tree.map(jnp.ones_like, variables["batch_stats"]))
@@ -280,6 +281,7 @@ def separable(count, seed):
     return np.clip(images, 0, 255).astype(np.uint8), labels
 
 
+@pytest.mark.slow
 def test_students_learn_what_the_teacher_knows():
     """From images without labels: what they say about the test images is right afterwards, and not before."""
     network, variables = students(convnet.ConvNet((4,), 2))
@@ -327,6 +329,7 @@ def run(*, together=None, **changes):
     return zero_shot.run(**(arguments | changes), mean=MEAN, std=STD, settings=FEW, together=together)
 
 
+@pytest.mark.slow
 def test_run_in_groups():
     """Students one after the other, each with its own images, or all at once."""
     each = jnp.stack([IMAGES, IMAGES[::-1] * 2.0])

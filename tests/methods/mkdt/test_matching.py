@@ -142,6 +142,7 @@ def test_rows_are_int32_in_double_precision(x64):
     assert matching.draw_rows(jax.random.key(0), 5, settings=SETTINGS).dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_two_steps_by_hand(task):
     """SGD with momentum, at each part's own rate."""
     both, start, target, rows = task

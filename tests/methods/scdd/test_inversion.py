@@ -196,6 +196,7 @@ def test_three_steps_of_adam_by_hand():
     np.testing.assert_array_equal(state.images, before)
 
 
+@pytest.mark.slow
 def test_groups_know_nothing_of_each_other():
     """The first group does the same whatever the second is, alone or side by side."""
     (state, labels), net = state_of(), network()

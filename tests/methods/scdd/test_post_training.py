@@ -48,6 +48,7 @@ def network():
     return net
 
 
+@pytest.mark.slow
 def test_student_learns_what_the_teacher_knows(network):
     """With the weights after the last epoch; labels that are turned round are all wrong."""
     images, _ = brightness(1)
@@ -61,6 +62,7 @@ def test_student_learns_what_the_teacher_knows(network):
     np.testing.assert_allclose(post_training.accuracy(variables, test, 1 - labels), 100.0 - found, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_accuracy_goes_batch_by_batch_and_takes_bytes(network, monkeypatch):
     constants = preprocess.Preprocessing(jnp.full(3, 0.5), jnp.full(3, 0.2), jnp.zeros(1), jnp.ones(()))
     inputs, _ = brightness(2, 22)
@@ -92,6 +94,7 @@ def test_training_is_a_function_of_its_key_and_vmaps(network):
     assert not np.allclose(*both["params"]["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_one_step_of_adamw_by_hand(network):
     """The first step moves every parameter by the rate against its gradient's sign, and towards 0 by the decay."""
     images, _ = brightness(1, 6)
