@@ -13,7 +13,7 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import __main__ as command
 from ssdd_jax.evaluate import options, sources, training
 
-pytestmark = pytest.mark.medium
+pytestmark = pytest.mark.slow
 
 FAST = ["--edition=digits", "--models=convnet_4_8_bn", "--epochs=2", "--full_epochs=1", "--linear_steps=5", "--seeds=1"]
 
@@ -31,7 +31,6 @@ def shared(run):
     return f"--shared={run / 'shared'}"
 
 
-@pytest.mark.slow
 def test_the_whole_command(run, tmp_path, capsys):
     line = [
         f"--set={run / 'random' / 'distilled'}",
@@ -64,7 +63,6 @@ def test_the_whole_command(run, tmp_path, capsys):
     assert {row["target"] for row in rows} == {f"npz:{run / 'images.npz'}", "digits"}
 
 
-@pytest.mark.slow
 def test_what_the_run_has_measured_is_not_measured_again(run, tmp_path, monkeypatch):
     assert main.main(tiny_runs.taught(run, "random")) == 0
     own = json.loads((run / "random" / "results.json").read_text())

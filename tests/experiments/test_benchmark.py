@@ -16,6 +16,8 @@ from experiments.measure import counts
 from ssdd_jax import approximate, decoder, inner, outer, teacher
 from ssdd_jax.models import convolution
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "--images=3", "--views=4", "--batch=5", "--size=8", "--widths=4,6", "--dim=7", "--steps=2", "--repeats=2",
     "--teacher-width=2", "--teacher-blocks=1,1", "--projector=6", "--fit-steps=3", "--product=64", "--no-compile",
@@ -65,7 +67,6 @@ def real(problem):
     return channels_first(torch, problem.images[:5]), torch.from_numpy(np.array(problem.targets[:5]))
 
 
-@pytest.mark.medium
 def test_torch_decodes_the_same_pairs(problem, reference):
     images, targets = decoder.decode_pairs(problem.params)
     their_images, their_targets = reference.decode()
@@ -73,7 +74,6 @@ def test_torch_decodes_the_same_pairs(problem, reference):
     np.testing.assert_allclose(their_targets, targets, atol=1e-5)
 
 
-@pytest.mark.medium
 def test_torch_takes_the_same_outer_gradient(problem, reference):
     loss, gradient = jax.jit(jax.value_and_grad(functools.partial(outer.loss, ridge_scale=RIDGE)))(
         problem.params, model_of(problem).variables, problem.images[:5], problem.targets[:5]
@@ -90,7 +90,6 @@ def test_torch_takes_the_same_outer_gradient(problem, reference):
     assert all(weight.grad is None for weight in reference.models[0].parameters())
 
 
-@pytest.mark.medium
 def test_torch_takes_the_same_outer_step(problem, reference):
     batch = outer.Batch(
         jax.tree.map(lambda leaf: leaf[None], model_of(problem).variables), problem.images[:5], problem.targets[:5]
@@ -103,7 +102,6 @@ def test_torch_takes_the_same_outer_step(problem, reference):
     np.testing.assert_allclose(theirs, state.params.feature_coefficients, atol=1e-4)
 
 
-@pytest.mark.medium
 def test_torch_takes_the_same_inner_steps(problem, reference):
     from experiments.torch_side import reference as torch_reference
 
@@ -150,7 +148,6 @@ def trained_teachers():
     return state, theirs, losses, views[0]
 
 
-@pytest.mark.medium
 def test_torch_takes_the_same_steps_of_the_teacher(trained_teachers):
     state, theirs, losses, _ = trained_teachers
     from experiments.torch_side import stages as torch_stages
@@ -164,7 +161,6 @@ def test_torch_takes_the_same_steps_of_the_teacher(trained_teachers):
             np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.medium
 def test_torch_gives_the_same_features(trained_teachers):
     state, theirs, _, images = trained_teachers
     ours = teacher.features_of_inputs(teacher.backbone(state.variables), images.permute(0, 2, 3, 1).numpy())
@@ -187,7 +183,6 @@ def test_torch_fits_the_same_approximation():
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.medium
 def test_evaluation_takes_as_many_steps_as_it_says():
     options = sized("--evaluation-batch=5", "--steps=4")
     loop = jax_stages.evaluation(jax_loops.make_problem(options), options)
@@ -200,7 +195,6 @@ def test_evaluation_takes_as_many_steps_as_it_says():
     )
 
 
-@pytest.mark.slow
 def test_quick_report_has_every_row(tmp_path, capsys):
     pytest.importorskip("torch")
     path = tmp_path / "report.json"
@@ -221,7 +215,6 @@ def test_quick_report_has_every_row(tmp_path, capsys):
     assert len([line for line in printed.splitlines() if line.startswith("| ")]) == len(rows) + 2
 
 
-@pytest.mark.slow
 def test_stages_and_sizes_can_be_chosen():
     report = benchmark.main([*TINY[1:], "--pairs=4,8", "--stages=evaluation", "--no-torch"])
     assert [(row["stage"], row["pairs"], row["side"]) for row in report["rows"]] == [
@@ -293,7 +286,6 @@ def test_flops_are_those_that_torch_counts(problem):
         assert counter.get_total_flops() == pytest.approx(found[stage], rel=0.03), stage
 
 
-@pytest.mark.slow
 def test_convolutions_are_timed_in_every_form(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(convolutions, "CONTEXTS", ("alone", "scan"))
     path = tmp_path / "convolutions.json"
@@ -308,7 +300,6 @@ def test_convolutions_are_timed_in_every_form(tmp_path, monkeypatch, capsys):
     assert path.with_suffix(".md").read_text().strip() == capsys.readouterr().out.strip()
 
 
-@pytest.mark.medium
 def test_contexts_compute_the_same_convolutions():
     options = convolutions.parse(["--batch=2", "--models=3"])
     given = convolutions.arguments((4, 3, 5), "float32", options)
@@ -327,7 +318,6 @@ def test_exponents_are_slopes_of_logarithms():
     assert noisy["slope"] == pytest.approx(1) and noisy["error"] == pytest.approx((6 / 9 / 2) ** 0.5)
 
 
-@pytest.mark.slow
 def test_cost_curves_are_measured_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(cost_curves, "BASE", {"images": 2, "pool": 1, "batch": 4, "size": 4, "data": 16})
     monkeypatch.setitem(cost_curves.VALUES, "batch", (2, 4, 64))
@@ -339,7 +329,6 @@ def test_cost_curves_are_measured_and_drawn(tmp_path, monkeypatch):
     assert "real images per step" in path.with_suffix(".md").read_text()
 
 
-@pytest.mark.slow
 def test_an_accelerator_is_measured_within_its_time(tmp_path, monkeypatch):
     monkeypatch.setitem(accelerator.QUICK, "pool", 1)
     monkeypatch.setattr(accelerator, "PRECISIONS", ("bfloat16",))

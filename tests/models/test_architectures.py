@@ -79,7 +79,7 @@ def test_parameters_of_other_sizes(name, side, dim, expected):
     assert models.count(models.make(name, dim, (side, side, 3)), (side, side, 3)) == expected
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_width_of_a_resnet():
     for name, expected in (("resnet18_8", 64), ("resnet50_8", 256)):
         network_ = models.make(name, DIM, (32, 32, 3))
@@ -464,7 +464,7 @@ def variables_of(module):
     return out
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFERENCES)
 def test_equals_pytorch(x64, kind):
     """Features, predictions and statistics in both modes, for the same weights, in float64."""

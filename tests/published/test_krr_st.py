@@ -107,7 +107,7 @@ class AsTheyAre(NamedTuple):
         return images
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_three_steps_of_the_method(arrays, dtype, fixture_arrays, monkeypatch):
     """`methods.krr_st` from the published pairs, with a pool of the one published model and every real image in turn.
 

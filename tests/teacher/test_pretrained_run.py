@@ -121,6 +121,7 @@ def test_noise_goes_through_a_transformer_and_sc_dd_refuses_it(folder, capsys):
     assert "has none: use a ResNet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_teacher_is_judged_with_its_own_preprocessing(folder):
     source = sources.of_run(folder / "noise-vit")
     module, variables = source.teacher

@@ -13,7 +13,7 @@ from ssdd_jax import models
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate.protocols import finetune
 
-pytestmark = pytest.mark.medium
+pytestmark = pytest.mark.slow
 
 SHAPE = (8, 8, 3)
 NETWORK = models.ConvNet((4,), 16)  # as many as a head has at least: one program for most tests
@@ -84,7 +84,6 @@ def coloured(seed, count):
     return images // 2 + 80 * bright, labels
 
 
-@pytest.mark.slow
 def test_it_learns_what_is_separable(variables):
     train, test = coloured(0, 60), coloured(1, 300)
     settings = SHORT._replace(steps=40)

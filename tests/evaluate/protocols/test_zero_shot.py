@@ -14,7 +14,7 @@ from ssdd_jax import UserError
 from ssdd_jax.evaluate.protocols import finetune, zero_shot
 from ssdd_jax.models import convnet
 
-pytestmark = pytest.mark.medium
+pytestmark = pytest.mark.slow
 
 CLASSES, SHAPE = 3, (8, 8, 3)
 STUDENT = convnet.ConvNet((4,), CLASSES)
@@ -179,7 +179,6 @@ def test_steps_are_pytorch_s(x64):
             np.testing.assert_allclose(state.variables["params"][layer][name], tensor.detach().numpy(), atol=1e-7)
 
 
-@pytest.mark.slow
 def test_the_teacher_s_running_statistics_count_only_if_asked():
     network, variables = of_teacher()
     other = dict(variables, batch_stats=jax.tree.map(jnp.ones_like, variables["batch_stats"]))
@@ -251,7 +250,6 @@ def test_a_call_s_length_changes_nothing(monkeypatch):
     assert spans == [(0, 1), (1, 2)]
 
 
-@pytest.mark.slow
 def test_students_alone_and_together():
     """The same students, with images for all or for each; other keys make others."""
     keys, student = jax.random.split(jax.random.key(0), 2), students()
@@ -281,7 +279,6 @@ def separable(count, seed):
     return np.clip(images, 0, 255).astype(np.uint8), labels
 
 
-@pytest.mark.slow
 def test_students_learn_what_the_teacher_knows():
     """From images without labels: what they say about the test images is right afterwards, and not before."""
     network, variables = students(convnet.ConvNet((4,), 2))
@@ -329,7 +326,6 @@ def run(*, together=None, **changes):
     return zero_shot.run(**(arguments | changes), mean=MEAN, std=STD, settings=FEW, together=together)
 
 
-@pytest.mark.slow
 def test_run_in_groups():
     """Students one after the other, each with its own images, or all at once."""
     each = jnp.stack([IMAGES, IMAGES[::-1] * 2.0])
