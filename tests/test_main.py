@@ -77,7 +77,7 @@ def test_refuses_before_any_work(case, folder, capsys):
 
 
 def test_compiled_programs_are_kept_in_the_work_dir(folder, monkeypatch):
-    """Unless the environment names another folder, as it does in this session."""
+    """Unless the environment names another folder, as tests/conftest.py does."""
     line = [*tiny_runs.arguments(folder, "compiles"), "--stage=data"]
     before = jax.config.jax_compilation_cache_dir
     try:
