@@ -27,6 +27,7 @@ from ssdd_jax.models import convolution
 
 Array = jax.Array
 
+FORMS = tuple(convolution.FORMS)
 CONTEXTS = ("alone", "scan", "vmap")
 DIRECTIONS = ("forward", "both")
 # Calls are repeated for at least this long, so that the clock's resolution and the dispatch do not matter.
@@ -41,14 +42,14 @@ def layers(options: argparse.Namespace) -> list[tuple[int, int, int]]:
     return [(options.size // 2**i, inputs[i], width) for i, width in enumerate(options.widths)]
 
 
-def direction(name: str, form: convolution.Form) -> Callable[..., Any]:
+def direction(name: str, form: str) -> Callable[..., Any]:
     """Return a function of images `(B,H,W,I)`, a kernel `(3,3,I,O)` and a gradient `(B,H,W,O)` to be timed."""
 
     def forward(x: Array, kernel: Array, _: Array) -> Any:
-        return form(x, kernel, 1, 1)
+        return convolution.conv(x, kernel, form=form)
 
     def both(x: Array, kernel: Array, gradient: Array) -> Any:
-        out, backward = jax.vjp(lambda x, kernel: form(x, kernel, 1, 1), x, kernel)
+        out, backward = jax.vjp(lambda x, kernel: convolution.conv(x, kernel, form=form), x, kernel)
         return out, backward(gradient)
 
     return forward if name == "forward" else both
@@ -98,18 +99,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for layer in layers(options):
         for dtype in machine.DTYPES:
             inputs = arguments(layer, dtype, options)
-            for name, form in convolution.FORMS.items():
+            for name in FORMS:
                 if time.monotonic() > end:
                     skipped = f"{layer[0]}x{layer[0]}, {layer[1]} to {layer[2]}, {dtype}, {name}"
                     report["notes"].append(f"Left out after {options.minutes:g} minutes: {skipped}.")
                     continue
                 row: dict[str, Any] = {
                     "side": layer[0], "inputs": layer[1], "outputs": layer[2], "dtype": dtype, "form": name,
-                    "chosen": convolution.form(inputs[0][0], inputs[1][0], 1, 1) == name, "seconds": {},
+                    "chosen": convolution.form_on(jax.default_backend(), inputs[0][0], inputs[1][0]) == name,
+                    "seconds": {},
                 }  # fmt: skip
                 for kind in DIRECTIONS:
                     for context in CONTEXTS:
-                        duration = seconds(within(context, direction(kind, form)), inputs, options.repeats)
+                        duration = seconds(within(context, direction(kind, name)), inputs, options.repeats)
                         row["seconds"][f"{context} {kind}"] = duration / (1 if context == "alone" else options.models)
                 report["rows"].append(row)
     return report

@@ -32,12 +32,14 @@ class Settings(NamedTuple):
         momentum: Momentum of SGD.
         weight_decay: Weight decay, applied to every parameter.
         precision: Precision of the convolutions: see `ssdd_jax.models.precision`.
+        form: Implementation of the convolutions: see `ssdd_jax.models.convolution.conv`.
     """
 
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-3
     precision: str = "float32"
+    form: str = "auto"
 
 
 class State(NamedTuple):
@@ -91,18 +93,19 @@ def init(
     return State(variables, optimizer(settings).init(variables["params"]))
 
 
-def features(variables: Variables, x: Array, *, precision: str = "float32") -> Array:
+def features(variables: Variables, x: Array, *, precision: str = "float32", form: str = "auto") -> Array:
     """Compute features, the flattened last block, in eval mode (running statistics).
 
     Args:
         variables: `params` and `batch_stats` of a `ConvNet`.
         x: Images `(S,H,W,C)`.
         precision: Precision of the convolutions.
+        form: Implementation of the convolutions.
 
     Returns:
         Features `(S,F)`.
     """
-    return networks.features(convnet.from_variables(variables), variables, network_input(x, precision))
+    return networks.features(convnet.from_variables(variables, form=form), variables, network_input(x, precision))
 
 
 def predict(variables: Variables, x: Array) -> Array:
@@ -123,6 +126,7 @@ def loss(
     *,
     network: nn.Module | None = None,
     precision: str = "float32",
+    form: str = "auto",
 ) -> tuple[Array, Any]:
     """Compute the mean squared error over all `S*D` entries in train mode, and the updated running statistics.
 
@@ -133,6 +137,7 @@ def loss(
         y: Targets `(S,D)`.
         network: The architecture; by default the `ConvNet` that the parameters belong to.
         precision: Precision of the convolutions.
+        form: Implementation of the convolutions of that `ConvNet`.
 
     Returns:
         The loss, a scalar, and the new `batch_stats`.
@@ -140,7 +145,7 @@ def loss(
     chex.assert_rank([x, y], [4, 2])
     chex.assert_equal_shape_prefix([x, y], 1)
     variables = {"params": params, "batch_stats": batch_stats}
-    network = network or convnet.from_variables(variables)
+    network = network or convnet.from_variables(variables, form=form)
     outputs: Any = network.apply(variables, network_input(x, precision), train=True, mutable=["batch_stats"])
     (_, prediction), updated = outputs
     # Without batch norm Flax returns no `batch_stats`: the state keeps its structure with an empty collection.
@@ -164,7 +169,7 @@ def step(
         The model after the step, and the loss before it, a scalar.
     """
     params, stats = state.variables["params"], state.variables["batch_stats"]
-    objective = functools.partial(loss, network=network, precision=settings.precision)
+    objective = functools.partial(loss, network=network, precision=settings.precision, form=settings.form)
     (value, stats), gradient = jax.value_and_grad(objective, has_aux=True)(params, stats, x, y)
     updates, opt_state = optimizer(settings).update(gradient, state.opt_state, params)
     params = optax.apply_updates(params, updates)

@@ -1,4 +1,4 @@
-"""Chunked computation: a few images at a time, so that intermediate results stay in a CPU's cache."""
+"""Chunked computation for CPUs: a few images at a time, so that intermediate results stay in the cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BYTES = 12 * 2**20
 
 
 def images_per_chunk(count: int, bytes_of_one: int, *, least: int = 1) -> int:
-    """Choose the number of images per chunk; all of them on an accelerator, which has no such cache.
+    """Choose the number of images per chunk.
 
     Args:
         count: Number of images.
@@ -28,8 +28,6 @@ def images_per_chunk(count: int, bytes_of_one: int, *, least: int = 1) -> int:
     Returns:
         A divisor of `count` if there is one nearby: joining an incomplete last chunk to the others would copy them all.
     """
-    if jax.default_backend() != "cpu":
-        return max(count, 1)
     limit = max(1, min(count, max(BYTES // bytes_of_one, least)))
     divisors = [size for size in range(limit, limit // 2, -1) if count % size == 0]
     return divisors[0] if divisors else limit
@@ -47,7 +45,9 @@ def mapped(function: Callable[[Array], Array], x: Array, size: int) -> Array:
 
 def through(function: Callable[[Array], Array], x: Array, size: int) -> Array:
     """Run a forward pass over images `(B,...)`: `size` at a time on a CPU, all at once on an accelerator."""
-    return mapped(function, x, size if jax.default_backend() == "cpu" else max(len(x), 1))
+    if len(x) < 2 * size:
+        return function(x)
+    return lax.platform_dependent(x, cpu=lambda x: mapped(function, x, size), default=function)
 
 
 def summed(function: Callable[[Array, Array], Array], x: Array, y: Array, size: int) -> Array:

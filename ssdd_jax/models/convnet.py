@@ -34,6 +34,7 @@ class ConvNet(nn.Module):
         widths: Channels of each block; H and W must be divisible by `2 ** len(widths)`.
         dim: Length D of a target.
         norm: Normalisation layer, `batch` or `instance`.
+        form: Implementation of the convolutions: see `ssdd_jax.models.convolution.conv`.
 
     Raises:
         ValueError: If `norm` is neither of these.
@@ -42,6 +43,7 @@ class ConvNet(nn.Module):
     widths: tuple[int, ...]
     dim: int
     norm: str = "batch"
+    form: str = "auto"
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -65,7 +67,7 @@ class ConvNet(nn.Module):
         """
         check_divisible(x.shape[1:3], len(self.widths))
         for i, width in enumerate(self.widths):
-            x = Conv(width, name=f"conv{i}")(x)
+            x = Conv(width, form=self.form, name=f"conv{i}")(x)
             name = f"{NORMS[self.norm]}{i}"
             if self.norm == "batch":
                 x = BatchNorm(name=name)(x, use_running_average=not train)
@@ -86,9 +88,17 @@ def check_divisible(size: tuple[int, ...], blocks: int) -> None:
         )
 
 
-def from_variables(variables: Variables) -> ConvNet:
-    """Reconstruct the network that `variables` belong to from the names and shapes of its parameters."""
+def from_variables(variables: Variables, *, form: str = "auto") -> ConvNet:
+    """Reconstruct the network that `variables` belong to from the names and shapes of its parameters.
+
+    Args:
+        variables: `params` and `batch_stats` of a `ConvNet`.
+        form: Implementation of the convolutions, which the variables do not depend on.
+
+    Returns:
+        The network.
+    """
     params = variables["params"]
     widths = tuple(params[f"conv{i}"]["bias"].shape[-1] for i in range(sum(k.startswith("conv") for k in params)))
     norm = next((norm for norm, prefix in NORMS.items() if f"{prefix}0" in params), "batch")
-    return ConvNet(widths, params["fc"]["bias"].shape[-1], norm)
+    return ConvNet(widths, params["fc"]["bias"].shape[-1], norm, form)

@@ -1,9 +1,13 @@
 """Convolutions used by every network: the standard one, and the depthwise one.
 
-The fastest implementation depends on the backend (measured: `experiments/docs/speed.md`). On a CPU, XLA takes a slow
-path for `lax.conv_general_dilated` inside a `lax.scan` or under a `vmap` over kernels. A matrix product over patches
+The fastest implementation depends on the platform (measured: `docs/guides/speed.md`). On a CPU, XLA takes a slow path
+for `lax.conv_general_dilated` inside a `lax.scan` or under a `vmap` over kernels. A matrix product over patches
 ("im2col") remains a (batched) matrix product everywhere, and with many channels Winograd's algorithm needs less than
-half of its multiplications. On accelerators XLA's own convolution is used.
+half of its multiplications. On accelerators XLA's own convolution is the default.
+
+A convolution is bilinear, so its derivatives of any order are three maps: the convolution itself, its gradient in the
+images and its gradient in the kernel. Each form implements these three, and the platform that a program is lowered for,
+not the one that it is traced on, decides between the forms.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +24,42 @@ from jax import lax
 from ssdd_jax.models import chunks, winograd
 
 Array = jax.Array
-Form = Callable[[Array, Array, int, int], Array]
 
 # With fewer input or output channels, Winograd's sums cost more than the multiplications that they save.
 WINOGRAD_CHANNELS = 8
 
 
-def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array:
+class Geometry(NamedTuple):
+    """Static description of a convolution.
+
+    Attributes:
+        image: Height and width of the images.
+        window: Height and width of the kernel.
+        stride: Step in both directions.
+        padding: Zeros added on each of the four sides.
+    """
+
+    image: tuple[int, ...]
+    window: tuple[int, ...]
+    stride: int
+    padding: int
+
+
+class Form(NamedTuple):
+    """One way to compute a convolution and its derivatives.
+
+    Attributes:
+        conv: Maps images `(B,H,W,I)` and a kernel `(h,w,I,O)` to `(B,H',W',O)`.
+        image_gradient: Maps the kernel and a gradient `(B,H',W',O)` to the gradient in the images `(B,H,W,I)`.
+        kernel_gradient: Maps the images and a gradient `(B,H',W',O)` to the gradient in the kernel `(h,w,I,O)`.
+    """
+
+    conv: Callable[[Array, Array, Geometry], Array]
+    image_gradient: Callable[[Array, Array, Geometry], Array]
+    kernel_gradient: Callable[[Array, Array, Geometry], Array]
+
+
+def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1, form: str = "auto") -> Array:
     """Cross-correlate images with a kernel, as `torch.nn.functional.conv2d` does.
 
     Args:
@@ -33,26 +67,110 @@ def conv(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array
         kernel: Kernel `(h,w,I,O)`.
         stride: Step in both directions.
         padding: Zeros added on each of the four sides.
+        form: One of `FORMS`; `auto` is the fastest one of the platform that the program is compiled for.
 
     Returns:
         `(B,H',W',O)` with `H' = (H + 2 padding - h) // stride + 1`, likewise `W'`.
 
     Raises:
-        ValueError: If the channels of `x` and `kernel` differ.
+        ValueError: If the channels of `x` and `kernel` differ, or the form is unknown or not made for this kernel.
     """
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
         raise ValueError(f"conv needs x (B,H,W,I) and kernel (h,w,I,O), got {x.shape} and {kernel.shape}")
-    return FORMS[form(x, kernel, stride, padding)](x, kernel, stride, padding)
+    geometry = Geometry(x.shape[1:3], kernel.shape[:2], stride, padding)
+    if form not in ("auto", *FORMS):
+        raise ValueError(f"unknown form {form!r} of the convolution: it is auto or one of {', '.join(FORMS)}")
+    if form == "winograd" and not _winograd_applies(geometry):
+        raise ValueError(f"winograd is for 3x3, stride 1, padding 1, not {kernel.shape[:2]}, {stride}, {padding}")
+    return _conv(geometry, form, x, kernel)
 
 
-def form(x: Array, kernel: Array, stride: int, padding: int) -> str:
-    """Choose the fastest of `FORMS` on the default backend, for images `(B,H,W,I)` and a kernel `(h,w,I,O)`."""
-    if jax.default_backend() != "cpu":
+def form_on(
+    platform: str,
+    x: Array | jax.ShapeDtypeStruct,
+    kernel: Array | jax.ShapeDtypeStruct,
+    stride: int = 1,
+    padding: int = 1,
+) -> str:
+    """Name the form that `auto` stands for.
+
+    Args:
+        platform: The platform of the program, such as `cpu` or `cuda`.
+        x: Images as for `conv`, or their shape and type.
+        kernel: Kernel, likewise.
+        stride: Step in both directions.
+        padding: Zeros added on each of the four sides.
+
+    Returns:
+        One of `FORMS`.
+    """
+    if platform != "cpu":
         return "lax"
-    applicable = kernel.shape[:2] == (3, 3) and stride == 1 and padding == 1 and min(x.shape[1:3]) > 1
+    applies = _winograd_applies(Geometry(x.shape[1:3], kernel.shape[:2], stride, padding)) and min(x.shape[1:3]) > 1
     # In half precision Winograd's sums would lose digits that the plain products keep.
     exact = jnp.finfo(x.dtype).bits >= 32
-    return "winograd" if applicable and exact and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS else "im2col"
+    return "winograd" if applies and exact and min(kernel.shape[2:]) >= WINOGRAD_CHANNELS else "im2col"
+
+
+def _winograd_applies(geometry: Geometry) -> bool:
+    return geometry.window == (3, 3) and (geometry.stride, geometry.padding) == (1, 1)
+
+
+def _on_platform(form: str, on_cpu: str, compute: Callable[..., Array], *arrays: Array) -> Array:
+    """Compute `compute(FORMS[name], *arrays)` with the form asked for, or that of the platform of the lowering."""
+    if form != "auto":
+        return compute(FORMS[form], *arrays)
+    cpu, others = (functools.partial(compute, FORMS[name]) for name in (on_cpu, "lax"))
+    return lax.platform_dependent(*arrays, cpu=cpu, default=others)
+
+
+# The three maps, each linear in both of its arrays. The derivatives of each are the other two.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv(geometry: Geometry, form: str, x: Array, kernel: Array) -> Array:
+    on_cpu = form_on("cpu", x, kernel, geometry.stride, geometry.padding)
+    return _on_platform(form, on_cpu, lambda form, *arrays: form.conv(*arrays, geometry), x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _image_gradient(geometry: Geometry, form: str, kernel: Array, gradient: Array) -> Array:
+    like = jax.ShapeDtypeStruct((len(gradient), *geometry.image, kernel.shape[2]), gradient.dtype)
+    on_cpu = form_on("cpu", like, kernel, geometry.stride, geometry.padding)
+    return _on_platform(form, on_cpu, lambda form, *arrays: form.image_gradient(*arrays, geometry), kernel, gradient)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _kernel_gradient(geometry: Geometry, form: str, x: Array, gradient: Array) -> Array:
+    like = jax.ShapeDtypeStruct((*geometry.window, x.shape[3], gradient.shape[3]), x.dtype)
+    on_cpu = form_on("cpu", x, like, geometry.stride, geometry.padding)
+    return _on_platform(form, on_cpu, lambda form, *arrays: form.kernel_gradient(*arrays, geometry), x, gradient)
+
+
+def _saving(function: Callable[..., Array]) -> Callable[..., tuple[Array, tuple[Array, Array]]]:
+    """Return the forward pass of a custom derivative: the result, and the arguments for the backward pass."""
+    return lambda geometry, form, *arrays: (function(geometry, form, *arrays), arrays)
+
+
+def _conv_backward(geometry: Geometry, form: str, saved: Any, out: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    return _image_gradient(geometry, form, kernel, out), _kernel_gradient(geometry, form, x, out)
+
+
+def _image_gradient_backward(geometry: Geometry, form: str, saved: Any, out: Array) -> tuple[Array, Array]:
+    kernel, gradient = saved
+    return _kernel_gradient(geometry, form, out, gradient), _conv(geometry, form, out, kernel)
+
+
+def _kernel_gradient_backward(geometry: Geometry, form: str, saved: Any, out: Array) -> tuple[Array, Array]:
+    x, gradient = saved
+    return _image_gradient(geometry, form, out, gradient), _conv(geometry, form, x, out)
+
+
+_conv.defvjp(_saving(_conv), _conv_backward)
+_image_gradient.defvjp(_saving(_image_gradient), _image_gradient_backward)
+_kernel_gradient.defvjp(_saving(_kernel_gradient), _kernel_gradient_backward)
 
 
 def depthwise(x: Array, kernel: Array, *, stride: int = 1, padding: int = 1) -> Array:
@@ -93,64 +211,74 @@ def _patches(x: Array, window: tuple[int, ...], stride: int, padding: int) -> Ar
     return jnp.concatenate(shifted, axis=-1) if len(shifted) > 1 else shifted[0]
 
 
-def _lax(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    sides = ((padding, padding), (padding, padding))
-    return lax.conv_general_dilated(x, kernel, (stride, stride), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _lax(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    sides = ((geometry.padding, geometry.padding),) * 2
+    strides = (geometry.stride, geometry.stride)
+    return lax.conv_general_dilated(x, kernel, strides, sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _im2col(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Convolve as a matrix product over patches, a chunk of images at a time; see `conv` for the shapes.
+def _transposed(conv: Callable[[Array, Array, Geometry], Array]) -> Form:
+    """Derive the two gradients of a convolution by transposing it."""
 
-    The derivative is written out so that the backward pass is chunked too, and no patches are stored for it.
-    """
+    def image_gradient(kernel: Array, gradient: Array, geometry: Geometry) -> Array:
+        like = jax.ShapeDtypeStruct((len(gradient), *geometry.image, kernel.shape[2]), gradient.dtype)
+        return jax.linear_transpose(lambda x: conv(x, kernel, geometry), like)(gradient)[0]
 
-    def convolve(images: Array) -> Array:
-        return _product(images, kernel, stride, padding)
+    def kernel_gradient(x: Array, gradient: Array, geometry: Geometry) -> Array:
+        like = jax.ShapeDtypeStruct((*geometry.window, x.shape[3], gradient.shape[3]), x.dtype)
+        return jax.linear_transpose(lambda kernel: conv(x, kernel, geometry), like)(gradient)[0]
 
-    return chunks.mapped(convolve, x, _images_per_chunk(x, kernel, stride, padding))
-
-
-def _im2col_backward(stride: int, padding: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    """Gradients with respect to images and kernel, given the gradient of the result `(B,H',W',O)`."""
-    x, kernel = saved
-    size = _images_per_chunk(x, kernel, stride, padding)
-
-    def image_gradient(gradients: Array) -> Array:
-        like = jax.ShapeDtypeStruct((len(gradients), *x.shape[1:]), x.dtype)
-        return jax.linear_transpose(lambda images: _product(images, kernel, stride, padding), like)(gradients)[0]
-
-    def kernel_gradient(images: Array, gradients: Array) -> Array:
-        # XLA's product contracting the first axis of both is several times slower than a transposition and a product.
-        patches = _patches(images, kernel.shape[:2], stride, padding)
-        transposed = lax.optimization_barrier(patches.reshape(-1, patches.shape[-1]).T)
-        return jnp.matmul(transposed, gradients.reshape(-1, gradients.shape[-1]))
-
-    in_images = chunks.mapped(image_gradient, gradient, size)
-    return in_images, chunks.summed(kernel_gradient, x, gradient, size).reshape(kernel.shape)
+    return Form(conv, image_gradient, kernel_gradient)
 
 
-_im2col.defvjp(lambda x, kernel, *sizes: (_im2col(x, kernel, *sizes), (x, kernel)), _im2col_backward)
-
-
-def _product(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    patches = _patches(x, kernel.shape[:2], stride, padding)
+def _product(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    patches = _patches(x, geometry.window, geometry.stride, geometry.padding)
     return lax.dot_general(patches, kernel.reshape(-1, kernel.shape[-1]), (((3,), (0,)), ((), ())))
 
 
-def _images_per_chunk(x: Array, kernel: Array, stride: int, padding: int) -> int:
-    windows = zip(x.shape[1:3], kernel.shape[:2], strict=True)
-    sides = [(side + 2 * padding - window) // stride + 1 for side, window in windows]
+def _im2col(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Convolve as a matrix product over patches, a chunk of images at a time."""
+    size = _images_per_chunk(x, kernel.shape, geometry)
+    return chunks.mapped(lambda images: _product(images, kernel, geometry), x, size)
+
+
+def _im2col_image_gradient(kernel: Array, gradient: Array, geometry: Geometry) -> Array:
+    transposed = _transposed(_product).image_gradient
+    size = _images_per_chunk(gradient, kernel.shape, geometry)
+    return chunks.mapped(lambda gradients: transposed(kernel, gradients, geometry), gradient, size)
+
+
+def _im2col_kernel_gradient(x: Array, gradient: Array, geometry: Geometry) -> Array:
+    shape = (*geometry.window, x.shape[3], gradient.shape[3])
+
+    def of_chunk(images: Array, gradients: Array) -> Array:
+        # XLA's product contracting the first axis of both is several times slower than a transposition and a product.
+        patches = _patches(images, geometry.window, geometry.stride, geometry.padding)
+        transposed = lax.optimization_barrier(patches.reshape(-1, patches.shape[-1]).T)
+        return jnp.matmul(transposed, gradients.reshape(-1, gradients.shape[-1]))
+
+    return chunks.summed(of_chunk, x, gradient, _images_per_chunk(x, shape, geometry)).reshape(shape)
+
+
+def _images_per_chunk(x: Array, kernel: tuple[int, ...], geometry: Geometry) -> int:
+    """Choose the chunk for images or gradients `x` and a kernel of shape `(h,w,I,O)`."""
+    windows = zip(geometry.image, geometry.window, strict=True)
+    sides = [(side + 2 * geometry.padding - window) // geometry.stride + 1 for side, window in windows]
     # Per output position: one patch and its products with all kernels.
-    values = math.prod(sides) * (math.prod(kernel.shape[:3]) + kernel.shape[3])
+    values = math.prod(sides) * (math.prod(kernel[:3]) + kernel[3])
     return chunks.images_per_chunk(len(x), values * x.dtype.itemsize)
 
 
-def _winograd(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    if kernel.shape[:2] != (3, 3) or (stride, padding) != (1, 1):
-        raise ValueError(f"winograd is for 3x3, stride 1, padding 1, not {kernel.shape[:2]}, {stride}, {padding}")
-    return winograd.conv(x, kernel)
-
-
-# Implementations by name, `(x, kernel, stride, padding) -> (B,H',W',O)`; `winograd` requires 3x3, stride 1, padding 1.
-FORMS: dict[str, Form] = {"lax": _lax, "im2col": _im2col, "winograd": _winograd}
+# Forms by name. `lax` is XLA's own convolution, a grouped one under a vmap over kernels; `patches` is one matrix
+# product, a batched one under that vmap; `im2col` is the same in chunks that fit into a CPU's cache; `winograd`, also
+# for a CPU, requires 3x3, stride 1, padding 1.
+FORMS: dict[str, Form] = {
+    "lax": _transposed(_lax),
+    "patches": _transposed(_product),
+    "im2col": Form(_im2col, _im2col_image_gradient, _im2col_kernel_gradient),
+    "winograd": Form(
+        lambda x, kernel, _: winograd.conv(x, kernel),
+        lambda kernel, gradient, _: winograd.image_gradient(kernel, gradient),
+        lambda x, gradient, _: winograd.kernel_gradient(x, gradient),
+    ),
+}

@@ -23,6 +23,7 @@ class Conv(nn.Module):
         stride: Step in both directions.
         padding: Zeros added on every side.
         bias: Whether to add a bias.
+        form: Implementation of the convolution: see `ssdd_jax.models.convolution.conv`.
         start: Initializers of kernel and bias.
     """
 
@@ -31,6 +32,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 1
     bias: bool = True
+    form: str = "auto"
     start: Rule = starts.pytorch
 
     @nn.compact
@@ -39,7 +41,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel_start, bias_start = self.start(shape)
         kernel = parameter(self, "kernel", kernel_start, shape).astype(x.dtype)
-        x = conv(x, kernel, stride=self.stride, padding=self.padding)
+        x = conv(x, kernel, stride=self.stride, padding=self.padding, form=self.form)
         if not self.bias:
             return x
         return x + parameter(self, "bias", bias_start, (self.features,)).astype(x.dtype).reshape(1, 1, 1, -1)

@@ -21,7 +21,6 @@ from ssdd_jax.models import chunks
 Array = jax.Array
 
 
-@jax.custom_vjp
 def conv(x: Array, kernel: Array) -> Array:
     """Cross-correlate images with a 3x3 kernel; stride 1, one zero added on each side.
 
@@ -41,9 +40,8 @@ def conv(x: Array, kernel: Array) -> Array:
     return chunks.mapped(convolve, x, chunks.images_per_chunk(len(x), _bytes_of_one(x, kernel.shape[3])))
 
 
-@jax.custom_vjp
-def _kernel_gradient(x: Array, gradient: Array) -> Array:
-    """Derivative with respect to the kernel `(3,3,I,O)`, for images `(B,H,W,I)` and a gradient `(B,H,W,O)`."""
+def kernel_gradient(x: Array, gradient: Array) -> Array:
+    """Compute the gradient in the kernel `(3,3,I,O)` from images `(B,H,W,I)` and a gradient `(B,H,W,O)`."""
 
     def products(images: Array, gradients: Array) -> Array:
         return lax.dot_general(_of_inputs(images), _of_gradients(gradients), (((1,), (1,)), ((0,), (0,))))
@@ -55,21 +53,11 @@ def _kernel_gradient(x: Array, gradient: Array) -> Array:
     return _kernel_of(chunks.summed(products, x, gradient, size))
 
 
-def _rotated(kernel: Array) -> Array:
-    """Rotate a kernel by 180 degrees and swap its channels: convolving with it is the derivative in the images."""
-    # The barrier stores the result: its sums are read many times, and would gather from the original layout each time.
-    return lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-
-
-# Both maps are linear in each argument, and their derivatives are the same two maps: second derivatives exist.
-conv.defvjp(
-    lambda x, kernel: (conv(x, kernel), (x, kernel)),
-    lambda saved, out: (conv(out, _rotated(saved[1])), _kernel_gradient(saved[0], out)),
-)
-_kernel_gradient.defvjp(
-    lambda x, gradient: (_kernel_gradient(x, gradient), (x, gradient)),
-    lambda saved, out: (conv(saved[1], _rotated(out)), conv(saved[0], out)),
-)
+def image_gradient(kernel: Array, gradient: Array) -> Array:
+    """Compute the gradient in the images `(B,H,W,I)` from a kernel `(3,3,I,O)` and a gradient `(B,H,W,O)`."""
+    # It is the convolution with the kernel rotated by 180 degrees and its channels swapped. The barrier stores that
+    # kernel: its sums are read many times, and would gather from the original layout each time.
+    return conv(gradient, lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3)))
 
 
 def _of_inputs(x: Array) -> Array:

@@ -45,6 +45,7 @@ FORMS = [
     ("im2col", 2, 1, 3),
     ("winograd", 1, 1, 3),
     ("lax", 2, 1, 3),
+    ("patches", 2, 1, 3),
 ]
 
 
@@ -58,7 +59,9 @@ def two_per_chunk(monkeypatch):
 def test_equals_lax(x64, monkeypatch, form, stride, padding, size):
     two_per_chunk(monkeypatch)
     x, kernel = arrays(size)
-    found = derivatives(lambda x, kernel: convolution.FORMS[form](x, kernel, stride, padding))(x, kernel)
+    found = derivatives(lambda x, kernel: convolution.conv(x, kernel, stride=stride, padding=padding, form=form))(
+        x, kernel
+    )
     expected = derivatives(lambda x, kernel: reference(x, kernel, stride, padding))(x, kernel)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, expected)
 
@@ -83,7 +86,7 @@ def test_winograd_is_as_exact_as_another_order_of_the_sum():
     x, kernel = generator.normal(size=(4, 8, 8, 64)), generator.normal(size=(3, 3, 64, 32)) / 24
 
     def errors(form, exact):
-        found = convolution.FORMS[form](jnp.float32(x), jnp.float32(kernel), 1, 1)
+        found = convolution.conv(jnp.float32(x), jnp.float32(kernel), form=form)
         return np.abs(np.asarray(found, np.float64) - exact).max()
 
     with jax.enable_x64(True):
@@ -103,17 +106,37 @@ def test_winograd_is_as_exact_as_another_order_of_the_sum():
 )
 def test_which_form_on_a_cpu(expected, channels, dtype, stride):
     x, kernel = jnp.ones((2, 8, 8, channels[0]), dtype), jnp.ones((3, 3, *channels), dtype)
-    assert convolution.form(x, kernel, stride, 1) == expected
+    assert convolution.form_on("cpu", x, kernel, stride) == expected
 
 
-def test_accelerators_use_their_own(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert convolution.form(jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16)), 1, 1) == "lax"
+def lowered(platform, form="auto"):
+    """The program of value and both gradients of a convolution with 16 channels, as text."""
+
+    def value(x, kernel):
+        return jnp.sum(jnp.square(conv(x, kernel, form=form)))
+
+    gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
+    arrays = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
+    return gradient.trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_platform_of_the_program_decides(platform):
+    """Traced on a CPU: XLA's convolution for an accelerator, Winograd's products here."""
+    assert lowered(platform).count("stablehlo.convolution") == 3 and "dot_general" not in lowered(platform)
+    assert "stablehlo.convolution" not in lowered("cpu") and "dot_general" in lowered("cpu")
+
+
+def test_a_form_can_be_asked_for():
+    assert "stablehlo.convolution" in lowered("cpu", "lax")
+    assert "dot_general" in lowered("cuda", "patches") and "stablehlo.convolution" not in lowered("cuda", "patches")
+    with pytest.raises(ValueError, match="unknown form 'fast' of the convolution: it is auto or one of lax, patches"):
+        lowered("cpu", "fast")
 
 
 def test_winograd_is_for_its_own_size():
     with pytest.raises(ValueError, match="winograd is for 3x3, stride 1, padding 1, not \\(3, 3\\), 2, 1"):
-        convolution.FORMS["winograd"](jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16)), 2, 1)
+        convolution.conv(jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16)), stride=2, form="winograd")
 
 
 @pytest.mark.parametrize("form", ["im2col", "winograd"])
@@ -126,7 +149,7 @@ def test_vmap_over_kernels(x64, monkeypatch, form):
         return jit(jax.vmap(jax.grad(lambda kernel: jnp.sum(jnp.sin(apply(x, kernel))))))(kernels)
 
     expected = gradients(lambda x, kernel: reference(x, kernel, 1, 1))
-    found = gradients(lambda x, kernel: convolution.FORMS[form](x, kernel, 1, 1))
+    found = gradients(lambda x, kernel: convolution.conv(x, kernel, form=form))
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 

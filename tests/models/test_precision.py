@@ -12,20 +12,23 @@ from ssdd_jax import inner, methods, teacher
 from ssdd_jax.data import preprocess
 from ssdd_jax.models import ConvNet, layers
 from ssdd_jax.models.convnet import initialize
-from ssdd_jax.models.precision import NAMES, network_input
+from ssdd_jax.models.precision import NAMES, network_input, resolve
 
 SEEDS, STEPS = 4, 60
 
 
 def test_names():
     x = jnp.ones((1, 2, 2, 1))
-    found = {name: network_input(x, name).dtype for name in NAMES}
-    assert found == {"auto": jnp.float32, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    assert network_input(x, "float32").dtype == jnp.float32 and network_input(x, "bfloat16").dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="precision='auto': a network computes in float32 or bfloat16"):
+        network_input(x, "auto")
 
 
-def test_auto_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert network_input(jnp.ones((1, 2, 2, 1)), "auto").dtype == jnp.bfloat16
+def test_auto_depends_on_the_platform():
+    assert {platform: resolve("auto", platform) for platform in ("cpu", "cuda", "tpu")} == {
+        "cpu": "float32", "cuda": "bfloat16", "tpu": "bfloat16",
+    }  # fmt: skip
+    assert [resolve(name, "cuda") for name in NAMES[1:]] == ["float32", "bfloat16"]
 
 
 @pytest.mark.slow
