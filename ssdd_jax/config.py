@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import augment, decoder
 from ssdd_jax.errors import UserError
-from ssdd_jax.models import convnet, precision
+from ssdd_jax.models import convnet, convolution, precision
 
 # Format of `config.devices.hosts` that names the coordinator and the index of the process.
 HOSTS = re.compile(r"(?P<address>[^,\s]+:\d+),(?P<count>\d+),(?P<index>\d+)")
@@ -91,7 +91,8 @@ def default() -> ConfigDict:
     pool.size = 10
     pool.steps = 1000  # age in steps at which a model is reinitialized
     pool.models_per_step = 1
-    pool.vectorize = 1  # number of models computed in parallel
+    pool.vectorize = 0  # models computed in parallel; 0: one on a CPU, on accelerators what is measured to be fastest
+    pool.form = "auto"  # of the convolutions: lax | patches | im2col | winograd | auto, measured like vectorize
 
     config.distill = distill = ConfigDict()
     distill.samples = "random"  # images that a method starts from, or a subset consists of: random | kmeans | high_loss
@@ -222,7 +223,7 @@ def _hosts(value: str) -> bool:
 
 _COUNTS = (
     "teacher.width teacher.projector_hidden teacher.projector_out teacher.epochs teacher.steps_per_call "
-    "teacher.save_every storage.N storage.base_size storage.hidden pool.size pool.models_per_step pool.vectorize "
+    "teacher.save_every storage.N storage.base_size storage.hidden pool.size pool.models_per_step "
     "distill.steps distill.batch_size distill.steps_per_call distill.save_every approximate.steps evaluate.seeds "
     "evaluate.epochs evaluate.full_epochs evaluate.probe_steps evaluate.probe_batch_size "
     "experts.count experts.start_epochs experts.epochs experts.batch_size experts.vectorize mkdt.unroll "
@@ -238,7 +239,7 @@ _NOT_NEGATIVE = (
     "storage.V inner.weight_decay distill.weight_decay evaluate.weight_decay teacher.seed experts.weight_decay "
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
     "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
-    "devices.gigabytes devices.pool devices.data teacher.input_size teacher.stem_padding teacher.heads"
+    "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads"
 ).split()
 
 ENTRIES = ("distilled", "random_real", "random_init", "full_data", "teacher")
@@ -279,6 +280,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"'distilled' and any of {', '.join(ENTRIES[1:])}",
     ),
     "precision": _one_of(precision.NAMES),
+    "pool.form": _one_of(("auto", *convolution.FORMS)),
     "teacher.preprocessing": _one_of(PREPROCESSING),
     "distill.samples": _one_of(SAMPLES),
     "distill.start": _one_of(tuple(decoder.STARTS)),

@@ -38,6 +38,7 @@ class Settings(NamedTuple):
         ridge_scale: Ridge as a share of the kernel's trace.
         vectorize: Number of models differentiated in parallel.
         precision: Precision of the convolutions: see `ssdd_jax.models.precision`.
+        form: Implementation of the convolutions: see `ssdd_jax.models.convolution.conv`.
         mesh: Devices over which the models (axis `pool`), the real images and the embedding of the pairs (axis `data`)
             are split; None for one device. The axes must divide k and B.
     """
@@ -48,6 +49,7 @@ class Settings(NamedTuple):
     ridge_scale: float = 1e-6
     vectorize: int = 1
     precision: str = "float32"
+    form: str = "auto"
     mesh: Mesh | None = None
 
 
@@ -111,6 +113,7 @@ def loss(
     ridge_scale: float = 1e-6,
     embed: Embed = inner.features,
     precision: str = "float32",
+    form: str = "auto",
 ) -> Array:
     """Compute the outer loss of one model with its weights held fixed.
 
@@ -124,6 +127,7 @@ def loss(
         ridge_scale: Ridge as a share of the kernel's trace.
         embed: Maps a model's variables and the images of the pairs to their features `(S,F)`.
         precision: Precision of the convolutions.
+        form: Implementation of the convolutions.
 
     Returns:
         Mean squared error of the prediction over all `B*D` entries, a scalar.
@@ -132,8 +136,8 @@ def loss(
     # The model's weights are constants: nothing is differentiated through its training on the pairs.
     model = lax.stop_gradient(model)
     x_syn, y_syn = decode(params)
-    f_syn = embed(model, x_syn, precision=precision)
-    f_real = inner.features(model, x_real, precision=precision)
+    f_syn = embed(model, x_syn, precision=precision, form=form)
+    f_real = inner.features(model, x_real, precision=precision, form=form)
     # A constant feature stands for the bias of the replaced layer.
     prediction = krr.predict(_with_one(f_syn), y_syn, _with_one(f_real), ridge_scale)
     chex.assert_equal_shape([prediction, y_real])
@@ -184,6 +188,7 @@ def _value_and_grad(params: Any, batch: Batch, settings: Settings, decode: Decod
                 ridge_scale=settings.ridge_scale,
                 embed=embed,
                 precision=settings.precision,
+                form=settings.form,
             )
 
         # Gradients are averaged after the loop, so that the activations of only `vectorize` models exist at a time.
@@ -209,13 +214,13 @@ def _value_and_grad(params: Any, batch: Batch, settings: Settings, decode: Decod
     )(params, batch)
 
 
-def _embed_together(model: inner.Variables, x: Array, *, precision: str) -> Array:
+def _embed_together(model: inner.Variables, x: Array, *, precision: str, form: str) -> Array:
     """Compute features `(S,F)` of replicated images: each device along `data` embeds a share, padded to equal size."""
     # The pairs need not divide the devices: each embeds the same number, and the padding is cut off after gathering.
     share = -(-len(x) // lax.axis_size(DATA))
     padded = jnp.pad(x, ((0, share * lax.axis_size(DATA) - len(x)), *((0, 0),) * (x.ndim - 1)))
     local = lax.dynamic_slice_in_dim(padded, lax.axis_index(DATA) * share, share)
-    return lax.all_gather(inner.features(model, local, precision=precision), DATA, tiled=True)[: len(x)]
+    return lax.all_gather(inner.features(model, local, precision=precision, form=form), DATA, tiled=True)[: len(x)]
 
 
 def _with_one(features: Array) -> Array:

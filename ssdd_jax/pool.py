@@ -1,7 +1,7 @@
 """Pool of inner models: stacked on the device, at spread ages, replaced when old (KRR-ST, section 3.2).
 
-One pytree holds all L models. `vectorize` is the number of drawn models that are trained in parallel: all of them on an
-accelerator, one or two where memory or cache is the limit.
+One pytree holds all L models. `vectorize` is the number of drawn models that are trained in parallel, under a `vmap`:
+all of them on an accelerator, one or two where memory or cache is the limit.
 """
 
 from __future__ import annotations
@@ -79,13 +79,20 @@ def init(key: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> 
         def grow_one(member: tuple[Array, Array]) -> inner.State:
             key, age = member
             model = _fresh(key, *pairs, settings)
-            # The bound is traced: one program grows models to any age.
+            # The bound is traced: one program grows models to any age. Under a vmap the loop runs to the oldest age,
+            # and a model keeps its state after its own.
             return lax.fori_loop(0, age, lambda _, model: inner.step(model, *pairs, settings=settings.inner)[0], model)
 
         return lax.map(grow_one, members, batch_size=settings.vectorize)
 
-    models = _split(grow, (jax.random.split(key_models, settings.size), ages), (x, y), settings)
-    return Pool(models, ages, key_next)
+    keys = jax.random.split(key_models, settings.size)
+    if settings.vectorize == 1:
+        return Pool(_split(grow, (keys, ages), (x, y), settings), ages, key_next)
+    # Models of similar ages grow side by side, so that few of them wait for an older one.
+    order = jnp.argsort(ages)
+    models = _split(grow, (keys[order], ages[order]), (x, y), settings)
+    before = jnp.argsort(order)
+    return Pool(jax.tree.map(lambda leaf: leaf[before], models), ages, key_next)
 
 
 def draw(key: Array, size: int, count: int) -> Array:

@@ -161,6 +161,18 @@ class Stage(NamedTuple):
     lower: str = "config.data.image_size"
 
 
+class Form(NamedTuple):
+    """One way to compute a method's outer step, among others that give the same result up to rounding.
+
+    Attributes:
+        words: Its description.
+        changes: Changes to the config that select it: dotted keys to values.
+    """
+
+    words: str
+    changes: Mapping[str, Any]
+
+
 class Method(NamedTuple):
     """A distillation method for fixed shapes: pure functions, and the facts that plans and reports print.
 
@@ -192,6 +204,8 @@ class Method(NamedTuple):
         parts: Stored numbers by part. Default: the images and targets of the pairs.
         shapes: Additional rows of the dry run's table of shapes: name and text.
         trials: Additional parts of the stages `distill` and `approximate` for the dry run to time, by stage.
+        forms: Ways to compute `step` on this machine, of which the fastest is measured at the start of a long
+            distillation, the default first; empty if there is no choice.
         example: Random output of the method-specific stages for the dry run, as `load` returns it.
         example_feed: A feed of random items for the dry run, in place of `feed`.
     """
@@ -215,6 +229,7 @@ class Method(NamedTuple):
     parts: Mapping[str, int] | None = None
     shapes: tuple[tuple[str, str], ...] = ()
     trials: Mapping[str, Callable[[StandIns], list[Trial]]] = {}
+    forms: tuple[Form, ...] = ()
     example: Callable[[StandIns], Any] | None = None
     example_feed: Callable[[Run], Feed] | None = None
 

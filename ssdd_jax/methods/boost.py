@@ -102,6 +102,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         advice=bilevel.ADVICE,
         show=_show,
         spread=bilevel.spread,
+        forms=bilevel.forms(config),
         parts=plan.parts,
         shapes=(*_shapes(plan), *bilevel.shapes(config, problem)),
         trials=bilevel.trials(config) | {"approximate": _fit_trials},

@@ -57,6 +57,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         advice=bilevel.ADVICE,
         show=lambda state: {"images": state.outer.params[0]},
         spread=bilevel.spread,
+        forms=bilevel.forms(config),
         shapes=bilevel.shapes(config, problem),
         trials=bilevel.trials(config),
     )

@@ -89,6 +89,11 @@ def any_process(flag: bool) -> bool:
     return bool(_of_all(int(flag)).any())
 
 
+def from_first(number: int | np.integer) -> int:
+    """Return the first process's number. All processes must call this at the same point."""
+    return int(_of_all(int(number))[0])
+
+
 def _of_all(code: int) -> np.ndarray:
     """Gather one number from every process."""
     if not jax.distributed.is_initialized():

@@ -12,7 +12,7 @@ import jax
 from ssdd_jax import distilled, methods
 from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime import devices
-from ssdd_jax.stages import snapshots
+from ssdd_jax.stages import forms, snapshots
 from ssdd_jax.training import loop
 from ssdd_jax.training.checkpoints import Checkpoints
 
@@ -69,6 +69,8 @@ def learn(
     if run.method.step is None:
         return jax.jit(run.method.init)(run.key("distill"), start)
     training = training_of(run, start)
+    source = devices.place(run.problem.mesh, run.source())
+    folder = run.work.folder if checkpoints is not None else None
 
     def init() -> Any:
         state = training.init()
@@ -76,7 +78,19 @@ def learn(
             on_start(state)
         return state
 
-    source = devices.place(run.problem.mesh, run.source())
+    # A resumed run takes the form that its first start has chosen.
+    changes = forms.stored(folder) if folder else None
+    if changes is None and forms.measured(run) and not (checkpoints and checkpoints.steps()):
+        state = init()
+        trainings = [
+            training_of(run._replace(method=forms.method_of(run, form.changes)), start) for form in run.method.forms
+        ]
+        changes, timings = forms.choose(run, trainings, state, source)
+        if folder and devices.is_first():
+            forms.keep(folder, changes, timings)
+        training, init = training._replace(init=lambda: state), lambda: state
+    if changes is not None:
+        training = training_of(run._replace(method=forms.method_of(run, changes)), start)
     return loop.run(training._replace(init=init), source, checkpoints=checkpoints, metrics=metrics, watch=watch)
 
 

@@ -19,6 +19,7 @@ from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import Feed
 from ssdd_jax.methods.base import Run, Say
+from ssdd_jax.models import precision
 from ssdd_jax.models.resnet import ResNet
 from ssdd_jax.runtime import devices, files
 from ssdd_jax.runtime.workdir import Workdir
@@ -149,7 +150,7 @@ def trainer_of(config: ConfigDict, dataset: data.Dataset, *, mesh: Mesh | None =
         warmup_epochs=options.warmup_epochs,
         off_diagonal=options.off_diagonal,
         scale=options.scale,
-        precision=config.precision,
+        precision=precision.resolve(config.precision, jax.default_backend()),
         augmentation=teacher.Augmentation(
             crop_scale=tuple(options.crop_scale),
             flip_probability=options.flip_probability,

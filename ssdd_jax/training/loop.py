@@ -93,7 +93,7 @@ def run(
     if done >= training.steps:
         return state
     # Items always fill a whole call, also in the last one, so that a single compiled program is enough.
-    items = _items(training, done)
+    items = items_of(training, done)
     call = compiled(training, state, data, items)
     if metrics is not None:
         _drop_lines(metrics, training.name, done)
@@ -105,7 +105,7 @@ def run(
             done = first + count
             # Dispatch is asynchronous: the next items are read while the device computes.
             if done < training.steps:
-                items = _items(training, done)
+                items = items_of(training, done)
             # Waits for the device. Entries beyond the steps of a short last call are unused.
             info = jax.tree.map(lambda values: np.asarray(values)[:count], info)  # noqa: B023, used at once
             rescue = f"the state of step {saved} is kept; " if checkpoints else ""
@@ -143,7 +143,8 @@ def _abstract(training: Training) -> Any:
     )
 
 
-def _items(training: Training, done: int) -> Any:
+def items_of(training: Training, done: int) -> Any:
+    """Return the feed's items for the call that follows the first `done` steps, on the device; None without a feed."""
     if training.feed is None:
         return None
     items = training.feed(done, training.per_call)
@@ -152,14 +153,15 @@ def _items(training: Training, done: int) -> Any:
     return devices.place(jax.tree.leaves(training.shardings)[0].mesh, items)
 
 
-def compiled(training: Training, state: Any, data: Any, items: Any) -> Any:
-    """Build the function that `run` calls, `(state, data, items, count) -> (state, infos)`; it donates the state.
+def compiled(training: Training, state: Any, data: Any, items: Any, *, donate: bool = True) -> Any:
+    """Build the function that `run` calls, `(state, data, items, count) -> (state, infos)`.
 
     Args:
         training: The training.
         state: Its state, or abstract values of it; `data` and `items` likewise.
         data: As for `run`.
         items: Output of the feed, None without one.
+        donate: Whether the function may overwrite the state that it is given.
 
     Returns:
         A jitted function; the infos have leading axes `per_call`, of which the first `count` entries are filled.
@@ -185,10 +187,11 @@ def compiled(training: Training, state: Any, data: Any, items: Any) -> Any:
         return lax.fori_loop(0, count, body, (state, infos))
 
     # Donation lets the next state reuse the memory of the previous one.
+    donated = (0,) if donate else ()
     if training.shardings is None:
-        return jax.jit(call, donate_argnums=0)
+        return jax.jit(call, donate_argnums=donated)
     everywhere = devices.sharding(jax.tree.leaves(training.shardings)[0].mesh)
-    return jax.jit(call, donate_argnums=0, out_shardings=(training.shardings, everywhere))
+    return jax.jit(call, donate_argnums=donated, out_shardings=(training.shardings, everywhere))
 
 
 def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
