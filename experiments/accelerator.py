@@ -4,16 +4,25 @@
     python -m experiments.accelerator --quick --output=/tmp/accelerator.json
 
 The paper's sizes for CIFAR-100: N = 100 (M = 400 decoded images in four views), L = 10 models, 1,024 real images per
-step, ConvNet 128-256-512; with one and with all models per step, in bfloat16 and float32; compared with PyTorch if it
-can use the same device. Further parts: a run of many steps in one call with its extrapolation to 30,000, the stages
-around a distillation, and the table of convolutions. Parts that do not fit into the time are skipped, with a note. The
-report is written after each part, by default to `experiments/results/accelerator.json` and `.md`.
+step, ConvNet 128-256-512, bfloat16. Parts, in the order of their worth:
+
+1. `forms`: whole steps with one model and with all, in each form: models one after the other or in parallel, XLA's
+   convolution or products of patches. Extrapolated to 30,000 steps.
+2. `kernel`: kernel regression at these sizes: seconds of its parts, and the error of prediction and gradient against
+   float64 on a badly conditioned kernel.
+3. `steps`: outer, inner and whole step, with one and with all models, beside PyTorch on the same device.
+4. `around`: the stages around a distillation, beside PyTorch.
+5. `convolutions`: the table of convolutions.
+
+A part that does not fit into the time is skipped, with a note. The report is written after each part, by default to
+`experiments/results/accelerator.json` and `.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import math
 import pathlib
 import sys
 import time
@@ -21,26 +30,28 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments import benchmark, convolutions
-from experiments.jax_side import loops as jax_loops
-from experiments.measure import machine, output, tables
+from experiments.jax_side import kernel, loops
+from experiments.measure import counts, machine, output, tables
 
 PAPER: dict[str, Any] = {
-    "images": 400, "views": 4, "batch": 1024, "pool": 10, "steps": 5, "repeats": 3, "teacher-steps": 3, "run": 600,
+    "images": 400, "views": 4, "batch": 1024, "pool": 10, "steps": 10, "repeats": 3, "teacher-steps": 3,
 }  # fmt: skip
 QUICK: dict[str, Any] = {
-    "images": 2, "views": 2, "batch": 4, "pool": 2, "steps": 1, "repeats": 1, "teacher-steps": 1, "run": 5, "size": 8,
+    "images": 2, "views": 2, "batch": 4, "pool": 2, "steps": 1, "repeats": 1, "teacher-steps": 1, "size": 8,
     "widths": "4", "dim": 8, "product": 64, "teacher-width": 1, "teacher-blocks": 1, "projector": 8, "fit-steps": 3,
 }  # fmt: skip
 CONVOLUTIONS = {
     "paper": ["--batch=1024", "--models=10"],
     "quick": ["--batch=2", "--models=2", "--widths=4", "--size=8"],
 }
-# In order of importance, in case the time runs out: accelerators are built for bfloat16.
-PRECISIONS = ("bfloat16", "float32")
+# Forms of a whole step: models per step and in parallel ("all" is the pool's size), convolution. The likely first.
+FORMS = ((1, 1, "lax"), ("all", 1, "lax"), ("all", "all", "patches"), ("all", "all", "lax"), (1, 1, "patches"))
 DEFAULT = pathlib.Path(__file__).parent / "results" / "accelerator.json"
 STEPS = 30_000
 # A part begins only if at least these seconds are left, and as many as the longest part so far took.
 LEAST_SECONDS = 30.0
+# A form is timed for about this many seconds.
+FORM_SECONDS = 2.0
 
 
 class Budget:
@@ -80,83 +91,116 @@ def memory_full(error: RuntimeError) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error)
 
 
-def that_fit(part: Callable[[int], Any], models: int) -> Any:
-    """Run the part with as many models in parallel as fit in the device's memory: all, or half of them, and so on."""
-    try:
-        return part(models)
-    except RuntimeError as error:
-        if models == 1 or not memory_full(error):
-            raise
-    return that_fit(part, models // 2)
-
-
-def options_for(
-    asked: argparse.Namespace, stages: Sequence[str], precision: str, models: int = 1, together: int = 1
-) -> argparse.Namespace:
-    """Build the benchmark's options at these sizes, with `models` per step, `together` of them in parallel."""
-    values = (QUICK if asked.quick else PAPER) | {"models-per-step": models, "vectorize": together}
-    values |= {"precision": precision}
-    line = [f"--{name}={value}" for name, value in values.items() if name != "run"]
+def options_for(asked: argparse.Namespace, stages: Sequence[str], **changed: Any) -> argparse.Namespace:
+    """Build the benchmark's options at these sizes, with changes such as `models_per_step=10`."""
+    values = (QUICK if asked.quick else PAPER) | {"precision": asked.precision}
+    values |= {name.replace("_", "-"): value for name, value in changed.items()}
+    line = [f"--{name}={value}" for name, value in values.items()]
     disabled = [
         flag for flag, active in (("--no-torch", not asked.torch), ("--no-compile", not asked.compile)) if active
     ]
     return benchmark.parse([*line, *disabled, "--no-scan", f"--stages={','.join(stages)}"])
 
 
-def steps(asked: argparse.Namespace, precision: str, models: int, together: int) -> dict[str, Any]:
-    """Benchmark the outer, inner and whole step."""
-    return benchmark.measure(options_for(asked, ("inner", "outer", "whole"), precision, models, together))
+def forms(asked: argparse.Namespace, budget: Budget) -> list[dict[str, Any]]:
+    """Time whole steps in every form that fits into the time, in calls of about `FORM_SECONDS`."""
+    size = (QUICK if asked.quick else PAPER)["pool"]
+    rows: list[dict[str, Any]] = []
+    for models, together, form in FORMS:
+        row = {"models_per_step": size if models == "all" else models, "form": form}
+        row["vectorize"] = size if together == "all" else together
+        options = options_for(asked, ("whole",), **row)
+        options = benchmark.sized(options, options.pairs[0])
+        name = "form {models_per_step} {vectorize} {form}".format(**row)
+        # One after the other: compilers that tune their choices on the device disturb each other.
+        timed = budget.spend(name, lambda: _timed(_whole_step(options), options))  # noqa: B023, used at once
+        if timed is not None:
+            rows.append(row | {"precision": asked.precision} | timed)
+    return rows
+
+
+def _whole_step(options: argparse.Namespace) -> Any:
+    """Compile the loop of a whole step; None if the device's memory cannot hold it."""
+    try:
+        return loops.loop("whole", loops.make_problem(options), options)
+    except RuntimeError as error:
+        if not memory_full(error):
+            raise
+        return None
+
+
+def _timed(program: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Time a compiled loop; the seconds are NaN if the device's memory is full."""
+    flops = counts.stages(benchmark.sizes(options))["whole"]
+    if program is None:
+        return {"seconds_per_step": math.nan, "flops": flops}
+    try:
+        program.run(1)
+        seconds = program.run(2) / 2
+        steps = max(2, min(1000, int(FORM_SECONDS / seconds)))
+        seconds = program.run(steps) / steps
+    except RuntimeError as error:
+        if not memory_full(error):
+            raise
+        return {"seconds_per_step": math.nan, "flops": flops}
+    return {
+        "seconds_per_step": seconds,
+        "steps": steps,
+        "flops": flops,
+        "hours_for_30000": seconds * STEPS / 3600,
+        "compile_seconds": program.compiled.seconds,
+        "memory_bytes": program.compiled.memory(),
+    }
+
+
+def steps(asked: argparse.Namespace, models: int, best: dict[str, Any] | None) -> dict[str, Any]:
+    """Benchmark the outer, inner and whole step beside PyTorch, in the fastest form."""
+    stages = ("inner", "outer", "whole") if models == 1 else ("whole",)
+    names = ("vectorize", "form")
+    changed = {name: best[name] for name in names} if best else {}
+    return benchmark.measure(options_for(asked, stages, models_per_step=models, **changed))
 
 
 def around(asked: argparse.Namespace) -> dict[str, Any]:
     """Benchmark the stages around a distillation."""
-    return benchmark.measure(options_for(asked, (*benchmark.TEACHER, "approximation", "evaluation"), "float32"))
+    return benchmark.measure(options_for(asked, (*benchmark.TEACHER, "approximation", "evaluation")))
 
 
-def run(asked: argparse.Namespace, precision: str, models: int, together: int) -> dict[str, Any]:
-    """Time many whole steps in one call, and extrapolate to 30,000."""
-    options = options_for(asked, ("whole",), precision, models, together)
-    options.steps = -(-(QUICK if asked.quick else PAPER)["run"] // models)
-    options = benchmark.sized(options, options.pairs[0])
-    timed = jax_loops.loop("whole", jax_loops.make_problem(options), options).timed()
-    began = time.perf_counter()
-    timed.call()
-    seconds = time.perf_counter() - began
-    return {
-        "precision": precision,
-        "models_per_step": models,
-        "vectorize": together,
-        "steps": timed.steps,
-        "seconds": seconds,
-        "hours_for_30000": seconds / timed.steps * STEPS / 3600,
-        "compile_seconds": timed.compile_seconds,
-        "memory_bytes": timed.memory(),
-    }
+def fastest(rows: Sequence[dict[str, Any]] | None, models: int) -> dict[str, Any] | None:
+    """Return the fastest form of a step with this number of models; None if none was measured."""
+    fitting = [
+        row for row in rows or () if row["models_per_step"] == models and not math.isnan(row["seconds_per_step"])
+    ]
+    return min(fitting, key=lambda row: row["seconds_per_step"]) if fitting else None
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Run all parts that fit into the time; the report is written after each."""
     budget = Budget(asked.minutes)
-    report: dict[str, Any] = {"machine": machine.describe(), "minutes": asked.minutes, "steps": [], "runs": []}
-    report |= {"around": None, "convolutions": None, "notes": budget.notes}
+    report: dict[str, Any] = {"machine": machine.describe(), "minutes": asked.minutes, "steps": []}
+    report |= {"kernel": None, "forms": None, "around": None, "convolutions": None, "notes": budget.notes}
+
+    def add(part: str, work: Callable[[], Any], name: str = "") -> None:
+        if part not in asked.parts:
+            return
+        result = budget.spend(name or part, work)
+        if part == "steps":
+            report["steps"] += [result] if result else []
+        else:
+            report[part] = result
+        output.write(asked.output, report, table(report))
+
     all_models = (QUICK if asked.quick else PAPER)["pool"]
-    # Few models per step first: those are the cases that readers ask about first.
-    cases = sorted({(1, 1), (all_models, 1), (all_models, all_models)})
-    for models, together, precision in [(*case, precision) for case in cases for precision in PRECISIONS]:
-        name = f"{precision}, {models} per step, {together} side by side"
-        for kind, part in (("steps", steps), ("runs", run)):
-            if kind == "steps" and together > 1:
-                continue  # the run alone shows whether that is faster
-            measurement = functools.partial(that_fit, functools.partial(part, asked, precision, models), together)
-            result = budget.spend(f"{kind} in {name}", measurement)
-            report[kind] += [result] if result else []
-            output.write(asked.output, report, table(report))
-    report["around"] = budget.spend("the stages around", lambda: around(asked))
-    output.write(asked.output, report, table(report))
+    add("forms", lambda: forms(asked, budget))
+    add("kernel", lambda: kernel.measure(kernel.QUICK if asked.quick else kernel.PAPER))
+    for models in (1, all_models):
+        best = fastest(report["forms"], models)
+        add("steps", functools.partial(steps, asked, models, best), f"steps, models: {models}")
+    add("around", lambda: around(asked))
     sizes = CONVOLUTIONS["quick" if asked.quick else "paper"]
     # The table has its own time limit: it starts no row after it.
     line = [*sizes, "--repeats=3", f"--minutes={max(0.0, budget.left() / 60 - 0.5)}"]
-    report["convolutions"] = budget.spend("convolutions", lambda: convolutions.measure(convolutions.parse(line)))
+    add("convolutions", lambda: convolutions.measure(convolutions.parse(line)))
     report["device_peak_bytes"] = machine.device_peak_bytes()
     output.write(asked.output, report, table(report))
     return report
@@ -165,29 +209,12 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """Format the tables of all parts, each under a heading."""
     parts = ["# One accelerator", tables.machine(report["machine"])]
-    if report["runs"]:
-        head = [
-            "precision",
-            "models per step",
-            "side by side",
-            "steps",
-            "s",
-            "hours for 30,000",
-            "compile s",
-            "memory MB",
-        ]
-        rows = [
-            [
-                *(str(one[name]) for name in ("precision", "models_per_step", "vectorize", "steps")),
-                *(tables.figures(one[name]) for name in ("seconds", "hours_for_30000", "compile_seconds")),
-                tables.megabytes(one["memory_bytes"]),
-            ]
-            for one in report["runs"]
-        ]
-        parts += ["## Whole steps in one call", tables.markdown(head, rows)]
+    if report["forms"]:
+        parts += ["## Forms of a whole step", _table_of_forms(report["forms"])]
+    if report["kernel"]:
+        parts += ["## Kernel regression", kernel.table(report["kernel"])]
     for one in report["steps"]:
-        models, together = one["options"]["models_per_step"], one["options"]["vectorize"]
-        parts += [f"## Models per step: {models}, side by side: {together}", tables.benchmark(one)]
+        parts += [f"## Steps, models per step: {one['options']['models_per_step']}", tables.benchmark(one)]
     if report["around"]:
         parts += ["## The stages around a distillation", tables.benchmark(report["around"])]
     if report["convolutions"]:
@@ -195,17 +222,40 @@ def table(report: dict[str, Any]) -> str:
     return "\n\n".join(parts + report["notes"])
 
 
+def _table_of_forms(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["convolution", "precision", "models per step", "in parallel"]
+    head += ["ms per step", "TFLOP/s", "hours for 30,000", "compile s", "memory MB"]
+    lines = []
+    for row in rows:
+        texts = [str(row[name]) for name in ("form", "precision", "models_per_step", "vectorize")]
+        if math.isnan(row["seconds_per_step"]):
+            lines.append([*texts, "memory full", "", "", "", ""])
+            continue
+        seconds = row["seconds_per_step"]
+        numbers = (1e3 * seconds, 1e-12 * row["flops"] / seconds, row["hours_for_30000"], row["compile_seconds"])
+        lines.append([*texts, *(tables.figures(number) for number in numbers), tables.megabytes(row["memory_bytes"])])
+    return tables.markdown(head, lines, 2)
+
+
 def parse(line: Sequence[str] | None) -> argparse.Namespace:
     """Parse the options."""
     parser = argparse.ArgumentParser(prog="python -m experiments.accelerator", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="time limit; parts that would exceed it are skipped")
+    parser.add_argument(
+        "--parts", type=lambda text: text.split(","), default=list(PARTS), help=f"out of {', '.join(PARTS)}"
+    )
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of the convolutions")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that everything runs")
     parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True, help="compare with PyTorch")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile as well")
     parser.add_argument(
         "--output", type=output.path, default=DEFAULT, help="JSON report; the table is written beside it"
     )
-    return parser.parse_args(line)
+    asked = parser.parse_args(line)
+    unknown = [name for name in asked.parts if name not in PARTS]
+    if unknown:
+        parser.error(f"there is no part {unknown[0]}: choose among {', '.join(PARTS)}")
+    return asked
 
 
 def main(line: Sequence[str] | None = None) -> dict[str, Any]:
@@ -214,6 +264,8 @@ def main(line: Sequence[str] | None = None) -> dict[str, Any]:
     print(table(report))
     return report
 
+
+PARTS = ("forms", "kernel", "steps", "around", "convolutions")
 
 if __name__ == "__main__":
     main()

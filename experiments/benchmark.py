@@ -41,7 +41,7 @@ from experiments.jax_side import stages as jax_stages
 from experiments.measure import counts, machine, output, tables, timing
 from experiments.measure.timing import Timed
 from ssdd_jax import augment
-from ssdd_jax.models import convnet, precision
+from ssdd_jax.models import convnet, convolution, precision
 
 TEACHER = ("teacher", "features")
 DISTILLATION = ("inner", "outer", "whole", "approximation", "evaluation")
@@ -222,6 +222,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--models-per-step", type=count, default=1)
     command.add_argument("--pool", type=count, default=2, help="inner models")
     command.add_argument("--vectorize", type=count, default=1, help="models computed in parallel (JAX)")
+    command.add_argument("--form", choices=("auto", *convolution.FORMS), default="auto", help="of convolutions (JAX)")
     command.add_argument("--teacher-width", type=count, default=64, help="channels of its first stage")
     command.add_argument("--teacher-blocks", type=several, default=(2, 2, 2, 2), help="blocks in each stage: 2,2,2,2")
     command.add_argument("--projector", type=count, default=2048, help="width of the projector's layers")

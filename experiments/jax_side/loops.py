@@ -74,6 +74,12 @@ class Loop:
     def __call__(self) -> None:
         self._call(self.count)
 
+    def run(self, turns: int) -> float:
+        """Run a number of iterations and return the seconds that they took."""
+        began = time.perf_counter()
+        self._call(jnp.int32(turns))
+        return time.perf_counter() - began
+
     def _call(self, turns: jax.Array) -> None:
         self.state = jax.block_until_ready(self.compiled.call(self.state, self.data, turns))
 
@@ -91,7 +97,7 @@ def precision(options: argparse.Namespace) -> str:
 
 def inner_settings(options: argparse.Namespace) -> inner.Settings:
     """Return the settings of a student's training."""
-    return inner.Settings(precision=precision(options))
+    return inner.Settings(precision=precision(options), form=options.form)
 
 
 def pool_settings(options: argparse.Namespace) -> pool.Settings:
@@ -103,7 +109,11 @@ def pool_settings(options: argparse.Namespace) -> pool.Settings:
 
 def outer_settings(options: argparse.Namespace) -> outer.Settings:
     """Return the settings of the outer problem."""
-    return outer.Settings(vectorize=options.vectorize, precision=precision(options))
+    return outer.Settings(
+        vectorize=options.vectorize,
+        precision=precision(options),
+        form=options.form,
+    )
 
 
 def make_problem(options: argparse.Namespace) -> Problem:

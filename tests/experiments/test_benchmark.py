@@ -10,10 +10,11 @@ import pytest
 from torch_networks import channels_first
 
 from experiments import accelerator, benchmark, convolutions, cost_curves
+from experiments.jax_side import kernel
 from experiments.jax_side import loops as jax_loops
 from experiments.jax_side import stages as jax_stages
 from experiments.measure import counts
-from ssdd_jax import approximate, decoder, inner, outer, teacher
+from ssdd_jax import approximate, decoder, inner, krr, outer, teacher
 from ssdd_jax.models import convolution
 
 pytestmark = pytest.mark.slow
@@ -303,7 +304,7 @@ def test_convolutions_are_timed_in_every_form(tmp_path, monkeypatch, capsys):
 def test_contexts_compute_the_same_convolutions():
     options = convolutions.parse(["--batch=2", "--models=3"])
     given = convolutions.arguments((4, 3, 5), "float32", options)
-    both = convolutions.direction("both", convolution.FORMS["im2col"])
+    both = convolutions.direction("both", "im2col")
     one, scanned, mapped = (convolutions.within(context, both)(*given) for context in convolutions.CONTEXTS)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), scanned, mapped)
     first = jax.tree.map(lambda leaf: leaf[0], mapped)
@@ -330,37 +331,54 @@ def test_cost_curves_are_measured_and_drawn(tmp_path, monkeypatch):
 
 
 def test_an_accelerator_is_measured_within_its_time(tmp_path, monkeypatch):
-    monkeypatch.setitem(accelerator.QUICK, "pool", 1)
-    monkeypatch.setattr(accelerator, "PRECISIONS", ("bfloat16",))
+    monkeypatch.setattr(accelerator, "FORMS", ((1, 1, "lax"), ("all", "all", "patches")))
+    monkeypatch.setattr(accelerator, "FORM_SECONDS", 0.01)
     monkeypatch.setattr(benchmark, "TEACHER", ("features",))
     monkeypatch.setattr(convolutions, "CONTEXTS", ("alone",))
-    monkeypatch.setattr(convolution, "FORMS", {"im2col": convolution.FORMS["im2col"]})
+    monkeypatch.setattr(convolutions, "FORMS", ("lax",))
     path = tmp_path / "accelerator.json"
     report = accelerator.main(["--quick", "--no-torch", f"--output={path}"])
     assert not report["notes"]
+    assert [(row["models_per_step"], row["vectorize"], row["form"]) for row in report["forms"]] == [
+        (1, 1, "lax"), (2, 2, "patches"),
+    ]  # fmt: skip
+    first = report["forms"][0]
+    assert first["hours_for_30000"] == pytest.approx(first["seconds_per_step"] * 30_000 / 3600)
+    assert report["forms"][1]["flops"] == pytest.approx(2 * first["flops"])
     assert {row["precision"] for row in report["steps"][0]["rows"]} == {"bfloat16"}
     assert [row["stage"] for row in report["steps"][0]["rows"]] == ["inner", "outer", "whole"]
-    run = report["runs"][0]
-    assert run["hours_for_30000"] == pytest.approx(run["seconds"] / run["steps"] * 30_000 / 3600)
+    # The regression is as exact as float32 allows; the careless one is worse or equal, a CPU having no lower precision.
+    assert report["kernel"]["regression"][0]["error"] < 1e-2
+    assert {row["precision"] for row in report["kernel"]["products"]} >= {"highest", "one pass"}
     assert len(report["around"]["rows"]) == 3 and report["convolutions"]["rows"]
-    assert json.loads(path.read_text())["runs"] == report["runs"]
+    assert json.loads(path.read_text())["forms"] == report["forms"]
     late = accelerator.main(["--quick", "--minutes=0", f"--output={path}"])
-    assert not late["steps"] and late["convolutions"] is None and len(late["notes"]) == 4
+    assert not late["steps"] and late["convolutions"] is None and len(late["notes"]) == 6
     assert "left out" in path.with_suffix(".md").read_text()
+    chosen = accelerator.main(["--quick", "--no-torch", "--parts=kernel", f"--output={path}"])
+    assert chosen["kernel"] and not chosen["forms"] and not chosen["notes"]
 
 
-def test_a_full_memory_is_met_with_fewer_models():
-    tried = []
+def test_the_kernels_reference_has_the_gradients_of_krr(x64):
+    """In float64 the regression and its derivative equal those written out for the measurement."""
+    f_syn, y_syn, f_real, y_real = kernel.problem(kernel.QUICK)
+    f_syn, y_syn, f_real, y_real = (
+        array.astype(np.float32).astype(np.float64) for array in (f_syn, y_syn, f_real, y_real)
+    )
+    prediction, (in_features, in_targets), _ = kernel.reference(f_syn, y_syn, f_real, y_real)
+    np.testing.assert_allclose(krr.predict(f_syn, y_syn, f_real, kernel.RIDGE), prediction, rtol=1e-6)
 
-    def part(together):
-        tried.append(together)
-        if together > 2:
-            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return "done"
+    def loss(f_syn, y_syn):
+        return jnp.mean(jnp.square(krr.predict(f_syn, y_syn, f_real, kernel.RIDGE) - y_real))
 
-    assert accelerator.that_fit(part, 10) == "done" and tried == [10, 5, 2]
+    found = jax.grad(loss, argnums=(0, 1))(f_syn, y_syn)
+    np.testing.assert_allclose(found[0], in_features, rtol=1e-5, atol=1e-6 * np.abs(in_features).max())
+    np.testing.assert_allclose(found[1], in_targets, rtol=1e-5, atol=1e-6 * np.abs(in_targets).max())
+
+
+def test_a_full_memory_skips_a_part():
     budget = accelerator.Budget(9)
-    assert budget.spend("steps", lambda: accelerator.that_fit(lambda _: part(3), 1)) is None
+    assert budget.spend("steps", functools.partial(_fail, "RESOURCE_EXHAUSTED: out of memory")) is None
     assert "memory is full" in budget.notes[0]
     with pytest.raises(RuntimeError, match="another"):
         budget.spend("steps", functools.partial(_fail, "another"))

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Measure on a GPU machine without a network, which has JAX for CUDA, Flax, Optax, Orbax, chex, safetensors, scikit-learn
+# and PyTorch, but not everything that the package needs.
+#
+#   bash experiments/offline_gpu.sh pack FOLDER [DATA_DIR]    with a network: Python wheels, and CIFAR-10 as JPEG files
+#   bash experiments/offline_gpu.sh run FOLDER OUTPUT PART... on the GPU machine, in a checkout that holds FOLDER
+#
+# Parts: accelerator (experiments.accelerator), teacher (experiments.train_teacher, small enough to ship), job
+# (configs/cifar10.py in full with that teacher). Each ends after the seconds in LIMIT_<PART>, keeps what it has, and
+# writes its log to OUTPUT. FOLDER stays below 64 MB: CIFAR-10 in JPEG takes 50.
+set -uo pipefail
+verb=${1:?pack or run}
+folder=$(realpath -m "${2:?a folder}")
+
+pack() {
+  mkdir -p "$folder/wheels"
+  python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+    --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d "$folder/wheels" \
+    'ml-collections>=1,<2' 'dm-pix>=0.4.4,<0.5'
+  if [ $# -gt 0 ]; then
+    python -m experiments.offline_images pack "$folder/cifar10.npz" --data-dir="$1"
+  fi
+  du -sh "$folder"
+}
+
+part() { # name, seconds, command...
+  local name=$1 seconds=$2 began=$SECONDS
+  shift 2
+  echo "+ $name, at most $seconds s: $*"
+  timeout --signal=TERM --kill-after=20 "$seconds" "$@" >"$output/$name.log" 2>&1
+  echo "+ $name ended with status $? after $((SECONDS - began)) s"
+  tail -n 4 "$output/$name.log"
+}
+
+run() {
+  output=$(realpath -m "$1")
+  shift
+  mkdir -p "$output"
+  site=$(mktemp -d)
+  python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" "$folder"/wheels/*.whl || exit 1
+  export PYTHONPATH=$PWD:$site PYTHONUNBUFFERED=1 OPENBLAS_NUM_THREADS=1
+  # Programs that two parts share are compiled once.
+  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$site/compiled}
+  data=${DATA:-$site/cifar10_images.npz}
+  if [ -f "$folder/cifar10.npz" ]; then
+    python3 -m experiments.offline_images unpack "$folder/cifar10.npz" "$data" || exit 1
+  fi
+  nvidia-smi -L 2>/dev/null | tee "$output/device.txt"
+  for name in "$@"; do
+    case $name in
+      accelerator)
+        part accelerator "${LIMIT_ACCELERATOR:-300}" python3 -m experiments.accelerator \
+          --minutes="${ACCELERATOR_MINUTES:-4}" --output="$output/accelerator.json" ${ACCELERATOR_ARGUMENTS:-}
+        ;;
+      teacher)
+        part teacher "${LIMIT_TEACHER:-240}" python3 -m experiments.train_teacher --config="${CONFIG:-configs/cifar10.py}" \
+          --config.data.name="npz:$data" --workdir="$site/teacher" ${TEACHER_ARGUMENTS:-}
+        cp -r "$site/teacher/export" "$output/teacher" 2>/dev/null
+        cp "$site/teacher/curve.jsonl" "$output/teacher_curve.jsonl" 2>/dev/null
+        ;;
+      job)
+        part job "${LIMIT_JOB:-400}" python3 -m ssdd_jax.main --config="${CONFIG:-configs/cifar10.py}" \
+          --config.data.name="npz:$data" --config.teacher.source="${TEACHER:-$output/teacher}" --workdir="$site/job" \
+          ${JOB_ARGUMENTS:-}
+        mkdir -p "$output/job"
+        (cd "$site/job" && tar czf "$output/job/job.tgz" --exclude=checkpoints --exclude=features --exclude=data .)
+        ;;
+      *) echo "there is no part $name" ;;
+    esac
+  done
+}
+
+shift 2
+case $verb in
+  pack) pack "$@" ;;
+  run) run "$@" ;;
+  *) echo "pack or run, not $verb" && exit 2 ;;
+esac
