@@ -128,7 +128,7 @@ def facts(record: Record) -> dict[str, str]:
 
 
 def _evaluation(results: Mapping[str, Any]) -> dict[str, str]:
-    """Summarise how networks were trained and evaluated; results of ssdd_jax 0.1.0 do not state it."""
+    """Summarise how networks were trained and evaluated, as far as the results state it."""
     summary = {}
     if results.get("training"):
         summary["Evaluated networks"] = "; ".join(
@@ -136,7 +136,8 @@ def _evaluation(results: Mapping[str, Any]) -> dict[str, str]:
             f"weight decay {row['weight_decay']:g}"
             for name, row in results["training"].items()
         )
-    summary["Batch norm"] = labels.CALIBRATED[results["calibrate"]]
+    if "calibrate" in results:
+        summary["Batch norm"] = labels.CALIBRATED[results["calibrate"]]
     if "gate" in results:
         gate = results["gate"]
         summary["Teacher check"] = (

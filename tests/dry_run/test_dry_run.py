@@ -37,7 +37,7 @@ def test_a_run_from_the_beginning_is_measured_and_nothing_written(tmp_path):
     found = predicted(tiny_runs.taught(tmp_path, "boost", **SMALL))
     assert everything(tmp_path) == before
     by_name = {one.name: one for one in found.stages}
-    names = ["data", "teacher", "features", "samples", "distill", "approximate", "evaluate", "report"]
+    names = ["data", "teacher", "features", "gate", "samples", "distill", "approximate", "evaluate", "report"]
     assert list(by_name) == names and not any(one.done for one in found.stages)
     (teacher,) = by_name["teacher"].costs
     assert teacher.count == 3 * (120 // 40) and teacher.compiling > 0

@@ -15,7 +15,14 @@ from ssdd_jax.evaluate import options, sources, training
 
 pytestmark = pytest.mark.slow
 
-FAST = ["--edition=digits", "--models=convnet_4_8_bn", "--epochs=2", "--full_epochs=1", "--linear_steps=5", "--seeds=1"]
+FAST = [
+    "--edition=digits",
+    "--models=convnet_4_8_bn",
+    "--steps=2",
+    "--full_steps=1",
+    "--weight_decays=1e-3",
+    "--seeds=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,7 @@ def test_what_the_run_has_measured_is_not_measured_again(run, tmp_path, monkeypa
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("a network is trained again"))
     line = [
         f"--set={run / 'random' / 'distilled'}", shared(run), f"--workdir={tmp_path}", "--models=convnet_4_8_bn",
-        "--edition=digits", "--epochs=5", "--full_epochs=1", "--linear_steps=20", "--seeds=2", "--protocol=linear",
+        "--edition=digits", "--steps=5", "--full_steps=5", "--weight_decays=1e-3", "--seeds=2", "--protocol=linear",
     ]  # fmt: skip
     assert command.main(line) == 0
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
