@@ -64,6 +64,7 @@ def get_config(edition: str = "") -> ConfigDict:
 
     config.evaluate.batch_size = 64
     config.evaluate.steps = 1000
+    config.evaluate.weight_decays = (1e-4, 1e-3)
     config.evaluate.full_steps = 1500
     config.evaluate.probe_steps = 1000
     return edit(config, edition, OWN)

@@ -5,8 +5,8 @@
     python -m experiments.agreement --repository=selfsup_dd --set=exported --models=convnet_32_64_128_bn --data_dir=DIR
 
 prints the accuracy of every seed. Compare with `python -m ssdd_jax.evaluate --edition=cpu
---protocol=linear_krr_st --epochs=150 --weight_decays=1e-3 --references=none --seeds=5` on the same set and models. Needs
-PyTorch; everything else is as in the edition cpu.
+--protocol=linear_krr_st --epochs=150 --weight_decays=1e-3 --references=none --seeds=5` on the same set and models.
+Needs PyTorch; everything else is as in the edition cpu.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from ssdd_jax.cli import console
 from ssdd_jax.data import targets
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import options, summary
-
 
 # Passes over the set and weight decay of both sides; the published settings have 1,000 passes.
 EPOCHS, WEIGHT_DECAY = 150, 1e-3

@@ -65,6 +65,7 @@ NAMES = {
     "evaluate.figures": "draw",
     "evaluate.options": "Options make edition",
     "evaluate.protocols.table": "PROTOCOLS Settings",
+    "evaluate.rates": "best explained usual words",
     "evaluate.sources": "of_run of_features target",
     "evaluate.statistics": "paired summary",
     "evaluate.store": "Store mark",

@@ -26,7 +26,7 @@ OPERATIONS = 2e10
 # Number of batches of the full data, and of iterations of the linear probe, that are timed.
 TRIED = 4
 # Iterations of the linear probe for all penalties together, about the mean on the features of CIFAR-10.
-TYPICAL = 400
+TYPICAL = 150
 # Trainings whose batch sizes differ by at most this factor are assumed to cost the same per image.
 NEAR = 1.3
 

@@ -131,7 +131,7 @@ class Settings(NamedTuple):
         pairs: Training on a distilled set, and on N random real images.
         full: Training on the full source set.
         own_rate: Use the learning rate stored with a set, if there is one (MKDT).
-        together: Networks trained side by side; 0: as many as fit into memory.
+        together: Networks trained side by side; 0: chosen by the device and its memory.
         gigabytes: The source set is streamed if it needs more device memory than this; 0: the default limit of
             `streaming.fits`.
     """

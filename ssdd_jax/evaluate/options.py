@@ -18,7 +18,7 @@ class Options(NamedTuple):
     data_dir: str = ""  # folder of the TFDS data sets, or of the targets' original files
     shared: str = ""  # the --shared folder of the run that distilled the sets, if it had one
     features: str = ""  # a .npy or .npz with the teacher's features, if --source names a data set instead of a run
-    together: int = 0  # networks trained side by side in one program; 0: as many as fit into memory
+    together: int = 0  # networks trained side by side in one program; 0: chosen by the device and its memory
 
     steps: int = 7000  # SGD steps on a set and on real images; about 1,000 epochs of KRR-ST's and Boost-SSDD's sets
     epochs: int = 0  # passes over a set instead of a number of steps; 0: steps
@@ -102,6 +102,8 @@ EDITIONS: dict[str, Edition] = {
         3,
         {
             "steps": 1000,
+            "batch_size": 64,
+            "weight_decays": (1e-4, 1e-3),
             "full_steps": 1500,
             "linear_steps": 1000,
             "finetune_steps": 200,
@@ -227,5 +229,7 @@ def page() -> str:
     for line in lines[begin:]:
         name, _, rest = line.strip().partition(":")
         default, _, words = rest.partition("=")[2].partition("  # ")
-        formatted.append(f"  --{name + '=' + default.strip():<32} {words}" if name else "")
+        # Several numbers are separated by commas on the command line.
+        default = default.strip().strip("()").rstrip(",").replace(", ", ",")
+        formatted.append(f"  --{name + '=' + default:<32} {words}" if name else "")
     return "\n".join(formatted)

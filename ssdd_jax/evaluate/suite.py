@@ -18,9 +18,9 @@ import numpy as np
 from ssdd_jax import config as configuration
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import entries, statistics, training
+from ssdd_jax.evaluate import entries, rates, statistics, training
 from ssdd_jax.evaluate.entries import Entry, SourceData, Target
-from ssdd_jax.evaluate.protocols import probes, table
+from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS, Frozen, Networks, Seed
 from ssdd_jax.evaluate.store import Store, Values, mark
 from ssdd_jax.evaluate.training import Rate
@@ -286,48 +286,36 @@ class _Run:
     def _chosen(self, row: _Row) -> Rate:
         """The candidate whose network, that of the first seed, explains the teacher's features best."""
         candidates, source, name = row.entry.rates, self.request.source, f"{row.model} {row.entry.name}"
-        if source is None or row.entry.trial is None:
-            usual = [rate for rate in candidates if rate.weight_decay == training.PUBLISHED.weight_decay]
-            rate = (usual or candidates)[0]
-            self.say(f"evaluate: {name}: {_words(rate)}; without the source there are no images to choose it on")
+        few = source is None or len(entries.held_out(len(source.dataset.train_images))) < rates.ENOUGH
+        if source is None or few:
+            rate = rates.usual(candidates)
+            self.say(f"evaluate: {name}: {rates.words(rate)}; there are no images of the source to choose it on")
             return rate
         what = {**row.what, "candidates": [list(rate) for rate in candidates]}
         what |= {"held_out": entries.of_source(source), "calibrated": self.request.calibrate == "all"}
-        values = self.store.values(what).get(0) or self._try(row, what)
-        best = _best(candidates, values)
-        tried = ", ".join(f"{name}: {value:.4f}" for name, value in values.items())
-        self.say(f"evaluate: {name}: {_words(best)}, by R2 on held-out training images ({tried})")
-        return best
+        values = self.store.values(what).get(0) or self._try(row, source, what)
+        rate = rates.best(candidates, values)
+        tried = ", ".join(f"{candidate}: {value:.4f}" for candidate, value in values.items())
+        self.say(f"evaluate: {name}: {rates.words(rate)}, by R2 on held-out training images ({tried})")
+        return rate
 
-    def _try(self, row: _Row, what: Mapping[str, Any]) -> dict[str, float]:
+    def _try(self, row: _Row, source: entries.SourceData, what: Mapping[str, Any]) -> dict[str, float]:
         """R2 of the teacher's features of held-out images by candidate; a network of the row itself is kept."""
-        assert row.entry.trial is not None and self.request.source is not None
+        assert row.entry.trial is not None
         module, candidates = self._module(row), row.entry.rates
         trial = row.entry.trial(self.keys[0], module)
         networks = [jax.tree.map(lambda leaf: leaf[i], trial.variables) for i in range(len(candidates))]  # noqa: B023
-        explained = [self._explained((module, one), self.request.source, trial.held) for one in networks]
-        values = dict(zip(map(_words, candidates), explained, strict=True))
-        if np.isnan(explained).all():
-            raise UserError(
-                f"evaluate: {row.model} diverged on {row.entry.name}: try a smaller learning_rate, or leave it out"
-            )
+        calibrated = CALIBRATION_IMAGES if self.request.calibrate == "all" else 0
+        explained = [rates.explained((module, one), source, trial.held, calibrated=calibrated) for one in networks]
+        values = {rates.words(rate): value for rate, value in zip(candidates, explained, strict=True)}
+        values = {name: value for name, value in values.items() if np.isfinite(value)}
+        if not values:
+            raise _diverged(row)
         if trial.final:
-            best = _best(candidates, values)
-            self.store.add_network({**row.what, "rate": list(best)}, 0, networks[candidates.index(best)])
+            rate = rates.best(candidates, values)
+            self.store.add_network({**row.what, "rate": list(rate)}, 0, networks[candidates.index(rate)])
         self.store.add_values(what, {0: values})
         return values
-
-    def _explained(self, network: tuple[nn.Module, Any], source: entries.SourceData, held: np.ndarray) -> float:
-        """R2 of the teacher's features of one half of the held-out images, regressed on the other half."""
-        images, targets = source.dataset.train_images[held], source.features.train[held]
-        mean, std = np.asarray(source.preprocessing.image_mean), np.asarray(source.preprocessing.image_std)
-        if self.request.calibrate == "all":
-            network = network[0], training.calibrate(*network, images[:CALIBRATION_IMAGES], mean=mean, std=std)
-        features, half = training.extract(*network, images, mean=mean, std=std), len(images) // 2
-        if not np.isfinite(features).all():
-            return float("nan")
-        train, test = (features[:half], targets[:half]), (features[half:], targets[half:])
-        return float(_feature_r2(train, test).plain)
 
     def _module(self, row: _Row) -> nn.Module:
         """The architecture, with as many outputs as the entry's targets have dimensions."""
@@ -342,16 +330,13 @@ class _Run:
         assert row.entry.train is not None
         new = [seed for seed in range(self.request.seeds) if not self.store.has_network(row.what, seed)]
         if new:
-            rates = [row.rate or training.PUBLISHED] * len(new)
-            trained = jax.device_get(row.entry.train(self.keys[np.asarray(new)], self._module(row), rates))
+            same = [row.rate or training.PUBLISHED] * len(new)
+            trained = jax.device_get(row.entry.train(self.keys[np.asarray(new)], self._module(row), same))
             # Checked before it is cached: a network that diverged must not be found by the next run.
             for place, seed in enumerate(new):
                 variables = jax.tree.map(lambda leaf: leaf[place], trained)  # noqa: B023, used at once
                 if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-                    raise UserError(
-                        f"evaluate: {row.model} diverged on {row.entry.name}: try a smaller learning_rate, or leave it "
-                        "out"
-                    )
+                    raise _diverged(row)
                 self.store.add_network(row.what, seed, variables)
         self.loaded = row.what, self.store.networks(row.what, range(self.request.seeds))
         return self.loaded[1]
@@ -416,15 +401,10 @@ class _Run:
         return table.supervised_network(target, settings), variables
 
 
-_feature_r2 = jax.jit(probes.feature_r2)
-
-
-def _best(candidates: Sequence[Rate], values: Mapping[str, float]) -> Rate:
-    return candidates[int(np.nanargmax([values[_words(rate)] for rate in candidates]))]
-
-
-def _words(rate: Rate) -> str:
-    return f"rate {rate.learning_rate:g}, weight decay {rate.weight_decay:g}"
+def _diverged(row: _Row) -> UserError:
+    return UserError(
+        f"evaluate: {row.model} diverged on {row.entry.name}: try a smaller learning_rate, or leave it out"
+    )
 
 
 def _calibrated(network: tuple[nn.Module, Any], target: Target) -> tuple[nn.Module, Any]:

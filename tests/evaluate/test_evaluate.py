@@ -15,7 +15,7 @@ import ssdd_jax
 from ssdd_jax import data, distilled, evaluate, formats
 from ssdd_jax.data import features, preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import entries, statistics, store, suite, tables, training
+from ssdd_jax.evaluate import entries, rates, statistics, store, suite, tables, training
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.models.resnet import ResNetClassifier
 from ssdd_jax.runtime.workdir import held
@@ -490,13 +490,13 @@ def test_rows_of_a_request_without_labels(tmp_path):
 def test_the_rate_is_chosen_on_training_images_that_were_not_trained_on(tmp_path, monkeypatch):
     """By candidate for the first seed, once; random images have KRR-ST's setting for them as a candidate too."""
     calls = count_training(monkeypatch)
-    held, own = [], suite._Run._explained
+    held, own = [], rates.explained
 
-    def explained(self, network, source, rows):
+    def explained(network, source, rows, **options):
         held.append(rows)
-        return own(self, network, source, rows)
+        return own(network, source, rows, **options)
 
-    monkeypatch.setattr(suite._Run, "_explained", explained)
+    monkeypatch.setattr(rates, "explained", explained)
     asked = {
         "weight_decays": (1e-4, 1.0),
         "full_weight_decays": (1e-4, 1.0),
@@ -524,7 +524,7 @@ def test_the_rate_is_chosen_on_training_images_that_were_not_trained_on(tmp_path
 def test_without_a_source_the_published_weight_decay_is_used(tmp_path):
     found, lines = ask(tmp_path, source=None, weight_decays=(1e-4, 1e-3), references=[])
     assert row(found, "distilled")["weight_decay"] == 1e-3
-    assert any("without the source there are no images to choose it on" in line for line in lines)
+    assert any("there are no images of the source to choose it on" in line for line in lines)
 
 
 def test_which_networks_are_calibrated(tmp_path):

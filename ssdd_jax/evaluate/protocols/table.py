@@ -39,7 +39,7 @@ class Settings(NamedTuple):
         supervised_model: Architecture of the supervised teacher.
         neighbours: Neighbours of k-NN (solo-learn).
         fractions: Fractions of the labels of `few_labels`, out of `probes.FRACTIONS` (MKDT).
-        together: Networks trained side by side; 0: as many as fit into memory.
+        together: Networks trained side by side; 0: chosen by the device and its memory.
     """
 
     linear: probes.LinearSettings = probes.LinearSettings()

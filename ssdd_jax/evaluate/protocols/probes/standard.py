@@ -32,7 +32,7 @@ class LinearSettings(NamedTuple):
     penalties: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
     patience: int = 2
     share: float = 0.2
-    tolerance: float = 1e-3
+    tolerance: float = 1e-2
     steps: int = 50
 
 
