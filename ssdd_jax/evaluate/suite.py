@@ -85,7 +85,8 @@ def run(request: Request, store: Store, *, say: Say = print) -> list[dict[str, A
     Raises:
         UserError: If the parts of the request do not fit together, or a network diverges.
     """
-    rows = _Run(request, store, say).rows() + _chance(request)
+    rows = _Run(request, store, say).rows()
+    rows += _chance(request, {(row["target"], row["measure"]) for row in rows})
     # Rows are computed network by network, to train each once; readers compare entries on the same target.
     targets, models = [target.name for target in request.targets], [*request.models, None]
     names = [*request.sets, *entries.REFERENCES, "chance"]
@@ -176,15 +177,15 @@ def _entries(request: Request) -> list[Entry]:
     return [entry for entry in rows if entry is not None]
 
 
-def _chance(request: Request) -> list[dict[str, Any]]:
-    """Rows of chance: the accuracy of guessing, for protocols that predict classes."""
+def _chance(request: Request, measured: set[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Rows of chance: the accuracy of guessing, for protocols that predict classes; `measured` are target, measure."""
     return [
         _line(target.name, None, "chance", (protocol, measure), [100.0 / target.dataset.classes])
         for target in request.targets
         if target.dataset.classes
         for protocol in request.protocols
         for measure in PROTOCOLS[protocol].columns
-        if not PROTOCOLS[protocol].teacher
+        if not PROTOCOLS[protocol].teacher and (target.name, measure) in measured
     ]
 
 

@@ -49,7 +49,7 @@ def check(run: Run) -> None:
     )
     if run.config.teacher.gate == "refuse":
         raise UserError(f"{line}: train or choose a better one, or set --config.teacher.gate=warn to go on")
-    run.say(f"{line}; the set will teach no more than chance differences (config.teacher.gate)")
+    run.say(f"{line}; the run goes on, but a set can hardly be better than random images (config.teacher.gate)")
 
 
 def accuracies(run: Run) -> dict[str, float]:

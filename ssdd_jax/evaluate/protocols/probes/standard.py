@@ -95,7 +95,8 @@ def fit_linear(train: tuple[Array, Array], *, classes: int, settings: LinearSett
     chex.assert_equal_shape_prefix([features, labels], 1)
     standard = Standard.of(features)
     inputs = standard.apply(features)
-    held, penalties = jnp.asarray(held_out(len(features), settings.share)), jnp.array(settings.penalties)
+    held = jnp.asarray(held_out(len(features), settings.share), inputs.dtype)
+    penalties = jnp.array(settings.penalties, inputs.dtype)
     start = jnp.zeros((features.shape[1] + 1, classes), inputs.dtype)
 
     def losses(weights: Array) -> Array:
@@ -126,7 +127,7 @@ def fit_linear(train: tuple[Array, Array], *, classes: int, settings: LinearSett
         final = index == len(penalties)
         start = jnp.where(final, best.weights, weights)
         penalty = jnp.where(final, best.penalty, penalties[jnp.minimum(index, len(penalties) - 1)])
-        share = (final | ~held).astype(inputs.dtype)
+        share = jnp.where(final, 1, 1 - held)
         skip = ~final & (best.waited >= settings.patience)
         weights = lax.cond(skip, lambda: start, lambda: fit(start, penalty, share))
         wrong = (jnp.argmax(logits(weights, inputs), -1) != labels).astype(inputs.dtype)
