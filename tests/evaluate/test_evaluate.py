@@ -510,7 +510,7 @@ def test_the_rate_is_chosen_on_training_images_that_were_not_trained_on(tmp_path
         assert len({tuple(rows) for rows in held[2:6]}) == 1
     published = {(0.1, 1e-4), (0.1, 1.0), training.PUBLISHED, training.PUBLISHED_SUBSET}
     one = row(found, "random_real")
-    assert (one["learning_rate"], one["weight_decay"]) in published and "weight_decay" not in row(found, "teacher")
+    assert (one["learning_rate"], one["weight_decay"]) in published and "weight_decay" not in row(found, "chance")
     # A decay of 1 at a rate of 0.1 leaves nothing of the weights.
     assert row(found, "full_data")["weight_decay"] == 1e-4
     assert sum("by R2 on held-out training images" in line for line in lines) == 3

@@ -54,7 +54,7 @@ def test_the_whole_command(run, tmp_path, capsys):
     assert words in out and (tmp_path / "evaluation.png").stat().st_size > 5000
     entries = {row["entry"] for row in result["rows"]}
     assert entries == {"distilled", "random_real", "random_init", "full_data", "teacher", "chance"}
-    assert result["targets"] == [f"npz:{run / 'images.npz'}"] and result["settings"]["epochs"] == 2
+    assert result["targets"] == [f"npz:{run / 'images.npz'}"] and result["settings"]["steps"] == 2
     # One more target, another data set, and a set from outside beside the run's own.
     exported = tmp_path / "outside"
     formats.write(formats.read(run / "random" / "distilled"), exported, "npz")
