@@ -203,7 +203,7 @@ def test_results_of_the_first_version_are_read(finished, tmp_path):
     sides = [report.side_of(name, [one]) for name, one in (("new", report.read(finished)), ("old", found))]
     assert [list(side.values) for side in sides] == [
         ["linear", "linear_krr_st", "few_shot", "feature_r2", "feature_r2_whitened"],
-        ["few_shot", "feature_r2", "linear_krr_st"],
+        ["linear_krr_st", "few_shot", "feature_r2"],
     ]
 
 
