@@ -71,7 +71,8 @@ def differences(found: Comparison) -> list[dict[str, Any]]:
     by_key = {(row.N, row.method): row for row in found.rows}
     order = list(dict.fromkeys(row.method for row in found.rows))
     pairs = [(order[0], method) for method in order[1:]]
-    pairs += [(method, "random") for method in order if "random" in order and method not in (order[0], "random")]
+    if "random" in order[1:]:
+        pairs += [(method, "random") for method in order[1:] if method != "random"]
     for N in dict.fromkeys(row.N for row in found.rows):
         for first, second in pairs:
             for measure in _measured(found):
