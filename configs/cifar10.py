@@ -34,8 +34,8 @@ CPU: dict[str, Any] = {
     "distill.learning_rate": 1e-2,
     "distill.steps_per_call": 20,
     "distill.save_every": 100,
-    "evaluate.epochs": 150,
-    "evaluate.full_epochs": 2,
+    "evaluate.steps": 1000,
+    "evaluate.full_steps": 2000,
     "evaluate.probe_steps": 2000,
 }
 

@@ -62,7 +62,9 @@ def get_config(edition: str = "") -> ConfigDict:
     config.distill.batch_size = 256
     config.distill.learning_rate = 3e-2
 
-    config.evaluate.epochs = 350
-    config.evaluate.full_epochs = 40
+    config.evaluate.batch_size = 64
+    config.evaluate.steps = 1000
+    config.evaluate.weight_decays = (1e-4, 1e-3)
+    config.evaluate.full_steps = 1500
     config.evaluate.probe_steps = 1000
     return edit(config, edition, OWN)

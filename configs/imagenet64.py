@@ -39,5 +39,5 @@ def get_config(edition: str = "") -> ConfigDict:
     config.storage.hidden = 16
     config.student.widths = (64, 128, 256, 512)
     config.distill.steps = 20_000
-    config.evaluate.full_epochs = 10
+    config.evaluate.full_steps = 50_000
     return edit(config, edition, OWN)

@@ -1,7 +1,9 @@
 """Compare all methods at equal storage: same data, teacher and evaluator, several seeds and sizes, one table and plot.
 
-    python -m experiments.compare [--config=configs/digits.py] [--methods=boost,krr_st,...] [--N=10,20] [--seeds=3]
+    python -m experiments.compare [--config=configs/digits.py] [--methods=boost,krr_st,...] [--N=10,20] [--seeds=5]
                                   [--workdir=runs/compare-digits] [--config.KEY=VALUE ...]
+
+A seed is a distillation: its set, and the networks trained on it. Differences between methods are paired by seed.
 
 Every run has its own folder in the work dir; the teacher, its features, MKDT's experts and SC-DD's probe are computed
 once and shared. The same command resumes an interrupted comparison; with more methods, sizes or seeds it adds the
@@ -23,7 +25,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.measure.comparison import MEASURES, REFERENCES, Comparison, Row, draw, label, table
+from experiments.measure import comparison
+from experiments.measure.comparison import MEASURES, REFERENCES, SETS, Comparison, Row, draw, label, table
 from ssdd_jax import config as configuration
 from ssdd_jax import methods, pipeline, report
 from ssdd_jax.cli import arguments as commandline
@@ -31,7 +34,8 @@ from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 
-USAGE = "--config=FILE --methods=A,B --N=10,20 --seeds=3 --workdir=DIR and --config.KEY=VALUE are understood"
+SCHEMA = 2  # of comparison.json; without the number the measure `linear` is KRR-ST's
+USAGE = "--config=FILE --methods=A,B --N=10,20 --seeds=5 --workdir=DIR and --config.KEY=VALUE are understood"
 # Config keys that distinguish the runs, and the options that set them: they cannot be changed for all runs.
 OWNED = {
     "method": "--methods",
@@ -48,7 +52,7 @@ class Options(NamedTuple):
     config: str = commandline.DEFAULT
     methods: tuple[str, ...] = tuple(configuration.EDITIONS)
     sizes: tuple[int, ...] = (10, 20)
-    seeds: int = 3
+    seeds: int = SETS
     workdir: str = ""
     changes: tuple[str, ...] = ()
 
@@ -172,7 +176,7 @@ def _finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
     outputs = (folder / "results.json", folder / "config.json", folder / "report.html")
     if not all(path.exists() for path in outputs) or files.read_json(outputs[1]) != configuration.flatten(config):
         return None
-    return files.read_json(outputs[0])
+    return report.upgrade(files.read_json(outputs[0]))
 
 
 def _values(results: list[dict[str, Any]], entry: str) -> dict[str, list[float]]:
@@ -200,10 +204,12 @@ def _row(method: str, N: int, results: list[dict[str, Any]], prepared: dict[str,
 def write(options: Options, found: Comparison) -> str:
     """Write comparison.json, .md and .png, and return the table."""
     content = {
+        "schema": SCHEMA,
         "config": options.config,
         "changes": list(options.changes),
         "seeds": options.seeds,
         "rows": [row._asdict() for row in found.rows],
+        "differences": comparison.differences(found),
         "references": found.references,
         "refused": found.refused,
         "teacher_seconds": found.teacher_seconds,
@@ -232,7 +238,13 @@ def write_page(options: Options, found: Comparison, arguments: Sequence[str]) ->
         beside=found.references,
         title="Methods at equal storage",
         command=shlex.join(["python", "-m", "experiments.compare", *arguments]),
-        notes=[sets, teacher, *(f"Not measured: {line}" for line in found.refused)],
+        table=comparison.differences_table(found),
+        notes=[
+            sets,
+            teacher,
+            *([comparison.differences_note(found)] if found.seeds > 1 else []),
+            *(f"Not measured: {line}" for line in found.refused),
+        ],
     )
 
 

@@ -50,6 +50,7 @@ def default() -> ConfigDict:
     teacher.preprocessing = "auto"  # auto | dataset | imagenet | half | unit | cifar10 | cifar100
     teacher.stem_padding = 2  # padding of a 3x3 stem, which weights do not reveal. solo-learn and KRR-ST: 2; others: 1
     teacher.heads = 0  # attention heads of a vision transformer; 0: as in the files, or one per 64 channels
+    teacher.gate = "warn"  # warn | refuse | off: if its features classify no better than an untrained student's
     teacher.blocks = (2, 2, 2, 2)  # blocks in each of four stages: ResNet-18; (1, 1, 1, 1) is ResNet-10
     teacher.width = 64  # channels of the first stage; features are 8 times as long
     teacher.projector_hidden = 2048
@@ -149,14 +150,16 @@ def default() -> ConfigDict:
     config.evaluate = evaluate = ConfigDict()
     evaluate.entries = ("distilled", "random_real", "random_init", "full_data", "teacher")  # rows of the results
     evaluate.seeds = 3
-    evaluate.epochs = 1000
-    evaluate.full_epochs = 100  # epochs of the same network on all images
+    evaluate.steps = 7000  # SGD steps of every network but those trained on all images
+    evaluate.full_steps = 20_000  # SGD steps of the same network on all images, with cosine decay
     evaluate.batch_size = 256
     evaluate.learning_rate = 0.1
     evaluate.momentum = 0.9
-    evaluate.weight_decay = 1e-3
+    evaluate.weight_decays = (1e-4, 1e-3, 5e-3)  # one, or several to choose from on held-out training images
+    evaluate.full_weight_decays = (1e-4,)  # likewise, on all images
     evaluate.own_rate = False  # train on the distilled set at its stored learning rate (MKDT)
-    evaluate.probe_steps = 5000
+    evaluate.calibrate = "untrained"  # rows with batch-norm statistics of training images: none | untrained | all
+    evaluate.probe_steps = 5000  # of KRR-ST's linear probe, which SC-DD uses too
     evaluate.probe_batch_size = 512
     evaluate.probe_learning_rate = 0.2
     return config
@@ -216,6 +219,10 @@ def _widths(value: Any) -> bool:
     return len(value) > 0 and all(isinstance(width, int) and width > 0 for width in value)
 
 
+def _decays(value: Any) -> bool:
+    return len(value) > 0 and all(isinstance(decay, int | float) and decay >= 0 for decay in value)
+
+
 def _hosts(value: str) -> bool:
     match = HOSTS.fullmatch(value)
     return value in ("", "auto") or (match is not None and int(match["index"]) < int(match["count"]))
@@ -225,7 +232,7 @@ _COUNTS = (
     "teacher.width teacher.projector_hidden teacher.projector_out teacher.epochs teacher.steps_per_call "
     "teacher.save_every storage.N storage.base_size storage.hidden pool.size pool.models_per_step "
     "distill.steps distill.batch_size distill.steps_per_call distill.save_every approximate.steps evaluate.seeds "
-    "evaluate.epochs evaluate.full_epochs evaluate.probe_steps evaluate.probe_batch_size "
+    "evaluate.steps evaluate.full_steps evaluate.probe_steps evaluate.probe_batch_size "
     "experts.count experts.start_epochs experts.epochs experts.batch_size experts.vectorize mkdt.unroll "
     "mkdt.batch_size scdd.group_size scdd.vectorize scdd.post_batch_size"
 ).split()
@@ -236,12 +243,14 @@ _RATES = (
 ).split()
 _NOT_NEGATIVE = (
     "seed data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
-    "storage.V inner.weight_decay distill.weight_decay evaluate.weight_decay teacher.seed experts.weight_decay "
+    "storage.V inner.weight_decay distill.weight_decay teacher.seed experts.weight_decay "
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
     "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
     "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads"
 ).split()
 
+# Rows with recalibrated batch norm: no row, as published; the untrained networks; every network.
+CALIBRATE = ("none", "untrained", "all")
 ENTRIES = ("distilled", "random_real", "random_init", "full_data", "teacher")
 SAMPLES = ("random", "kmeans", "high_loss")
 PREPROCESSING = ("auto", "dataset", "imagenet", "half", "unit", "cifar10", "cifar100")
@@ -259,6 +268,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1),
         "two numbers, 0 < low <= high <= 1",
     ),
+    "teacher.gate": _one_of(("warn", "refuse", "off")),
     "teacher.flip_probability": _between(0, 1),
     "scdd.flip": _between(0, 1),
     "teacher.solarize_probability": _between(0, 1),
@@ -279,6 +289,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (lambda v: len(v) > 0 and v[0] == "distilled" and all(name in ENTRIES for name in v)),
         f"'distilled' and any of {', '.join(ENTRIES[1:])}",
     ),
+    "evaluate.calibrate": _one_of(CALIBRATE),
+    "evaluate.weight_decays": (_decays, "one or several numbers of at least 0, such as (1e-4, 1e-3)"),
+    "evaluate.full_weight_decays": (_decays, "one or several numbers of at least 0, such as (1e-4,)"),
     "precision": _one_of(precision.NAMES),
     "pool.form": _one_of(("auto", *convolution.FORMS)),
     "teacher.preprocessing": _one_of(PREPROCESSING),

@@ -1,7 +1,7 @@
 """Runs all stages in order; a stage whose output exists is skipped.
 
-data -> teacher -> features -> (stages of the method) -> samples -> distill -> approximate -> (stages of the method)
--> evaluate -> report
+data -> teacher -> features -> gate -> (stages of the method) -> samples -> distill -> approximate
+-> (stages of the method) -> evaluate -> report
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ssdd_jax.methods.base import Run, Say
 from ssdd_jax.models.convnet import check_divisible
 from ssdd_jax.runtime import devices, files, history, lapack
 from ssdd_jax.runtime.workdir import Workdir
-from ssdd_jax.stages import approximate, distill, evaluate, features, report, samples, teacher
+from ssdd_jax.stages import approximate, distill, evaluate, features, gate, report, samples, teacher
 
-STAGES = ("data", "teacher", "features", "samples", "distill", "approximate", "evaluate", "report")
+STAGES = ("data", "teacher", "features", "gate", "samples", "distill", "approximate", "evaluate", "report")
 
 
 def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Problem) -> list[Stage]:
@@ -42,6 +42,7 @@ def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Probl
             lower="config.teacher.batch_size or config.teacher.width",
         ),
         Stage("features", features.compute, shared=teacher_parts, together=True, output="features/features.json"),
+        *([Stage("gate", gate.check, output="gate.json")] if problem.classes and config.teacher.gate != "off" else []),
         *samples.preparations(config, problem, method),
         Stage("samples", samples.choose, output="samples/rows.npy"),
         Stage(

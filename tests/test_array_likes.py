@@ -134,13 +134,15 @@ CASES = {
     "models.frozen.resized not": lambda: (lambda x: frozen.resized(x, 0), X),
     "models.frozen.of.apply": lambda: (lambda variables, x: frozen.of(variables).apply(x), BACKBONE, X),
     "models.frozen.Frozen.apply": lambda: (lambda network, x: network.apply(x), FROZEN, X),
-    "probes.linear": lambda: (
-        functools.partial(probes.linear, KEY, classes=CLASSES, settings=probes.Settings(6, 8)),
+    "probes.linear": lambda: (functools.partial(probes.linear, classes=CLASSES, settings=QUICK), SPLIT, SPLIT),
+    "probes.fit_linear": lambda: (functools.partial(probes.fit_linear, classes=CLASSES, settings=QUICK), SPLIT),
+    "probes.linear_krr_st": lambda: (
+        functools.partial(probes.linear_krr_st, KEY, classes=CLASSES, settings=probes.SgdSettings(6, 8)),
         SPLIT,
         SPLIT,
     ),
-    "probes.fit_linear": lambda: (
-        functools.partial(probes.fit_linear, KEY, classes=CLASSES, settings=probes.Settings(6, 8)),
+    "probes.fit_linear_krr_st": lambda: (
+        functools.partial(probes.fit_linear_krr_st, KEY, classes=CLASSES, settings=probes.SgdSettings(6, 8)),
         SPLIT,
     ),
     "probes.lbfgs": lambda: (functools.partial(probes.lbfgs, classes=CLASSES, settings=FEW), SPLIT, SPLIT),
@@ -210,6 +212,7 @@ CASES = {
     ),
 }
 FEW = probes.LbfgsSettings(steps=3)
+QUICK = probes.LinearSettings(penalties=(0.1, 0.01), steps=3)
 
 
 def decoder_start(start):

@@ -49,18 +49,26 @@ def about_without_paths(run):
 def test_results_are_complete(finished):
     run, out = finished
     results = json.loads((run / "results.json").read_text())
-    for measure in ("linear", "few_shot", "feature_r2"):
+    assert results["schema"] == 2 and results["calibrate"] == "untrained"
+    for measure in ("linear", "linear_krr_st", "few_shot", "feature_r2", "feature_r2_whitened"):
         assert list(results[measure]) == ["distilled", "random_real", "random_init", "full_data", "teacher"]
         for row in results[measure].values():
             assert {"mean", "std", "seeds"} <= set(row) and row["seeds"] == 2
             assert np.isclose(np.mean(row["values"]), row["mean"], atol=1e-3)
     assert results["feature_r2"]["teacher"]["mean"] > 0.999
+    one = {"steps": 5, "learning_rate": 0.1, "weight_decay": 1e-3}
+    assert results["training"] == {
+        "distilled": one,
+        "random_real": one,
+        "full_data": one | {"steps": 3, "weight_decay": 1e-4},
+    }
+    assert set(results["gate"]) == {"teacher", "untrained", "images"} and results["gate"]["images"] == 120
     storage = results["storage"]
     assert storage["numbers"] <= storage["budget"] == 4 * (8 * 8 * 1 + 12)
     assert storage["numbers"] == sum(storage["parts"].values())
     assert storage["bytes"] == sum(len(content) for content in artefact(run).values())
     assert set(results["seconds"]) == {
-        *("data", "teacher", "features", "samples", "distill", "approximate", "evaluate")
+        *("data", "teacher", "features", "gate", "samples", "distill", "approximate", "evaluate")
     }
     assert results["method"] == "boost" and results["dataset"].startswith("npz:")
     assert "| distilled |" in out and f"all on one page in {run / 'report.html'}" in out
@@ -135,7 +143,7 @@ def test_without_labels_and_test_features(tmp_path, capsys):
         np.save(tmp_path / "train.npy", archive["train"])
     assert main.main(tiny_runs.arguments(tmp_path, teacher__features=tmp_path / "train.npy")) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert not {"linear", "few_shot", "feature_r2"} & set(results)
+    assert not {"linear", "linear_krr_st", "few_shot", "feature_r2", "gate"} & set(results)
     assert "feature_r2 and the teacher's row are omitted" in capsys.readouterr().out
 
 

@@ -31,8 +31,9 @@ TINY = {
     "distill.learning_rate": 1e-2,
     "approximate.steps": 50,
     "evaluate.seeds": 2,
-    "evaluate.epochs": 5,
-    "evaluate.full_epochs": 1,
+    "evaluate.steps": 5,
+    "evaluate.full_steps": 3,
+    "evaluate.weight_decays": "(1e-3,)",
     "evaluate.probe_steps": 20,
 }
 

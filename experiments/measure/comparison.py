@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssdd_jax import methods, report
+from ssdd_jax.evaluate import statistics
 from ssdd_jax.report import labels as words
 from ssdd_jax.runtime import files
 
 REFERENCES = ("random_init", "full_data", "teacher")
-MEASURES = ("linear", "few_shot", "feature_r2")
+MEASURES = ("linear", "linear_krr_st", "few_shot", "feature_r2", "feature_r2_whitened")
+# Sets of each kind from which on the interval of a difference says something about another distillation.
+SETS = 5
 
 
 class Row(NamedTuple):
@@ -53,6 +56,63 @@ def labels() -> dict[str, str]:
     return methods.titles() | {name: words.ENTRIES[name] for name in REFERENCES}
 
 
+def differences(found: Comparison) -> list[dict[str, Any]]:
+    """Compare methods at equal size, paired by the seed of the distillation.
+
+    The networks on one set are not independent samples of a method: their mean is one value. Sets of one seed share
+    the initial networks of the evaluation and the few labels.
+
+    Returns:
+        A row per size, measure and pair: `N`, `measure`, `first`, `second`, and the result of `statistics.paired` for
+        first - second with `sets` in place of its `seeds`. Every method is compared with the first method and with
+        random images.
+    """
+    lines = []
+    by_key = {(row.N, row.method): row for row in found.rows}
+    order = list(dict.fromkeys(row.method for row in found.rows))
+    pairs = [(order[0], method) for method in order[1:]]
+    if "random" in order[1:]:
+        pairs += [(method, "random") for method in order[1:] if method != "random"]
+    for N in dict.fromkeys(row.N for row in found.rows):
+        for first, second in pairs:
+            for measure in _measured(found):
+                values = [by_key[N, name].values.get(measure) if (N, name) in by_key else None
+                          for name in (first, second)]  # fmt: skip
+                if all(values):
+                    paired = statistics.paired(*(_by_set(one, found.seeds) for one in values if one))
+                    names = {"N": N, "measure": measure, "first": first, "second": second}
+                    lines.append(names | {"sets" if key == "seeds" else key: value for key, value in paired.items()})
+    return lines
+
+
+def _by_set(values: Sequence[float], sets: int) -> list[float]:
+    """Mean over the networks on each set; `values` lists the networks set by set."""
+    return np.reshape(np.asarray(values, np.float64), (sets, -1)).mean(1).tolist()
+
+
+def differences_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Format the differences: the headings, and a row of cells for each pair and size; empty for a single set."""
+    measures, rows = _measured(found), {}
+    for line in differences(found):
+        if line["low"] is None:
+            continue
+        digits = report.digits(line["measure"])
+        text = f"{line['mean']:+.{digits}f} [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
+        names = f"{label(line['first'])} − {label(line['second'])}", str(line["N"])
+        rows.setdefault(names, {})[line["measure"]] = text
+    cells = [[*names, *(by_measure.get(measure, "") for measure in measures)] for names, by_measure in rows.items()]
+    return ["difference", "N", *(report.TITLES[measure] for measure in measures)], cells
+
+
+def differences_note(found: Comparison) -> str:
+    """Explain the intervals of the differences."""
+    few = "" if found.seeds >= SETS else f" {found.seeds} sets are few for them: --seeds={SETS} distils more."
+    return (
+        f"Differences are paired by the seed of the distillation, with 95 % confidence intervals (Student's t) over "
+        f"{found.seeds} sets of each kind.{few}"
+    )
+
+
 def table(found: Comparison) -> str:
     """Format the comparison as Markdown: mean and sample standard deviation over the networks of all seeds."""
     measures = _measured(found)
@@ -74,6 +134,11 @@ def table(found: Comparison) -> str:
         "epoch is all that the high-loss subset needs, and SC-DD's probe). The teacher and its features, which all "
         f"share, took {found.teacher_seconds:.0f} seconds."
     )
+    heads, cells = differences_table(found)
+    if cells:
+        lines.append(f"\n{differences_note(found)}\n")
+        lines += [f"| {' | '.join(heads)} |", "|---|---:|" + "---:|" * (len(heads) - 2)]
+        lines += [f"| {' | '.join(row)} |" for row in cells]
     for row in found.rows:
         if row.own:
             lines.append(
@@ -95,7 +160,7 @@ def _seconds(row: Row) -> str:
 def _cell(measure: str, values: list[float] | None) -> str:
     if not values:
         return ""
-    digits = 3 if measure == "feature_r2" else 1
+    digits = report.digits(measure)
     return f"{np.mean(values):.{digits}f} ± {_deviation(values):.{digits}f}"
 
 
@@ -110,19 +175,22 @@ def draw(path: pathlib.Path, found: Comparison) -> None:
 
     measures = _measured(found)
     shown_methods = list(dict.fromkeys(row.method for row in found.rows))
-    width = 4.2 * (len(measures) + 1)
-    figure = Figure(figsize=(width, 4.4), layout="constrained")
-    panels = figure.subplots(1, len(measures) + 1, squeeze=False)
+    columns = min(3, len(measures) + 1)
+    lines = -(-(len(measures) + 1) // columns)
+    figure = Figure(figsize=(4.6 * columns, 4.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels[len(measures) + 1 :]:
+        axes.set_axis_off()
     palette = [color for i, color in enumerate(colormaps["tab10"].colors) if i != 7]  # type: ignore[attr-defined]
     # A method's color does not depend on the other methods of the comparison.
     order = list(dict.fromkeys([*labels(), *shown_methods]))
     colors = {name: palette[order.index(name) % len(palette)] for name in shown_methods}
     handles: dict[str, Any] = {}
-    for axes, measure in zip(panels[0], measures, strict=False):
+    for axes, measure in zip(panels, measures, strict=False):
         _draw_measure(axes, measure, found, colors)
         handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     largest = max(row.N for row in found.rows)
-    _draw_seconds(panels[0, -1], [row for row in found.rows if row.N == largest], colors)
+    _draw_seconds(panels[len(measures)], [row for row in found.rows if row.N == largest], colors)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5, frameon=False)
     with files.saving(path):
         figure.savefig(path, dpi=130, metadata={"Software": None})

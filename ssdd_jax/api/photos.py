@@ -105,7 +105,7 @@ def _published(train: int) -> dict[str, Any]:
         "teacher.batch_size": _batch(256, train),
         "teacher.epochs": epochs,
         "teacher.warmup_epochs": min(10, epochs // 10),
-        "evaluate.full_epochs": 100 if train < 500_000 else 10,
+        "evaluate.full_steps": 20_000 if train < 500_000 else 50_000,
     }
 
 
@@ -114,7 +114,6 @@ def _for_cores(config: ConfigDict, side: int, train: int) -> dict[str, Any]:
     # Epochs follow from the number of steps, so that the time hardly depends on the number of images.
     batch = _batch(128, train)
     epochs = max(2, -(-TEACHER_STEPS // (train // batch)))
-    full = -(-FULL_STEPS // -(-train // config.evaluate.batch_size))
     return {
         "teacher.blocks": (1, 1, 1, 1),
         "teacher.width": 16 if side >= 32 else 8,
@@ -127,7 +126,7 @@ def _for_cores(config: ConfigDict, side: int, train: int) -> dict[str, Any]:
         "teacher.save_every": 100,
         "distill.steps_per_call": min(20, config.distill.steps),
         "distill.save_every": 100,
-        "evaluate.epochs": 300,
-        "evaluate.full_epochs": max(2, min(100, full)),
+        "evaluate.steps": 1000,
+        "evaluate.full_steps": FULL_STEPS,
         "evaluate.probe_steps": 1000,
     }

@@ -95,7 +95,7 @@ def train(
         network,
         (inputs, targets),
         preprocessing=distilled.preprocessing,
-        settings=training.Settings(epochs, batch_size, inner.Settings(rate)),
+        settings=training.Settings(epochs=epochs, batch_size=batch_size, rates=(training.Rate(rate),)),
         name=model,
     )
     variables = jax.tree.map(lambda leaf: leaf[0], stacked)

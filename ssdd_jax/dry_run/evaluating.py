@@ -13,6 +13,7 @@ import numpy as np
 from ssdd_jax.dry_run.contents import pairs_of
 from ssdd_jax.dry_run.standins import StandIns
 from ssdd_jax.dry_run.timing import Cost, measure, once, program, warm
+from ssdd_jax.evaluate import entries as evaluated_entries
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.methods import trials
@@ -22,8 +23,10 @@ from ssdd_jax.training import epochs
 
 # Regressions of more operations than this are timed on smaller data and scaled by the number of operations.
 OPERATIONS = 2e10
-# Number of batches of the full data that are timed.
+# Number of batches of the full data, and of iterations of the linear probe, that are timed.
 TRIED = 4
+# Iterations of the linear probe for all penalties together, about the mean on the features of CIFAR-10.
+TYPICAL = 150
 # Trainings whose batch sizes differ by at most this factor are assumed to cost the same per image.
 NEAR = 1.3
 
@@ -43,9 +46,10 @@ def of_evaluate(stand: StandIns) -> list[Cost]:
     pairs, dim = pairs_of(stand.run)
     settings = evaluate.training_of(config)
     network = architectures.make(evaluate.student_name(config), dim, problem.image_shape)
+    real = settings.pairs._replace(rates=evaluated_entries.with_published(settings.pairs.rates))
     trainings = [
-        _Entry("distilled", pairs, dim, settings.pairs, own=False),
-        _Entry("random_real", min(config.storage.N, problem.images), problem.dim, settings.pairs, own=True),
+        _Entry("distilled", pairs, dim, real if config.method == "subset" else settings.pairs, own=False),
+        _Entry("random_real", min(config.storage.N, problem.images), problem.dim, real, own=True),
         _Entry("full_data", problem.images, problem.dim, settings.full, own=False),
     ]
     costs: list[Cost] = []
@@ -73,8 +77,11 @@ class _Entry(NamedTuple):
 def _training(stand: StandIns, network: nn.Module, entry: _Entry, measured: dict[int, Cost]) -> Cost:
     """Measure the training of an entry's networks; `measured` caches the cost of a step by its batch size."""
     problem, seeds = stand.run.problem, stand.run.config.evaluate.seeds
-    size, per_epoch = epochs.batch_of(entry.count, entry.settings.batch_size)
-    together = min(seeds, training.side_by_side(network, (size, *problem.image_shape)))
+    size, _ = epochs.batch_of(entry.count, entry.settings.batch_size)
+    # One of the networks that the rate is chosen with is that of the first seed, unless it lacks the held-out images.
+    candidates = len(entry.settings.rates)
+    tried = 0 if candidates == 1 else candidates if entry.name == "full_data" else candidates - 1
+    together = min(seeds, training.group_size(network, (size, *problem.image_shape)))
     # Entries often have similar batches; measuring one of them saves a compilation.
     near = next((other for other in measured if 1 / NEAR <= size / other <= NEAR), None)
     step = _step(stand, network, entry, together) if near is None else measured[near]
@@ -84,7 +91,7 @@ def _training(stand: StandIns, network: nn.Module, entry: _Entry, measured: dict
     whole = entry.count * (problem.image_numbers * (4 if entry.name != "full_data" else 1) + 4 * entry.dim)
     return step._replace(
         what=f"steps on {entry.name}",
-        count=entry.settings.epochs * per_epoch * -(-seeds // together),
+        count=entry.settings.steps * -(-(seeds + tried) // together),
         seconds=step.seconds * size / (near or size),
         measured=step.measured if near is None else 0,
         memory=held + whole,
@@ -102,7 +109,7 @@ def _step(stand: StandIns, network: nn.Module, entry: _Entry, together: int) -> 
     module: Any = network
 
     def train(times: int) -> None:
-        options: dict[str, Any] = {"preprocessing": constants, "settings": entry.settings._replace(epochs=times)}
+        options: dict[str, Any] = {"preprocessing": constants, "settings": entry.settings._replace(steps=times * tried)}
         trained = training.train(keys, module.clone(dim=entry.dim), (images, targets), together=together, **options)
         jax.block_until_ready(trained)
 
@@ -133,6 +140,7 @@ def _probes(stand: StandIns, evaluated: _Evaluated) -> list[Cost]:
     assert run.dataset.test_images is not None
     sizes = run.problem.images, len(run.dataset.test_images)
     if run.problem.classes:
+        costs.append(_linear(stand, evaluated, sizes[0]))
         probe = measure(trials.linear(stand, evaluated.width, times=evaluated.networks))
         # The teacher's probe has the width of its own features, and counts as a share of the others.
         share = 1 + evaluated.teachers * run.problem.dim / max(1, evaluated.networks * evaluated.width)
@@ -144,6 +152,22 @@ def _probes(stand: StandIns, evaluated: _Evaluated) -> list[Cost]:
         if shots is not None:
             costs.append(_few_shot(stand, evaluated, shots.shape[1], sizes))
     return [*costs, _feature_r2(stand, evaluated, sizes)]
+
+
+def _linear(stand: StandIns, evaluated: _Evaluated, count: int) -> Cost:
+    """Measure the scale-free linear probe with the iterations that it takes at most for one penalty."""
+    settings, classes = probes.LinearSettings(), stand.run.problem.classes
+    one = settings._replace(penalties=settings.penalties[:1], tolerance=0.0, steps=TRIED)
+    # An iteration is linear in the number of images.
+    tried = min(count, max(64, int(OPERATIONS / (TRIED * 8.0 * evaluated.width * classes))))
+    parts = jnp.asarray(stand.normal(tried, evaluated.width)), jnp.arange(tried, dtype=jnp.int32) % classes
+    compiled = program(jax.jit(probes.fit_linear, static_argnames=("classes", "settings")), parts, classes=classes,
+                       settings=one)  # fmt: skip
+    compiled.call(parts)
+    # The program fits once to a part of the labels and once to all.
+    seconds = once(lambda: compiled.call(parts)) / (2 * TRIED) * (count / tried)
+    memory = 3 * 4 * count * evaluated.width
+    return _for_all(evaluated, "linear probes", seconds * TYPICAL, compiled.compiling, memory)
 
 
 def _few_shot(stand: StandIns, evaluated: _Evaluated, count: int, sizes: tuple[int, int]) -> Cost:

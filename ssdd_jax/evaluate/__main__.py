@@ -149,6 +149,10 @@ def _converted(name: str, text: str, default: Any) -> Any:
             return text.lower() == "true"
     elif isinstance(default, str):
         return text
+    elif isinstance(default, tuple):
+        with contextlib.suppress(ValueError):
+            return tuple(float(part) for part in text.split(","))
+        raise UserError(f"--{name}={text} is not a list of numbers, such as --{name}=1e-4,1e-3")
     else:
         with contextlib.suppress(ValueError):
             return type(default)(text)

@@ -23,7 +23,7 @@ from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import Workdir, held
 
 Path = str | os.PathLike[str]
-SCHEMA = 1
+SCHEMA = 2  # 1: the measure `linear` is KRR-ST's, and untrained networks are not calibrated
 WORKDIR = "runs/evaluate"
 
 
@@ -61,14 +61,15 @@ def evaluate(
             `features=FILE`; or images and features in memory, uint8 `(n,H,W,C)` and floats `(n,D)`. Without a source
             the only baseline is an untrained network.
         edition: The preset of default values, a name in `EDITIONS`. Default: `digits` for sets of scikit-learn's
-            digits, `paper` for all others. `cpu` trains narrower networks for fewer epochs.
+            digits, `paper` for all others. `cpu` trains narrower networks for fewer steps; `mkdt` is MKDT's protocol.
         workdir: Folder of the cached results.
         say: Called with each message for the user.
-        **settings: Changes to `Options`, such as `epochs=100`.
+        **settings: Changes to `Options`, such as `steps=1000` or `weight_decays=1e-3`.
 
     Returns:
         The content of `evaluation.json`: `rows` (each with `target`, `model`, `entry`, `protocol`,
-        `measure`, `mean`, `std`, `seeds`, `values`; model None for the teacher and chance), `differences` (paired by
+        `measure`, `mean`, `std`, `seeds`, `values`; model None for the teacher and chance; trained networks also have
+        `learning_rate` and `weight_decay`, as chosen on held-out training images), `differences` (paired by
         seed, with confidence intervals), `sets`, `models`, `settings`, `seeds`, `seconds`, `machine`, `version`.
 
     Raises:
@@ -108,6 +109,7 @@ def evaluate(
         seed=resolved.seed,
         training=options.for_training(resolved),
         judging=options.for_judging(resolved),
+        calibrate=resolved.calibrate,
     )
     # Networks and metrics of the run's own evaluation are reused.
     folder = pathlib.Path(workdir).expanduser()

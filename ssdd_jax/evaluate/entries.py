@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax import data, inner
+from ssdd_jax import data
 from ssdd_jax.data import features
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.store import mark
+from ssdd_jax.evaluate.training import Rate
 from ssdd_jax.training import streaming
 
 Array = jax.Array
@@ -27,6 +28,9 @@ DRAW = np.uint32(zlib.crc32(b"random_real"))
 
 # Baselines reported alongside a distilled set. Chance has no networks; `suite` adds its rows.
 REFERENCES = ("random_real", "random_init", "full_data", "teacher")
+
+# Training images that weight decay and learning rate are chosen on, at most; half of them if there are fewer.
+HELD_OUT = 2000
 
 
 class SourceData(NamedTuple):
@@ -81,14 +85,31 @@ class Images(NamedTuple):
     noise: bool = False
 
 
+class Trial(NamedTuple):
+    """Networks that the rate of an entry is chosen with, one per candidate.
+
+    Attributes:
+        variables: Their variables, with a leading axis of candidates.
+        held: Indices of training images of the source that they have not seen.
+        final: Whether they are trained on all data of the entry, as its networks are.
+    """
+
+    variables: Any
+    held: np.ndarray
+    final: bool
+
+
 class Entry(NamedTuple):
     """A distilled set or a baseline: one row of the results.
 
     Attributes:
         name: Name of the row, such as `distilled` or `random_real`.
-        what: Cache key of its networks, besides the architecture and the seed; JSON values.
+        what: Cache key of its networks, besides the architecture, the seed and the rate; JSON values.
         dim: Length of the targets that its networks predict.
-        train: Maps keys `(seeds,)` and an architecture to variables with a leading axis of seeds; None for the teacher.
+        train: Maps keys `(seeds,)`, an architecture and a rate per key to variables with a leading axis of seeds; None
+            for the teacher.
+        rates: Candidates for learning rate and weight decay; empty if nothing is trained.
+        trial: Maps a key and an architecture to a network per candidate; None without the source.
         images: Maps keys `(seeds,)` to the images that `zero_shot_kd` learns from; None if there are none.
         offered: Number of those images.
     """
@@ -96,9 +117,11 @@ class Entry(NamedTuple):
     name: str
     what: Mapping[str, Any]
     dim: int
-    train: Callable[[Array, nn.Module], Any] | None
+    train: Callable[[Array, nn.Module, Sequence[Rate]], Any] | None
     images: Callable[[Array], Images] | None
     offered: int = 0
+    rates: tuple[Rate, ...] = ()
+    trial: Callable[[Array, nn.Module], Trial] | None = None
 
 
 class Settings(NamedTuple):
@@ -108,7 +131,7 @@ class Settings(NamedTuple):
         pairs: Training on a distilled set, and on N random real images.
         full: Training on the full source set.
         own_rate: Use the learning rate stored with a set, if there is one (MKDT).
-        together: Networks trained side by side; 0: as many as fit into memory.
+        together: Networks trained side by side; 0: chosen by the device and its memory.
         gigabytes: The source set is streamed if it needs more device memory than this; 0: the default limit of
             `streaming.fits`.
     """
@@ -120,26 +143,39 @@ class Settings(NamedTuple):
     gigabytes: float = 0.0
 
 
-def of_set(name: str, distilled: DistilledSet, settings: Settings) -> Entry:
+def of_set(name: str, distilled: DistilledSet, source: SourceData | None, settings: Settings) -> Entry:
     """Create the entry of a distilled set.
 
     Args:
         name: Name of the row.
         distilled: The set; its pairs are decoded once, here.
+        source: Data and teacher that the sets were distilled from; None if unknown.
         settings: Training settings.
     """
     images, targets = distilled.pairs()
-    pair_settings = settings.pairs._replace(sgd=_sgd_of(settings, distilled))
-    train = functools.partial(
-        training.train,
-        pairs=(images, targets),
-        preprocessing=distilled.preprocessing,
-        settings=pair_settings,
-        together=settings.together,
-        name=name,
-    )
+    rates = _rates_of(settings, distilled)
+    pair_settings = settings.pairs._replace(rates=rates)
+
+    def train(keys: Array, network: nn.Module, rates: Sequence[Rate]) -> Any:
+        return training.train(
+            keys,
+            network,
+            (images, targets),
+            preprocessing=distilled.preprocessing,
+            settings=pair_settings,
+            rates=rates,
+            together=settings.together,
+            name=name,
+        )
+
+    def trial(key: Array, network: nn.Module) -> Trial:
+        assert source is not None
+        held = held_out(len(source.dataset.train_images))
+        return Trial(train(_repeat(key, len(rates)), network, rates), held, final=True)
+
     what = {"pairs": mark(np.asarray(images), np.asarray(targets)), "training": _plain(pair_settings)}
-    return Entry(name, what, targets.shape[-1], train, lambda keys: Images(images), len(images))
+    dim, offered = targets.shape[-1], lambda keys: Images(images)
+    return Entry(name, what, dim, train, offered, len(images), rates, trial if source else None)
 
 
 def of_reference(
@@ -174,7 +210,7 @@ def _random_init(like: DistilledSet) -> Entry:
         "random_init",
         {"untrained": [*shape, dim]},
         dim,
-        lambda keys, network: training.fresh(keys, network, shape),
+        lambda keys, network, rates: training.fresh(keys, network, shape),
         lambda keys: Images(images, noise=True),
         len(images),
     )
@@ -184,46 +220,89 @@ def _random_real(source: SourceData, count: int, settings: Settings) -> Entry:
     images = source.dataset.train_images
     count = min(count, len(images))
     pairs = streaming.Pairs(images, source.features.train, source.preprocessing)
+    rates = with_published(settings.pairs.rates)
 
-    def subsets(keys: Array) -> tuple[Array, Array]:
-        def draw(key: Array) -> Array:
+    def draw(keys: Array) -> np.ndarray:
+        def one(key: Array) -> Array:
             return jax.random.choice(jax.random.fold_in(key, DRAW), len(images), (count,), replace=False)
 
+        return np.asarray(jax.jit(jax.vmap(one))(keys))
+
+    def subsets(keys: Array) -> tuple[Array, Array]:
         # The source set may be larger than the device memory, so only the drawn images are copied.
-        indices = np.asarray(jax.jit(jax.vmap(draw))(keys))
-        drawn_images, targets = pairs.take(indices)
+        drawn_images, targets = pairs.take(draw(keys))
         return source.preprocessing.images(jnp.asarray(drawn_images)), jnp.asarray(targets)
 
-    def train(keys: Array, network: nn.Module) -> Any:
+    def train(keys: Array, network: nn.Module, rates: Sequence[Rate]) -> Any:
         return training.train(
             keys,
             network,
             subsets(keys),
             preprocessing=source.preprocessing,
             settings=settings.pairs,
+            rates=rates,
             together=settings.together,
             name="random_real",
         )
 
-    what = {**_of_source(source), "drawn": count, "training": _plain(settings.pairs)}
+    def trial(key: Array, network: nn.Module) -> Trial:
+        held = held_out(len(images), draw(key[None])[0])
+        return Trial(train(_repeat(key, len(rates)), network, rates), held, final=True)
+
+    what = {**of_source(source), "drawn": count, "training": _plain(settings.pairs)}
     dim = source.features.train.shape[-1]
-    return Entry("random_real", what, dim, train, lambda keys: Images(subsets(keys)[0]), count)
+    return Entry("random_real", what, dim, train, lambda keys: Images(subsets(keys)[0]), count, rates, trial)
 
 
 def _full_data(source: SourceData, settings: Settings) -> Entry:
-    def train(keys: Array, network: nn.Module) -> Any:
-        pairs = streaming.Pairs(source.dataset.train_images, source.features.train, source.preprocessing)
+    whole = streaming.Pairs(source.dataset.train_images, source.features.train, source.preprocessing)
+    rates = settings.full.rates
+
+    def fit(pairs: streaming.Pairs, keys: Array, network: nn.Module, rates: Sequence[Rate]) -> Any:
         # Same networks either way; streaming is slower, but is not limited by the device memory.
-        options: dict[str, Any] = {"settings": settings.full, "together": settings.together, "name": "full_data"}
+        options: dict[str, Any] = {"settings": settings.full, "rates": rates, "together": settings.together}
+        options["name"] = "full_data"
         if not streaming.fits(pairs.nbytes, settings.gigabytes):
             return training.train_streamed(keys, network, pairs, **options)
         return training.train(keys, network, pairs.on_device(), preprocessing=source.preprocessing, **options)
 
-    what = {**_of_source(source), "training": _plain(settings.full)}
-    return Entry("full_data", what, source.features.train.shape[-1], train, None)
+    def trial(key: Array, network: nn.Module) -> Trial:
+        # These networks must not have seen the held-out images, so that they are trained on the others.
+        held = held_out(len(whole.images))
+        others = np.setdiff1d(np.arange(len(whole.images)), held)
+        rest = whole._replace(
+            images=streaming.gather(whole.images, others), features=streaming.gather(whole.features, others)
+        )
+        return Trial(fit(rest, _repeat(key, len(rates)), network, rates), held, final=False)
+
+    what = {**of_source(source), "training": _plain(settings.full)}
+    train = functools.partial(fit, whole)
+    return Entry("full_data", what, source.features.train.shape[-1], train, None, 0, rates, trial)
 
 
-def _of_source(source: SourceData) -> dict[str, str]:
+def held_out(count: int, drawn: np.ndarray | None = None) -> np.ndarray:
+    """Choose the training images that weight decay and learning rate are chosen on.
+
+    Args:
+        count: Number of training images.
+        drawn: Indices of images to exclude, because networks are trained on them.
+
+    Returns:
+        Indices, int64 `(min(HELD_OUT, count // 2),)`, the same for every network; fewer if too many are excluded.
+    """
+    order = np.random.default_rng(0).permutation(count)
+    if drawn is not None:
+        order = order[~np.isin(order, drawn)]
+    return order[: min(HELD_OUT, count // 2)]
+
+
+def _repeat(key: Array, count: int) -> Array:
+    # One key for all candidates: they differ in the rate alone.
+    return jnp.broadcast_to(key, (count,))
+
+
+def of_source(source: SourceData) -> dict[str, str]:
+    """Return the cache key of a source: hashes of its images and of the teacher's features."""
     return {"images": content(source.dataset), "features": mark(source.features.train)}
 
 
@@ -234,14 +313,18 @@ def content(dataset: data.Dataset) -> str:
     return mark(dataset.train_images, *test)
 
 
-def _sgd_of(settings: Settings, distilled: DistilledSet) -> inner.Settings:
-    rate = distilled.statics.get("learning_rate")
-    if not settings.own_rate or rate is None:
-        return settings.pairs.sgd
-    return settings.pairs.sgd._replace(learning_rate=float(rate))
+def _rates_of(settings: Settings, distilled: DistilledSet) -> tuple[Rate, ...]:
+    rates, stored = settings.pairs.rates, distilled.statics.get("learning_rate")
+    if settings.own_rate and stored is not None:
+        rates = tuple(rate._replace(learning_rate=float(stored)) for rate in rates)
+    return with_published(rates) if distilled.about.get("method") == "subset" else rates
+
+
+def with_published(rates: tuple[Rate, ...]) -> tuple[Rate, ...]:
+    """Add KRR-ST's settings for sets and for real images to candidates for real images; a single rate is final."""
+    return rates if len(rates) == 1 else tuple(dict.fromkeys((*rates, training.PUBLISHED, training.PUBLISHED_SUBSET)))
 
 
 def _plain(settings: training.Settings) -> list[Any]:
     # Written out, since these values are part of cache keys that must not change with the order of the fields.
-    sgd = settings.sgd
-    return [settings.epochs, settings.batch_size, sgd.learning_rate, sgd.momentum, sgd.weight_decay]
+    return [settings.steps, settings.epochs, settings.batch_size, settings.momentum, settings.cosine]

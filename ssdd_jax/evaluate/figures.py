@@ -95,5 +95,5 @@ def _panel(axes: Any, target: str, rows: list[Any], groups: list[tuple[str, str]
 
 
 def _percent(row: Mapping[str, Any], name: str) -> float:
-    # All measures share one axis in percent; R2 is the only one in 0..1.
-    return float(np.multiply(row[name], 100.0 if row["measure"] == "feature_r2" else 1.0))
+    # All measures share one axis in percent; R2 is the only kind in 0..1.
+    return float(np.multiply(row[name], 100.0 if row["measure"].startswith("feature_r2") else 1.0))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ssdd_jax import inner
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, training
 from ssdd_jax.evaluate.protocols import finetune, probes, table, zero_shot
@@ -19,20 +18,24 @@ class Options(NamedTuple):
     data_dir: str = ""  # folder of the TFDS data sets, or of the targets' original files
     shared: str = ""  # the --shared folder of the run that distilled the sets, if it had one
     features: str = ""  # a .npy or .npz with the teacher's features, if --source names a data set instead of a run
-    together: int = 0  # networks trained side by side in one program; 0: as many as fit into memory
+    together: int = 0  # networks trained side by side in one program; 0: chosen by the device and its memory
 
-    epochs: int = 1000  # passes over a distilled set (KRR-ST test.py; Boost-SSDD)
+    steps: int = 7000  # SGD steps on a set and on real images; about 1,000 epochs of KRR-ST's and Boost-SSDD's sets
+    epochs: int = 0  # passes over a set instead of a number of steps; 0: steps
     batch_size: int = 256  # pairs per step (KRR-ST test.py)
     learning_rate: float = 0.1  # learning rate of SGD (KRR-ST test.py)
     momentum: float = 0.9  # momentum of SGD (KRR-ST)
-    weight_decay: float = 1e-3  # on sets of up to some thousand pairs (KRR-ST test.py)
+    weight_decays: tuple[float, ...] = (1e-4, 1e-3, 5e-3)  # one, or several to choose from (KRR-ST test.py: 1e-3)
     own_rate: bool = False  # use the learning rate stored with a set (MKDT)
-    full_epochs: int = 20  # passes over the full source set (MKDT eval.py)
-    full_weight_decay: float = 1e-4  # on the full source set (MKDT eval.py)
+    full_steps: int = 20_000  # SGD steps on the full source set, with cosine decay
+    full_epochs: int = 0  # passes over it at a constant rate instead, as MKDT; 0: full_steps
+    full_weight_decays: tuple[float, ...] = (1e-4,)  # on the full source set (MKDT eval.py)
+    calibrate: str = "untrained"  # rows with batch-norm statistics of target images: none, untrained or all
 
-    linear_steps: int = 5000  # SGD steps of the linear probe (KRR-ST train.py)
-    linear_batch_size: int = 512  # (KRR-ST train.py)
-    linear_learning_rate: float = 0.2  # (KRR-ST train.py); cosine decay, no weight decay
+    linear_steps: int = 5000  # SGD steps of linear_krr_st (KRR-ST train.py)
+    linear_batch_size: int = 512  # of linear_krr_st (KRR-ST train.py)
+    linear_learning_rate: float = 0.2  # of linear_krr_st (KRR-ST train.py); cosine decay, no weight decay
+    fractions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.5)  # shares of the labels in few_labels (MKDT)
     neighbours: int = 20  # neighbours of k-NN (solo-learn)
     finetune_steps: int = 0  # 0: 10,000 on CIFAR and Tiny ImageNet, 5,000 elsewhere (KRR-ST test.py)
     finetune_batch_size: int = 256  # (KRR-ST test.py)
@@ -62,16 +65,29 @@ class Edition(NamedTuple):
 
 
 EDITIONS: dict[str, Edition] = {
-    "paper": Edition(("convnet",), ("linear",), 3, {}),
+    "paper": Edition(("convnet",), ("linear", "linear_krr_st"), 3, {}),
+    # MKDT's published evaluation (eval.py, evaluation/linear_evaluation.py): 20 epochs, few labels.
+    "mkdt": Edition(
+        ("convnet3_in",),
+        ("few_labels",),
+        3,
+        {
+            "epochs": 20,
+            "weight_decays": (1e-4,),
+            "own_rate": True,
+            "full_epochs": 20,
+            "calibrate": "none",
+            "fractions": (0.01, 0.05),
+        },
+    ),
     # For two CPU cores and 32x32 images: the settings of the edition cpu in the config files.
     "cpu": Edition(
         ("convnet_32_64_128_bn",),
-        ("linear",),
+        ("linear", "few_shot"),
         3,
         {
-            "epochs": 150,
-            "full_epochs": 2,
-            "full_weight_decay": 1e-3,
+            "steps": 1000,
+            "full_steps": 2000,
             "linear_steps": 2000,
             "finetune_steps": 200,
             "kd_epochs": 50,
@@ -82,12 +98,13 @@ EDITIONS: dict[str, Edition] = {
     # For scikit-learn's digits at 16x16, as in configs/digits.py.
     "digits": Edition(
         ("convnet_16_32_64_64_bn", "resnet10_4"),
-        ("linear", "few_labels"),
+        ("linear", "few_shot"),
         3,
         {
-            "epochs": 350,
-            "full_epochs": 40,
-            "full_weight_decay": 1e-3,
+            "steps": 1000,
+            "batch_size": 64,
+            "weight_decays": (1e-4, 1e-3),
+            "full_steps": 1500,
             "linear_steps": 1000,
             "finetune_steps": 200,
             "kd_epochs": 100,
@@ -128,6 +145,9 @@ def make(chosen: Edition, changes: Mapping[str, Any]) -> Options:
         if name not in defaults:
             raise UserError(f"unknown setting {name!r}: there are {', '.join(defaults)}")
         kind = type(defaults[name])
+        if kind is tuple:
+            changes = {**changes, name: _numbers(name, value)}
+            continue
         # bool is a subclass of int, and an int is accepted where a float is expected.
         if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and isinstance(value, bool)):
             raise UserError(f"{name}={value!r} is not {'an' if kind is int else 'a'} {kind.__name__}")
@@ -141,19 +161,35 @@ def make(chosen: Edition, changes: Mapping[str, Any]) -> Options:
 
 # Settings that may be 0; all other integers are at least 1, all other floats positive.
 _FROM_ZERO = {
-    "seed", "together", "momentum", "weight_decay", "full_weight_decay", "finetune_steps", "finetune_weight_decay",
+    "seed", "together", "epochs", "full_epochs", "momentum", "finetune_steps", "finetune_weight_decay",
     "kd_teacher_steps",
 }  # fmt: skip
 
 
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """Check a setting that holds several numbers; a single number stands for itself."""
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if not values or not all(isinstance(one, (int, float)) and one >= 0 for one in values):
+        raise UserError(f"{name}={value!r} is out of range: it must be one or several numbers of at least 0")
+    if name == "fractions" and not set(values) <= set(probes.FRACTIONS):
+        raise UserError(f"{name}={value!r}: there are {', '.join(map(str, probes.FRACTIONS))}")
+    return values
+
+
 def for_training(options: Options) -> entries.Settings:
     """Return the training settings."""
-    sgd = inner.Settings(options.learning_rate, options.momentum, options.weight_decay)
+    rates, full_rates = (
+        tuple(training.Rate(options.learning_rate, decay) for decay in decays)
+        for decays in (options.weight_decays, options.full_weight_decays)
+    )
+    pairs = training.Settings(options.steps, options.epochs, options.batch_size, rates, options.momentum)
+    # Full data is trained until the loss has converged, which takes a decaying rate; MKDT's epochs have none.
+    full = pairs._replace(
+        steps=options.full_steps, epochs=options.full_epochs, rates=full_rates, cosine=not options.full_epochs
+    )
     return entries.Settings(
-        pairs=training.Settings(options.epochs, options.batch_size, sgd),
-        full=training.Settings(
-            options.full_epochs, options.batch_size, sgd._replace(weight_decay=options.full_weight_decay)
-        ),
+        pairs=pairs,
+        full=full,
         own_rate=options.own_rate,
         together=options.together,
     )
@@ -168,7 +204,7 @@ def for_judging(options: Options) -> table.Settings:
         weight_decay=options.finetune_weight_decay,
     )
     return table.Settings(
-        linear=probes.Settings(options.linear_steps, options.linear_batch_size, options.linear_learning_rate),
+        linear_krr_st=probes.SgdSettings(options.linear_steps, options.linear_batch_size, options.linear_learning_rate),
         tuning=tuning,
         distilling=zero_shot.Settings(
             epochs=options.kd_epochs,
@@ -179,6 +215,7 @@ def for_judging(options: Options) -> table.Settings:
         supervised=finetune.Settings(steps=options.kd_teacher_steps or options.finetune_steps),
         supervised_model=options.kd_teacher,
         neighbours=options.neighbours,
+        fractions=options.fractions,
         together=options.together,
     )
 
@@ -192,5 +229,7 @@ def page() -> str:
     for line in lines[begin:]:
         name, _, rest = line.strip().partition(":")
         default, _, words = rest.partition("=")[2].partition("  # ")
-        formatted.append(f"  --{name + '=' + default.strip():<32} {words}" if name else "")
+        # Several numbers are separated by commas on the command line.
+        default = default.strip().strip("()").rstrip(",").replace(", ", ",")
+        formatted.append(f"  --{name + '=' + default:<32} {words}" if name else "")
     return "\n".join(formatted)

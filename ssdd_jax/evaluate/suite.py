@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssdd_jax import config as configuration
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import entries, statistics, training
+from ssdd_jax.evaluate import entries, rates, statistics, training
 from ssdd_jax.evaluate.entries import Entry, SourceData, Target
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS, Frozen, Networks, Seed
 from ssdd_jax.evaluate.store import Store, Values, mark
+from ssdd_jax.evaluate.training import Rate
 from ssdd_jax.models import architectures
 
 Array = jax.Array
@@ -29,6 +31,9 @@ Say = Callable[[str], None]
 
 # Separates this key from the networks' keys: `fold_in` with a small number could repeat a key that `split` returns.
 SUPERVISED = np.uint32(zlib.crc32(b"supervised"))
+
+# Training images of the target that batch norm is calibrated on.
+CALIBRATION_IMAGES = 256
 
 
 class Request(NamedTuple):
@@ -46,6 +51,8 @@ class Request(NamedTuple):
         seed: Seed of the evaluation; all rows share their initial networks and labels.
         training: Training settings.
         judging: Settings of the protocols.
+        calibrate: Networks whose batch norm gets the statistics of training images of the target before their features
+            are extracted: those of no row (`none`), of the `untrained` ones, or of `all` rows.
     """
 
     sets: Mapping[str, DistilledSet]
@@ -59,6 +66,7 @@ class Request(NamedTuple):
     seed: int
     training: entries.Settings
     judging: table.Settings
+    calibrate: str = "untrained"
 
 
 def run(request: Request, store: Store, *, say: Say = print) -> list[dict[str, Any]]:
@@ -71,12 +79,14 @@ def run(request: Request, store: Store, *, say: Say = print) -> list[dict[str, A
 
     Returns:
         Rows, ordered by target, architecture and entry: `target`, `model` (None for the teacher and chance, which have
-        no architecture), `entry`, `protocol`, `measure`, `mean`, `std`, `seeds`, `values`.
+        no architecture), `entry`, `protocol`, `measure`, `mean`, `std`, `seeds`, `values`, and for trained networks
+        `learning_rate` and `weight_decay`.
 
     Raises:
         UserError: If the parts of the request do not fit together, or a network diverges.
     """
-    rows = _Run(request, store, say).rows() + _chance(request)
+    rows = _Run(request, store, say).rows()
+    rows += _chance(request, {(row["target"], row["measure"]) for row in rows})
     # Rows are computed network by network, to train each once; readers compare entries on the same target.
     targets, models = [target.name for target in request.targets], [*request.models, None]
     names = [*request.sets, *entries.REFERENCES, "chance"]
@@ -120,6 +130,8 @@ def check(request: Request) -> dict[str, nn.Module]:
             raise UserError(
                 f"{target.name} has images of {_size(target.dataset.image_shape)}, the set of {_size(shape)}"
             )
+    if request.calibrate not in configuration.CALIBRATE:
+        raise UserError(f"calibrate={request.calibrate!r} is unknown: there are {', '.join(configuration.CALIBRATE)}")
     if request.source is not None:
         features = request.source.features.train.shape[1]
         # Soft labels are class logits (SC-DD), whose length is not that of the features.
@@ -153,7 +165,9 @@ def _size(shape: Sequence[int]) -> str:
 
 def _entries(request: Request) -> list[Entry]:
     like, options = next(iter(request.sets.values())), request.training
-    rows: list[Entry | None] = [entries.of_set(name, distilled, options) for name, distilled in request.sets.items()]
+    rows: list[Entry | None] = [
+        entries.of_set(name, distilled, request.source, options) for name, distilled in request.sets.items()
+    ]
     # Sets of several sizes need a random baseline for each size, distinguished by its name.
     sizes = sorted(set(request.counts.values()))
     for reference in request.references:
@@ -163,15 +177,15 @@ def _entries(request: Request) -> list[Entry]:
     return [entry for entry in rows if entry is not None]
 
 
-def _chance(request: Request) -> list[dict[str, Any]]:
-    """Rows of chance: the accuracy of guessing, for protocols that predict classes."""
+def _chance(request: Request, measured: set[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Rows of chance: the accuracy of guessing, for protocols that predict classes; `measured` are target, measure."""
     return [
         _line(target.name, None, "chance", (protocol, measure), [100.0 / target.dataset.classes])
         for target in request.targets
         if target.dataset.classes
         for protocol in request.protocols
         for measure in PROTOCOLS[protocol].columns
-        if not PROTOCOLS[protocol].teacher
+        if not PROTOCOLS[protocol].teacher and (target.name, measure) in measured
     ]
 
 
@@ -181,11 +195,12 @@ def _line(target: str, model: str | None, entry: str, measure: tuple[str, str], 
 
 
 class _Row(NamedTuple):
-    """An entry, the name of its architecture (None for the teacher), and the cache key of its networks."""
+    """An entry, the name of its architecture (None for the teacher), the cache key of its networks, and their rate."""
 
     entry: Entry
     model: str | None
     what: dict[str, Any]
+    rate: Rate | None = None
 
 
 class _Run:
@@ -204,7 +219,9 @@ class _Run:
         # Targets are the inner loop, so that networks are loaded once.
         for entry in _entries(self.request):
             for model in self.modules if entry.train is not None else [None]:
-                row = _Row(entry, model, {**entry.what, "model": model, "seed_of_all": self.request.seed})
+                row = self._with_rate(
+                    _Row(entry, model, {**entry.what, "model": model, "seed_of_all": self.request.seed})
+                )
                 for target in self.request.targets:
                     lines = self._lines(row, target)
                     words = ", ".join(f"{x['measure']} {x['mean']:.4g} ± {x['std']:.2g}" for x in lines)
@@ -220,7 +237,8 @@ class _Run:
             for measure in PROTOCOLS[protocol].columns:
                 if measure in columns[0]:
                     values = [of_seed[measure] for of_seed in columns]
-                    lines.append(_line(target.name, row.model, row.entry.name, (protocol, measure), values))
+                    line = _line(target.name, row.model, row.entry.name, (protocol, measure), values)
+                    lines.append(line | (row.rate._asdict() if row.rate else {}))
         return lines
 
     def _values(self, row: _Row, target: Target) -> dict[str, Values]:
@@ -251,7 +269,54 @@ class _Run:
         uses = protocol.uses(self.request.judging, target, row.entry)
         teacher = self._teacher(target) if protocol.teacher else None
         teacher_mark = {} if teacher is None else {"teacher": mark(*teacher)}
-        return {**row.what, "target": target.mark, "protocol": name, "uses": uses, **teacher_mark}
+        calibrated = {"calibrated": CALIBRATION_IMAGES} if self._is_calibrated(row) else {}
+        return {**row.what, "target": target.mark, "protocol": name, "uses": uses, **teacher_mark, **calibrated}
+
+    def _is_calibrated(self, row: _Row) -> bool:
+        untrained = self.request.calibrate == "untrained" and row.entry.name == "random_init"
+        return row.model is not None and (self.request.calibrate == "all" or untrained)
+
+    def _with_rate(self, row: _Row) -> _Row:
+        """Choose the learning rate and weight decay of a row, on training images that its networks have not seen."""
+        candidates = row.entry.rates
+        if not candidates:
+            return row
+        rate = candidates[0] if len(candidates) == 1 else self._chosen(row)
+        return row._replace(rate=rate, what={**row.what, "rate": list(rate)})
+
+    def _chosen(self, row: _Row) -> Rate:
+        """The candidate whose network, that of the first seed, explains the teacher's features best."""
+        candidates, source, name = row.entry.rates, self.request.source, f"{row.model} {row.entry.name}"
+        few = source is None or len(entries.held_out(len(source.dataset.train_images))) < rates.ENOUGH
+        if source is None or few:
+            rate = rates.usual(candidates)
+            self.say(f"evaluate: {name}: {rates.words(rate)}; there are no images of the source to choose it on")
+            return rate
+        what = {**row.what, "candidates": [list(rate) for rate in candidates]}
+        what |= {"held_out": entries.of_source(source), "calibrated": self.request.calibrate == "all"}
+        values = self.store.values(what).get(0) or self._try(row, source, what)
+        rate = rates.best(candidates, values)
+        tried = ", ".join(f"{candidate}: {value:.4f}" for candidate, value in values.items())
+        self.say(f"evaluate: {name}: {rates.words(rate)}, by R2 on held-out training images ({tried})")
+        return rate
+
+    def _try(self, row: _Row, source: entries.SourceData, what: Mapping[str, Any]) -> dict[str, float]:
+        """R2 of the teacher's features of held-out images by candidate; a network of the row itself is kept."""
+        assert row.entry.trial is not None
+        module, candidates = self._module(row), row.entry.rates
+        trial = row.entry.trial(self.keys[0], module)
+        networks = [jax.tree.map(lambda leaf: leaf[i], trial.variables) for i in range(len(candidates))]  # noqa: B023
+        calibrated = CALIBRATION_IMAGES if self.request.calibrate == "all" else 0
+        explained = [rates.explained((module, one), source, trial.held, calibrated=calibrated) for one in networks]
+        values = {rates.words(rate): value for rate, value in zip(candidates, explained, strict=True)}
+        values = {name: value for name, value in values.items() if np.isfinite(value)}
+        if not values:
+            raise _diverged(row)
+        if trial.final:
+            rate = rates.best(candidates, values)
+            self.store.add_network({**row.what, "rate": list(rate)}, 0, networks[candidates.index(rate)])
+        self.store.add_values(what, {0: values})
+        return values
 
     def _module(self, row: _Row) -> nn.Module:
         """The architecture, with as many outputs as the entry's targets have dimensions."""
@@ -266,15 +331,13 @@ class _Run:
         assert row.entry.train is not None
         new = [seed for seed in range(self.request.seeds) if not self.store.has_network(row.what, seed)]
         if new:
-            trained = jax.device_get(row.entry.train(self.keys[np.asarray(new)], self._module(row)))
+            same = [row.rate or training.PUBLISHED] * len(new)
+            trained = jax.device_get(row.entry.train(self.keys[np.asarray(new)], self._module(row), same))
             # Checked before it is cached: a network that diverged must not be found by the next run.
             for place, seed in enumerate(new):
                 variables = jax.tree.map(lambda leaf: leaf[place], trained)  # noqa: B023, used at once
                 if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-                    raise UserError(
-                        f"evaluate: {row.model} diverged on {row.entry.name}: try a smaller learning_rate, or leave it "
-                        "out"
-                    )
+                    raise _diverged(row)
                 self.store.add_network(row.what, seed, variables)
         self.loaded = row.what, self.store.networks(row.what, range(self.request.seeds))
         return self.loaded[1]
@@ -289,7 +352,8 @@ class _Run:
             features = teacher
         else:
             variables = jax.tree.map(lambda leaf: leaf[seed], self._networks(row))
-            features = _extract((self._module(row), variables), target)
+            network = self._module(row), variables
+            features = _extract(_calibrated(network, target) if self._is_calibrated(row) else network, target)
         if features is None:
             return None
         train, test = (jnp.asarray(part) for part in features)  # to the device once for all protocols
@@ -336,6 +400,20 @@ class _Run:
             self.store.add_network(what, 0, table.train_supervised(key, target, settings))
         variables = jax.tree.map(lambda leaf: leaf[0], self.store.networks(what, [0]))
         return table.supervised_network(target, settings), variables
+
+
+def _diverged(row: _Row) -> UserError:
+    return UserError(
+        f"evaluate: {row.model} diverged on {row.entry.name}: try a smaller learning_rate, or leave it out"
+    )
+
+
+def _calibrated(network: tuple[nn.Module, Any], target: Target) -> tuple[nn.Module, Any]:
+    """A network with the batch-norm statistics of training images of the target."""
+    images = target.dataset.train_images
+    # Drawn, because data may be sorted by class; the same images for every network.
+    drawn = images[np.sort(np.random.default_rng(0).permutation(len(images))[:CALIBRATION_IMAGES])]
+    return network[0], training.calibrate(*network, drawn, mean=target.mean, std=target.std)
 
 
 def _for_teacher(target: Target, source: entries.SourceData) -> Target:

@@ -106,10 +106,25 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def _digits(measure: str) -> int:
-    return 3 if measure == "feature_r2" else 1
+    return 3 if measure.startswith("feature_r2") else 1
 
 
 def _caption(result: Mapping[str, Any]) -> str:
     sets = "; ".join(f"{item['name']}: {item['pairs']} pairs, {item['numbers']:,} numbers" for item in result["sets"])
     sizes = ", ".join(f"{item['name']} {item['parameters']:,} parameters" for item in result["models"])
-    return f"Mean ± standard deviation over {result['seeds']} networks. {sets}. {sizes}."
+    return f"Mean ± standard deviation over {result['seeds']} networks. {sets}. {sizes}. {_trained(result)}"
+
+
+def _trained(result: Mapping[str, Any]) -> str:
+    """The rates that were chosen, and the networks whose batch norm was calibrated."""
+    rates = {
+        f"{row['model']} on {label(row['entry'])}": f"{row['learning_rate']:g} and {row['weight_decay']:g}"
+        for row in result["rows"]
+        if "weight_decay" in row
+    }
+    words = f"Learning rate and weight decay: {', '.join(f'{name} {rate}' for name, rate in rates.items())}. "
+    return (words if rates else "") + {
+        "none": "Batch norm is not recalibrated.",
+        "untrained": "Untrained networks have batch-norm statistics of training images of the target.",
+        "all": "All networks have batch-norm statistics of training images of the target.",
+    }[result["settings"]["calibrate"]]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ssdd_jax import inner, models
 from ssdd_jax.data.preprocess import Preprocessing, from_bytes
 from ssdd_jax.errors import UserError
+from ssdd_jax.models import norm
 from ssdd_jax.training import epochs, loop, streaming
 from ssdd_jax.training.streaming import memory_bytes
 
@@ -31,18 +32,69 @@ SHARE = 0.4
 PIECES = 10
 
 
+class Rate(NamedTuple):
+    """Constants of SGD that may be chosen on held-out images.
+
+    Attributes:
+        learning_rate: Learning rate.
+        weight_decay: Weight decay of every parameter, added to the gradient.
+    """
+
+    learning_rate: float = 0.1
+    weight_decay: float = 1e-3
+
+
+# Published settings: KRR-ST's for its sets, and those of its subset of real images (`test.py`).
+PUBLISHED = Rate(0.1, 1e-3)
+PUBLISHED_SUBSET = Rate(0.01, 5e-4)
+
+
 class Settings(NamedTuple):
     """Settings of training on pairs.
 
     Attributes:
-        epochs: Passes over the pairs.
+        steps: Number of SGD steps.
+        epochs: If not 0, passes over the pairs instead of a number of steps.
         batch_size: Pairs per step.
-        sgd: Learning rate, momentum and weight decay.
+        rates: Learning rate and weight decay; several are candidates to choose from.
+        momentum: Momentum of SGD.
+        cosine: Whether the learning rate decays to 0 along a cosine; otherwise it is constant.
     """
 
-    epochs: int = 1000
+    steps: int = 7000
+    epochs: int = 0
     batch_size: int = 256
-    sgd: inner.Settings = inner.Settings()
+    rates: tuple[Rate, ...] = (PUBLISHED,)
+    momentum: float = 0.9
+    cosine: bool = False
+
+    def steps_on(self, count: int) -> int:
+        """Number of steps on `count` pairs."""
+        return self.epochs * epochs.batch_of(count, self.batch_size)[1] or self.steps
+
+
+class _Plan(NamedTuple):
+    """Traced constants of a training, so that other values need no compilation.
+
+    Attributes:
+        rates: Learning rates and weight decays of the networks, float32 `(seeds,2)`.
+        steps: Number of steps, float32 `()`.
+        cosine: 1 for a learning rate that decays along a cosine, else 0, float32 `()`.
+    """
+
+    rates: Array
+    steps: Array
+    cosine: Array
+
+    @classmethod
+    def of(cls, settings: Settings, rates: Sequence[Rate], count: int) -> _Plan:
+        return cls(jnp.asarray(rates, jnp.float32), jnp.float32(settings.steps_on(count)), jnp.float32(settings.cosine))
+
+    def sgd(self, rate: Array, step: Array, momentum: float) -> inner.Settings:
+        """SGD of a network with the learning rate and weight decay `rate (2,)`, at a step."""
+        progress = step.astype(jnp.float32) / self.steps
+        factor = 1 - self.cosine * 0.5 * (1 - jnp.cos(jnp.pi * progress))
+        return inner.Settings(rate[0] * factor, momentum, rate[1])  # type: ignore[arg-type]
 
 
 def train(
@@ -52,6 +104,7 @@ def train(
     *,
     preprocessing: Preprocessing,
     settings: Settings,
+    rates: Sequence[Rate] = (),
     together: int = 0,
     name: str = "",
 ) -> Variables:
@@ -63,8 +116,10 @@ def train(
         pairs: Images `(P,H,W,C)`, network inputs or uint8, which are normalised batch by batch, and targets `(P,D)`;
             or with a leading axis of seeds.
         preprocessing: Constants of the data set.
-        settings: Passes, batch size and SGD.
-        together: Networks side by side in one program; 0: as many as the memory holds.
+        settings: Steps, batch size and SGD.
+        rates: Learning rate and weight decay of each network, one per key; default: the first of the settings.
+        together: Networks side by side in one program; 0: as many as the memory holds, and one on a CPU, which is as
+            fast and compiles one program for any number of networks.
         name: Label of the progress bar; no bar if empty.
 
     Returns:
@@ -74,20 +129,20 @@ def train(
     per_seed = images.ndim == 5
     chex.assert_equal_shape_prefix([images, targets], 2 if per_seed else 1)
     shape, examples = images.shape[-3:], images.shape[1] if per_seed else len(images)
-    size, per_epoch = epochs.batch_of(examples, settings.batch_size)
-    together = together or side_by_side(network, (size, *shape))
-    piece = -(-settings.epochs // PIECES)
-    fixed = settings._replace(epochs=0)  # the number of epochs must not cause a recompilation
+    size, _ = epochs.batch_of(examples, settings.batch_size)
+    together, steps = together or group_size(network, (size, *shape)), settings.steps_on(examples)
+    rates = rates or [settings.rates[0]] * len(keys)
     trained = []
-    with loop.bar(name, len(keys) * settings.epochs * per_epoch) as bar:
+    with loop.bar(name, len(keys) * steps) as bar:
         for begin in range(0, len(keys), together):
             group = slice(begin, begin + together)
             group_pairs = (images[group], targets[group]) if per_seed else pairs
-            state, orders = _start(keys[group], network=network, image_shape=shape, settings=fixed)
-            weight = len(keys[group]) * per_epoch
-            for first, count in loop.calls(bar, settings.epochs, per_call=piece, weight=weight):
+            state, orders = _start(keys[group], network=network, image_shape=shape, momentum=settings.momentum)
+            plan, weight = _Plan.of(settings, rates[group], examples), len(keys[group])
+            for first, count in loop.calls(bar, steps, per_call=-(-steps // PIECES), weight=weight):
                 span = jnp.int32(first), jnp.int32(first + count)
-                state = _advance(state, orders, span, group_pairs, preprocessing, network=network, settings=fixed)
+                fixed = {"batch_size": settings.batch_size, "momentum": settings.momentum, "network": network}
+                state = _advance(state, orders, span, plan, group_pairs, preprocessing, **fixed)
                 if not bar.disable:  # the bar shows steps that are done, not those that are dispatched
                     jax.block_until_ready(state)
             trained.append(state.variables)
@@ -100,6 +155,7 @@ def train_streamed(
     pairs: streaming.Pairs,
     *,
     settings: Settings,
+    rates: Sequence[Rate] = (),
     together: int = 0,
     name: str = "",
 ) -> Variables:
@@ -109,26 +165,33 @@ def train_streamed(
         keys: PRNG keys `(seeds,)`; each network's start and order come from its own key alone.
         network: The architecture.
         pairs: Images and features.
-        settings: Passes, batch size and SGD.
-        together: Networks side by side in one program, each with batches of its own; 0: as many as the memory holds.
+        settings: Steps, batch size and SGD.
+        rates: Learning rate and weight decay of each network, one per key; default: the first of the settings.
+        together: Networks side by side in one program, each with batches of its own; 0: as many as the memory holds,
+            and one on a CPU.
         name: Label of the progress bar; no bar if empty.
 
     Returns:
         Variables with a leading axis of seeds.
     """
-    shape = pairs.images.shape[1:]
-    size, per_epoch = epochs.batch_of(len(pairs.images), settings.batch_size)
-    together, steps = together or side_by_side(network, (size, *shape)), settings.epochs * per_epoch
-    advance = functools.partial(_advance_fed, pairs.preprocessing, network=network, settings=settings)
+    shape, examples = pairs.images.shape[1:], len(pairs.images)
+    size, _ = epochs.batch_of(examples, settings.batch_size)
+    together, steps = together or group_size(network, (size, *shape)), settings.steps_on(examples)
+    rates = rates or [settings.rates[0]] * len(keys)
     trained = []
     with loop.bar(name, len(keys) * steps) as bar:
         for begin in range(0, len(keys), together):
-            group = keys[begin : begin + together]
-            start, orders = _start(group, network=network, image_shape=shape, settings=settings._replace(epochs=0))
+            group = slice(begin, begin + together)
+            start, orders = _start(keys[group], network=network, image_shape=shape, momentum=settings.momentum)
+            plan = _Plan.of(settings, rates[group], examples)
+            advance = functools.partial(
+                _advance_fed, pairs.preprocessing, plan, network=network, momentum=settings.momentum
+            )
             read, _ = streaming.shuffled(orders, pairs, batch_size=settings.batch_size)
-            per_call = streaming.steps_per_call(pairs, len(group) * size, steps)
-            after = None if bar.disable else functools.partial(_update, bar, len(group))
-            state = streaming.run(advance, start, read, steps=steps, per_call=per_call, after=after)
+            per_call = streaming.steps_per_call(pairs, len(orders) * size, steps)
+            after = None if bar.disable else functools.partial(_update, bar, len(orders))
+            carry = (start, jnp.int32(0))
+            state, _ = streaming.run(advance, carry, read, steps=steps, per_call=per_call, after=after)
             trained.append(state.variables)
     return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
 
@@ -137,75 +200,82 @@ def _update(bar: tqdm, networks: int, steps: int) -> None:
     bar.update(networks * steps)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "settings"), donate_argnums=1)
+@functools.partial(jax.jit, static_argnames=("network", "momentum"), donate_argnums=2)
 def _advance_fed(
     preprocessing: Preprocessing,
-    state: inner.State,
+    plan: _Plan,
+    carry: tuple[inner.State, Array],
     items: tuple[Array, Array],
     count: Array,
     *,
     network: nn.Module,
-    settings: Settings,
-) -> inner.State:
-    def update(state: inner.State, x: Array, y: Array) -> inner.State:
-        return inner.step(state, preprocessing.images(x), y, settings=settings.sgd, network=network)[0]
+    momentum: float,
+) -> tuple[inner.State, Array]:
+    """Take `count` steps of networks side by side; the carry holds their states and the number of the next step."""
 
-    return streaming.loop(lambda state, item: jax.vmap(update)(state, *item), state, items, count)
+    def update(state: inner.State, rate: Array, step: Array, x: Array, y: Array) -> inner.State:
+        sgd = plan.sgd(rate, step, momentum)
+        return inner.step(state, preprocessing.images(x), y, settings=sgd, network=network)[0]
+
+    def advance(carry: tuple[inner.State, Array], item: tuple[Array, Array]) -> tuple[inner.State, Array]:
+        state, step = carry
+        return jax.vmap(update, in_axes=(0, 0, None, 0, 0))(state, plan.rates, step, *item), step + 1
+
+    return streaming.loop(advance, carry, items, count)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "image_shape", "settings"))
+@functools.partial(jax.jit, static_argnames=("network", "image_shape", "momentum"))
 def _start(
-    keys: Array, *, network: nn.Module, image_shape: tuple[int, ...], settings: Settings
+    keys: Array, *, network: nn.Module, image_shape: tuple[int, ...], momentum: float
 ) -> tuple[inner.State, Array]:
     # A network depends on its own key only, so that groups of any size train the same networks.
     def start(key: Array) -> tuple[inner.State, Array]:
         key_init, key_order = jax.random.split(key)
         variables = models.initialize(key_init, network, image_shape)
-        return inner.State(variables, inner.optimizer(settings.sgd).init(variables["params"])), key_order
+        optimizer = inner.optimizer(inner.Settings(momentum=momentum))
+        return inner.State(variables, optimizer.init(variables["params"])), key_order
 
     return jax.vmap(start)(keys)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "settings"), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("network", "batch_size", "momentum"), donate_argnums=0)
 def _advance(
     state: inner.State,
     keys: Array,
     span: tuple[Array, Array],
+    plan: _Plan,
     pairs: tuple[Array, Array],
     preprocessing: Preprocessing,
     *,
     network: nn.Module,
-    settings: Settings,
+    batch_size: int,
+    momentum: float,
 ) -> inner.State:
-    """Run the epochs `span[0] .. span[1] - 1` of networks side by side."""
+    """Take the steps `span[0] .. span[1] - 1` of networks side by side."""
+
+    def run(state: inner.State, key: Array, rate: Array, images: Array, targets: Array) -> inner.State:
+        count = len(images)
+        _, per_epoch = epochs.batch_of(count, batch_size)
+
+        def order_of(step: Array) -> Array:
+            return epochs.shuffled(jax.random.fold_in(key, step // per_epoch), count=count, batch_size=batch_size)
+
+        def body(step: Array, carry: tuple[inner.State, Array]) -> tuple[inner.State, Array]:
+            state, order = carry
+            # The networks begin their epochs at the same steps, so that this stays a branch under `vmap`.
+            order = lax.cond(step % per_epoch == 0, order_of, lambda _: order, step)
+            indices = order[step % per_epoch]
+            x = images[indices]
+            # uint8 images take a quarter of the memory; only the batch is normalised.
+            x = preprocessing.images(x) if x.dtype == jnp.uint8 else x
+            sgd = plan.sgd(rate, step, momentum)
+            return inner.step(state, x, targets[indices], settings=sgd, network=network)[0], order
+
+        return lax.fori_loop(*span, body, (state, order_of(span[0])))[0]
+
     # Pairs with a leading axis of seeds differ between networks; others are shared without a copy.
     axis = 0 if pairs[0].ndim == 5 else None
-    run = functools.partial(_epochs, span=span, network=network, preprocessing=preprocessing, settings=settings)
-    return jax.vmap(run, in_axes=(0, 0, axis))(state, keys, pairs)
-
-
-def _epochs(
-    state: inner.State,
-    key: Array,
-    pairs: tuple[Array, Array],
-    *,
-    span: tuple[Array, Array],
-    network: nn.Module,
-    preprocessing: Preprocessing,
-    settings: Settings,
-) -> inner.State:
-    images, targets = pairs
-
-    def step(state: inner.State, indices: Array) -> inner.State:
-        x = images[indices]
-        # uint8 images take a quarter of the memory; only the batch is normalised.
-        x = preprocessing.images(x) if x.dtype == jnp.uint8 else x
-        return inner.step(state, x, targets[indices], settings=settings.sgd, network=network)[0]
-
-    def epoch(number: Array, state: inner.State) -> inner.State:
-        return epochs.one(key, state, step, number, count=len(images), batch_size=settings.batch_size)
-
-    return lax.fori_loop(*span, epoch, state)
+    return jax.vmap(run, in_axes=(0, 0, 0, axis, axis))(state, keys, plan.rates, *pairs)
 
 
 def fresh(keys: Array, network: nn.Module, image_shape: tuple[int, ...]) -> Variables:
@@ -219,8 +289,40 @@ def fresh(keys: Array, network: nn.Module, image_shape: tuple[int, ...]) -> Vari
     Returns:
         Variables with a leading axis of seeds.
     """
-    state, _ = _start(keys, network=network, image_shape=tuple(image_shape), settings=Settings())
+    state, _ = _start(keys, network=network, image_shape=tuple(image_shape), momentum=0.0)
     return state.variables
+
+
+def calibrate(
+    network: nn.Module, variables: Variables, images: np.ndarray, *, mean: np.ndarray, std: np.ndarray
+) -> Variables:
+    """Replace the running statistics of batch norm by the exact statistics of images, which need no labels.
+
+    Every layer gets the mean and the unbiased variance of its inputs in a forward pass in train mode, in which the
+    layers before it are normalised by their own statistics of the same images.
+
+    Args:
+        network: The architecture.
+        variables: Variables of one network.
+        images: Images uint8 `(n,H,W,C)`, which pass through the network together: some hundreds.
+        mean: Mean of each channel `(C,)`, of pixels in 0..1.
+        std: Standard deviation of each channel `(C,)`.
+
+    Returns:
+        The variables with new `batch_stats`; unchanged for a network without batch norm.
+    """
+    if not jax.tree.leaves(variables.get("batch_stats", {})):
+        return variables
+    constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    return {**variables, "batch_stats": _statistics(variables, jnp.asarray(images), *constants, network=network)}
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _statistics(variables: Variables, images: Array, mean: Array, std: Array, *, network: nn.Module) -> Any:
+    # A running statistic that starts at zero becomes `MOMENTUM` times that of the batch.
+    zeros = {**variables, "batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
+    _, updated = network.apply(zeros, from_bytes(images, mean, std), train=True, mutable=["batch_stats"])
+    return jax.tree.map(lambda leaf: leaf / norm.MOMENTUM, updated["batch_stats"])
 
 
 def extract(
@@ -262,6 +364,18 @@ def extract(
 @functools.partial(jax.jit, static_argnames="network")
 def _features(variables: Variables, images: Array, mean: Array, std: Array, *, network: nn.Module) -> Array:
     return models.features(network, variables, from_bytes(images, mean, std))
+
+
+def group_size(network: nn.Module, batch_shape: Sequence[int]) -> int:
+    """Number of networks that `train` trains side by side by default.
+
+    On a CPU one, which is as fast as several, and compiles one program for any number of networks.
+
+    Args:
+        network: The architecture.
+        batch_shape: Shape of a batch of network inputs, `(B,H,W,C)`.
+    """
+    return 1 if jax.default_backend() == "cpu" else side_by_side(network, batch_shape)
 
 
 def side_by_side(network: nn.Module, batch_shape: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ def linear(stand: StandIns, width: int, *, times: int) -> Trial:
     """Build a trial of a linear probe on random features `(n,width)` that is trained `times` times."""
     options, problem = stand.run.config.evaluate, stand.run.problem
     size, per_epoch = epochs.batch_of(problem.images, options.probe_batch_size)
-    settings = probes.Settings(TRIED, options.probe_batch_size, options.probe_learning_rate)
+    settings = probes.SgdSettings(TRIED, options.probe_batch_size, options.probe_learning_rate)
     # A few batches of features suffice: the time of a step does not depend on the size of the data set.
     count = min(problem.images, 4 * size)
     features = jnp.asarray(stand.normal(count, width))
@@ -27,7 +27,7 @@ def linear(stand: StandIns, width: int, *, times: int) -> Trial:
     return Trial(
         "steps",
         times * -(-options.probe_steps // per_epoch) * per_epoch,
-        jax.jit(probes.fit_linear, static_argnames=("classes", "settings")),
+        jax.jit(probes.fit_linear_krr_st, static_argnames=("classes", "settings")),
         (jax.random.key(0), (features, labels)),
         options={"classes": problem.classes, "settings": settings},
         units=-(-TRIED // tried_epoch) * tried_epoch,

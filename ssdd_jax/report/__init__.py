@@ -9,6 +9,7 @@ from ssdd_jax.report.comparison_page import Side, compare, side_of
 from ssdd_jax.report.figures import (
     SHOWN,
     TITLES,
+    digits,
     draw,
     grid,
     images_figure,
@@ -18,7 +19,7 @@ from ssdd_jax.report.figures import (
     stretch,
     table,
 )
-from ssdd_jax.report.records import Record, read
+from ssdd_jax.report.records import Record, read, upgrade
 from ssdd_jax.report.run_page import write
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Record",
     "Side",
     "compare",
+    "digits",
     "draw",
     "grid",
     "images_figure",
@@ -37,5 +39,6 @@ __all__ = [
     "side_of",
     "stretch",
     "table",
+    "upgrade",
     "write",
 ]

@@ -117,6 +117,7 @@ def compare(
     title: str = "Runs side by side",
     command: str = "",
     notes: Sequence[str] = (),
+    table: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ()),
 ) -> None:
     """Write the page of a comparison.
 
@@ -127,11 +128,12 @@ def compare(
         title: Title of the page.
         command: Command that reproduces the page.
         notes: Notes at the top of the page, such as measures that are missing.
+        table: Differences between the sides: headings, and the cells of each row.
 
     Raises:
         UserError: If the file cannot be written.
     """
-    render.write(path, "comparison.html", content(sides, beside, title, command, notes))
+    render.write(path, "comparison.html", content(sides, beside, title, command, notes) | {"differences": table})
 
 
 def content(

@@ -18,9 +18,17 @@ if TYPE_CHECKING:
 SHOWN = 100  # images in a grid at most
 TITLES = {
     "linear": "linear probe, all labels (%)",
+    "linear_krr_st": "KRR-ST's linear probe (%)",
     "few_shot": "10 labels per class (%)",
     "feature_r2": "teacher's features (R2)",
+    "feature_r2_whitened": "whitened features (R2)",
 }
+COLUMNS = 3  # panels of a figure side by side at most
+
+
+def digits(measure: str) -> int:
+    """Return the number of decimal digits that a measure is shown with."""
+    return 3 if measure.startswith("feature_r2") else 1
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
@@ -80,9 +88,13 @@ def results_figure(path: pathlib.Path, results: Mapping[str, Any]) -> None:
     measures = [name for name in TITLES if results.get(name)]
     if not measures:
         return
-    figure = _figure(figsize=(3.6 * len(measures), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(measures), squeeze=False)
-    for axes, measure in zip(panels[0], measures, strict=True):
+    columns = min(COLUMNS, len(measures))
+    lines = -(-len(measures) // columns)
+    figure = _figure(figsize=(3.6 * columns, 3.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels[len(measures) :]:
+        axes.set_axis_off()
+    for axes, measure in zip(panels, measures, strict=False):
         rows = results[measure]
         colors = ["tab:blue" if name == "distilled" else "0.7" for name in rows]
         means, errors = [row["mean"] for row in rows.values()], [row["std"] for row in rows.values()]
@@ -123,8 +135,8 @@ def table(results: Mapping[str, Any]) -> str:
     for name in names:
         cells = []
         for measure in measures:
-            row, digits = results[measure].get(name), 3 if measure == "feature_r2" else 1
-            cells.append(f"{row['mean']:.{digits}f} ± {row['std']:.{digits}f}" if row else "")
+            row, places = results[measure].get(name), digits(measure)
+            cells.append(f"{row['mean']:.{places}f} ± {row['std']:.{places}f}" if row else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -23,6 +23,11 @@ ENTRY_NOTES = {
     "teacher": "the network whose features the others are trained to predict",
 }
 MEASURES = {**figures.TITLES, "post_training": "its own post-training, top-1 (%)"}
+CALIBRATED = {
+    "none": "running statistics, as published",
+    "untrained": "statistics of training images for the untrained network, running statistics for the others",
+    "all": "statistics of training images for every network",
+}
 PARTS = {
     "images": "images",
     "image_bases": "image bases",
@@ -53,7 +58,7 @@ def parts(stored: Mapping[str, int]) -> dict[str, int]:
 
 def value(measure: str, mean: float, std: float) -> str:
     """Format mean and standard deviation with the number of digits of the measure."""
-    digits = 3 if measure == "feature_r2" else 1
+    digits = figures.digits(measure)
     return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 

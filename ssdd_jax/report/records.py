@@ -17,13 +17,24 @@ from ssdd_jax.runtime.workdir import Workdir
 from ssdd_jax.training import loop
 
 
+def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert `results.json` of any version to the newest: schema 1 (ssdd_jax 0.1.0) lacks the number.
+
+    There `linear` is KRR-ST's probe, and no network has recalibrated batch norm.
+    """
+    if "schema" in results:
+        return dict(results)
+    renamed = {"linear_krr_st" if name == "linear" else name: value for name, value in results.items()}
+    return {"schema": 1, **renamed, "calibrate": "none"}
+
+
 class Record(NamedTuple):
     """Outputs of a finished run.
 
     Attributes:
         folder: The run's folder.
         config: Content of `config.json`.
-        results: Content of `results.json`.
+        results: Content of `results.json`, see `upgrade`.
         about: Description of the distilled set.
         lines: Lines of `metrics.jsonl`.
         calls: Log of the commands that were run in the folder, in order; empty for runs of older versions.
@@ -66,7 +77,7 @@ def read(folder: str | pathlib.Path) -> Record:
     return Record(
         folder=work.folder,
         config=files.read_json(work.config),
-        results=files.read_json(work.results),
+        results=upgrade(files.read_json(work.results)),
         about=distilled_set.about,
         lines=loop.read_metrics(work.metrics),
         calls=history.read(work.calls),

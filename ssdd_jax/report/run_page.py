@@ -117,12 +117,33 @@ def facts(record: Record) -> dict[str, str]:
         )
     widths = "-".join(map(str, config["student.widths"]))
     summary["Student"] = f"ConvNet {widths}, {config['student.norm']} norm"
+    summary |= _evaluation(results)
     summary["Seed"] = str(results["seed"])
     summary["Machine"] = str(results["machine"])
     # Versions of the last call: a run may have been continued with others.
     call = record.calls[-1] if record.calls else {}
     versions = [f"{name} {call[key]}" for name, key in (("JAX", "jax"), ("Python", "python")) if key in call]
     summary["Versions"] = ", ".join([f"ssdd_jax {results['version']}", *versions])
+    return summary
+
+
+def _evaluation(results: Mapping[str, Any]) -> dict[str, str]:
+    """Summarise how networks were trained and evaluated, as far as the results state it."""
+    summary = {}
+    if results.get("training"):
+        summary["Evaluated networks"] = "; ".join(
+            f"{labels.ENTRIES.get(name, name)}: {row['steps']:,} steps, rate {row['learning_rate']:g}, "
+            f"weight decay {row['weight_decay']:g}"
+            for name, row in results["training"].items()
+        )
+    if "calibrate" in results:
+        summary["Batch norm"] = labels.CALIBRATED[results["calibrate"]]
+    if "gate" in results:
+        gate = results["gate"]
+        summary["Teacher check"] = (
+            f"{gate['teacher']:.1f} % with a linear probe on {gate['images']:,} training images, "
+            f"an untrained student {gate['untrained']:.1f} %"
+        )
     return summary
 
 

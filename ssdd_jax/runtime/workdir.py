@@ -24,7 +24,7 @@ except ImportError:  # not on Windows, where the user must avoid two runs in one
 
 
 # Config keys within the groups that outputs depend on which do not affect the outputs: paths, and how often to save.
-CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call"}
+CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call", "teacher.gate"}
 
 
 class Workdir:
@@ -45,6 +45,7 @@ class Workdir:
         self.config = self.folder / "config.json"
         self.teacher = self.shared / "teacher"
         self.features = self.shared / "features"
+        self.gate = self.folder / "gate.json"
         self.samples = self.folder / "samples"
         self.checkpoints = self.folder / "checkpoints"
         self.distilled = self.folder / "distilled"
@@ -84,7 +85,7 @@ class Workdir:
         if not self.config.exists():
             return
         new, stored = (
-            {key: value for key, value in flat.items() if not key.startswith("devices.")}
+            {key: value for key, value in flat.items() if not key.startswith("devices.") and key != "teacher.gate"}
             for flat in (configuration.flatten(config), files.read_json(self.config))
         )
         _compare(self.folder, new, stored, "choose another --workdir")

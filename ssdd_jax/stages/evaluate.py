@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssdd_jax import distilled, inner
+from ssdd_jax import distilled
 from ssdd_jax.evaluate import entries, sources, store, suite, training
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.evaluate.protocols import table as protocols
@@ -18,7 +18,11 @@ from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.version import __version__
 
-MEASURES = ("linear", "few_shot", "feature_r2")
+# Version of `results.json`. 2: `linear` is the scale-free probe, and untrained networks are calibrated; without the
+# number: `linear` is KRR-ST's.
+SCHEMA = 2
+PROTOCOLS = ("linear", "linear_krr_st", "few_shot", "feature_r2")
+MEASURES = ("linear", "linear_krr_st", "few_shot", "feature_r2", "feature_r2_whitened")
 
 
 def measure(run: Run) -> None:
@@ -34,15 +38,16 @@ def measure(run: Run) -> None:
         counts={"distilled": run.config.storage.N},
         models=(student_name(run.config),),
         targets=(sources.as_target(run.config.data.name, run.dataset),),
-        protocols=MEASURES,
+        protocols=PROTOCOLS,
         references=options.entries[1:],
         source=entries.SourceData(run.dataset, features, run.preprocessing()),
         seeds=options.seeds,
         seed=run.config.seed,
         training=training_of(run.config),
         judging=protocols.Settings(
-            linear=probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
+            linear_krr_st=probes.SgdSettings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
         ),
+        calibrate=options.calibrate,
     )
     # The store holds finished entries, so that an interrupted evaluation resumes with the next one.
     rows = suite.run(request, store.Store(run.work.evaluation), say=run.say)
@@ -58,10 +63,15 @@ def student_name(config: ConfigDict) -> str:
 def training_of(config: ConfigDict) -> entries.Settings:
     """Read the training settings of the evaluated networks from a config."""
     options = config.evaluate
-    sgd = inner.Settings(options.learning_rate, options.momentum, options.weight_decay)
+    rates, full_rates = (
+        tuple(training.Rate(options.learning_rate, decay) for decay in decays)
+        for decays in (options.weight_decays, options.full_weight_decays)
+    )
+    pairs = training.Settings(options.steps, 0, options.batch_size, rates, options.momentum)
     return entries.Settings(
-        pairs=training.Settings(options.epochs, options.batch_size, sgd),
-        full=training.Settings(options.full_epochs, options.batch_size, sgd),
+        pairs=pairs,
+        # All images are trained on until the loss has converged, which takes a decaying rate.
+        full=pairs._replace(steps=options.full_steps, rates=full_rates, cosine=True),
         own_rate=options.own_rate,
         gigabytes=config.devices.gigabytes,
     )
@@ -70,19 +80,29 @@ def training_of(config: ConfigDict) -> entries.Settings:
 def _results(run: Run, distilled_set: distilled.DistilledSet, rows: list[dict[str, Any]]) -> dict[str, Any]:
     config = run.config
     measures: dict[str, dict[str, Any]] = {name: {} for name in MEASURES}
+    trained: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["entry"] in config.evaluate.entries:
             values = {key: row[key] for key in ("mean", "std", "seeds", "values")}
             measures[row["measure"]][row["entry"]] = values
+            if "weight_decay" in row:
+                steps = config.evaluate.full_steps if row["entry"] == "full_data" else config.evaluate.steps
+                rate = {key: row[key] for key in ("learning_rate", "weight_decay")}
+                trained[row["entry"]] = {"steps": steps, **rate}
     # Methods may measure the set in stages of their own, such as SC-DD's post-training.
     by_stage = {
         stage.name: files.read_json(run.work.own(stage.name, shared=False) / "results.json")
         for stage in run.method.after
     }
     size = sum(file.stat().st_size for file in run.work.distilled.iterdir() if file.is_file())
+    gate = run.work.gate
     return {
+        "schema": SCHEMA,
         **{name: by_entry for name, by_entry in measures.items() if by_entry},
         **by_stage,
+        "training": trained,
+        "calibrate": config.evaluate.calibrate,
+        **({"gate": files.read_json(gate)} if gate.exists() else {}),
         "storage": {
             "numbers": distilled_set.numbers_stored(),
             "budget": config.storage.N * (run.problem.image_numbers + run.problem.dim),

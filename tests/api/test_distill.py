@@ -210,7 +210,7 @@ def test_evaluation_of_arrays(tmp_path):
     labels = np.arange(60) % 3
     distilled = small(method="random")
     target = {"mine": (IMAGES[:40], labels[:40], IMAGES[40:], labels[40:])}
-    options = {"models": ["convnet_4_8_bn"], "seeds": 2, "epochs": 2, "full_epochs": 1, "linear_steps": 10}
+    options = {"models": ["convnet_4_8_bn"], "seeds": 2, "steps": 2, "full_steps": 1, "weight_decays": 1e-3}
     options |= {"workdir": tmp_path, "say": lambda line: None}
     found = ssdd_jax.evaluate(distilled, targets=target, source=(IMAGES, FEATURES), **options)
     rows = {row["entry"]: row for row in found["rows"]}

@@ -175,8 +175,9 @@ TINY = {
     "storage.M": 0,
     "approximate.steps": 5,
     "evaluate.seeds": 1,
-    "evaluate.epochs": 2,
-    "evaluate.full_epochs": 1,
+    "evaluate.steps": 2,
+    "evaluate.full_steps": 1,
+    "evaluate.weight_decays": "(1e-3,)",
 }
 
 

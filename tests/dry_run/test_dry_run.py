@@ -37,7 +37,7 @@ def test_a_run_from_the_beginning_is_measured_and_nothing_written(tmp_path):
     found = predicted(tiny_runs.taught(tmp_path, "boost", **SMALL))
     assert everything(tmp_path) == before
     by_name = {one.name: one for one in found.stages}
-    names = ["data", "teacher", "features", "samples", "distill", "approximate", "evaluate", "report"]
+    names = ["data", "teacher", "features", "gate", "samples", "distill", "approximate", "evaluate", "report"]
     assert list(by_name) == names and not any(one.done for one in found.stages)
     (teacher,) = by_name["teacher"].costs
     assert teacher.count == 3 * (120 // 40) and teacher.compiling > 0
@@ -45,9 +45,9 @@ def test_a_run_from_the_beginning_is_measured_and_nothing_written(tmp_path):
     assert by_name["teacher"].lower == "config.teacher.batch_size or config.teacher.width"
     assert by_name["distill"].lower == "config.pool.vectorize, config.distill.batch_size or config.storage.M"
     assert by_name["distill"].costs[-1].count == 40
-    # Two pool models, one after the other, to half of five steps each; two sets of pairs on one network, and one epoch.
+    # Two pool models, one after the other, to half of five steps each; two sets of pairs on one network, and all images.
     assert by_name["distill"].costs[1].count == 2 * 5 / 2
-    assert [cost.count for cost in by_name["evaluate"].costs][:3] == [5, 5, 1]
+    assert [cost.count for cost in by_name["evaluate"].costs][:3] == [5, 5, 3]
     assert all(cost.seconds > 0 for one in found.stages for cost in one.costs)
     assert math.isfinite(found.seconds) and 0 < found.memory < found.available
 

@@ -149,7 +149,7 @@ def test_the_examples_of_the_first_page_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images, features = bytes_and_features(60)
     distill, train, evaluate = ssdd_jax.distill, ssdd_jax.train, ssdd_jax.evaluate
-    options = {"models": ["convnet_4_8_bn"], "seeds": 1, "epochs": 1, "full_epochs": 1, "linear_steps": 5}
+    options = {"models": ["convnet_4_8_bn"], "seeds": 1, "steps": 1, "full_steps": 1, "weight_decays": 1e-3}
     monkeypatch.setattr(ssdd_jax, "distill", functools.partial(distill, N=6, method="random"))
     monkeypatch.setattr(ssdd_jax, "train", lambda distilled, model: train(distilled, "resnet10_2", epochs=1))
     monkeypatch.setattr(ssdd_jax, "evaluate", functools.partial(evaluate, **options))

@@ -69,13 +69,13 @@ def refusal(capsys, line):
 def test_results_are_complete(finished):
     edition, run = finished
     results = read(run / "results.json")
-    for measure in ("linear", "few_shot", "feature_r2"):
+    for measure in ("linear", "linear_krr_st", "few_shot", "feature_r2", "feature_r2_whitened"):
         assert list(results[measure]) == ["distilled", "random_real", "random_init", "full_data", "teacher"]
         for row in results[measure].values():
             assert row["seeds"] == 2 and np.isclose(np.mean(row["values"]), row["mean"], atol=1e-3)
     own = OWN_STAGES.get(edition, set())
     assert set(results["seconds"]) == own | {
-        *("data", "teacher", "features", "samples", "distill", "approximate", "evaluate")
+        *("data", "teacher", "features", "gate", "samples", "distill", "approximate", "evaluate")
     }
     assert results["method"] == ("subset" if edition in SUBSETS else edition)
     if edition in SUBSETS:
@@ -169,10 +169,10 @@ def test_stops_after_a_stage_of_its_own(edition, stage, folder):
 @pytest.mark.parametrize(
     ("edition", "stages"),
     [
-        ("krr_st", "teacher, features, samples, distill, approximate, evaluate, report"),
-        ("mkdt", "teacher, features, experts, samples, distill, approximate, evaluate, report"),
-        ("high_loss", "teacher, features, experts, samples, distill, approximate, evaluate, report"),
-        ("scdd", "teacher, features, probe, samples, distill, approximate, post_training, evaluate, report"),
+        ("krr_st", "teacher, features, gate, samples, distill, approximate, evaluate, report"),
+        ("mkdt", "teacher, features, gate, experts, samples, distill, approximate, evaluate, report"),
+        ("high_loss", "teacher, features, gate, experts, samples, distill, approximate, evaluate, report"),
+        ("scdd", "teacher, features, gate, probe, samples, distill, approximate, post_training, evaluate, report"),
     ],
 )
 def test_an_unknown_stage_is_answered_with_those_there_are(edition, stages, folder, capsys):

@@ -15,7 +15,7 @@ import ssdd_jax
 from ssdd_jax import data, distilled, evaluate, formats
 from ssdd_jax.data import features, preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import entries, statistics, store, suite, tables, training
+from ssdd_jax.evaluate import entries, rates, statistics, store, suite, tables, training
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.models.resnet import ResNetClassifier
 from ssdd_jax.runtime.workdir import held
@@ -25,8 +25,9 @@ pytestmark = pytest.mark.medium
 MODEL = "convnet_4_8_bn"
 # As small as it gets: what is tested is what happens, not how well it works.
 SMALL = {
-    "epochs": 2,
-    "full_epochs": 1,
+    "steps": 2,
+    "full_steps": 3,
+    "weight_decays": 1e-3,
     "linear_steps": 10,
     "finetune_steps": 2,
     "finetune_batch_size": 8,
@@ -92,7 +93,7 @@ def count_training(monkeypatch):
     calls, own = [], training.train
 
     def train(keys, network, pairs, **options):
-        calls.append((len(keys), pairs[0].shape[-4], options["settings"].epochs))
+        calls.append((len(keys), pairs[0].shape[-4], options["settings"].steps))
         return own(keys, network, pairs, **options)
 
     monkeypatch.setattr(training, "train", train)
@@ -129,8 +130,8 @@ def test_every_reference_point_is_in_the_table(folder):
 def test_what_rows_are_trained_on(tmp_path, monkeypatch):
     calls = count_training(monkeypatch)
     ask(tmp_path)
-    # Two seeds each: the set, as many random images, and all of them with passes of their own.
-    assert calls == [(2, 6, 2), (2, 6, 2), (2, 60, 1)]
+    # Two seeds each: the set, as many random images, and all of them with steps of their own.
+    assert calls == [(2, 6, 2), (2, 6, 2), (2, 60, 3)]
 
 
 def test_asking_again_computes_nothing(folder, monkeypatch):
@@ -158,7 +159,7 @@ def test_one_more_seed_trains_one_network_each(folder, monkeypatch):
     two, _ = ask(folder)
     calls = count_training(monkeypatch)
     three, _ = ask(folder, seeds=3)
-    assert calls == [(1, 6, 2), (1, 6, 2), (1, 60, 1)]
+    assert calls == [(1, 6, 2), (1, 6, 2), (1, 60, 3)]
     assert row(three, "distilled")["values"][:2] == row(two, "distilled")["values"]
 
 
@@ -179,7 +180,7 @@ def test_features_are_computed_once_for_all_protocols(folder, monkeypatch):
 def test_settings_and_content_decide_what_is_known(folder, monkeypatch):
     ask(folder)
     calls = count_training(monkeypatch)
-    ask(folder, references=[], weight_decay=0.0)
+    ask(folder, references=[], weight_decays=0.0)
     ask(folder, references=[], seed=7)
     other = distilled.from_pairs(*pairs_of(np.arange(6, 12)), CONSTANTS)
     ask(folder, other, references=[])
@@ -297,7 +298,7 @@ def test_random_images_come_with_their_own_features(monkeypatch):
     monkeypatch.setattr(training, "train", lambda keys, network, pairs, **_: seen.append(pairs))
     options = entries.Settings(training.Settings(), training.Settings())
     entry = entries.of_reference("random_real", SOURCE, SET, 5, options)
-    entry.train(jax.random.split(jax.random.key(0), 2), None)
+    entry.train(jax.random.split(jax.random.key(0), 2), None, [training.PUBLISHED] * 2)
     ((images, targets),) = seen
     everything = np.asarray(CONSTANTS.images(jnp.asarray(DATASET.train_images))).reshape(60, -1)
     drawn = []
@@ -314,19 +315,13 @@ def test_random_images_come_with_their_own_features(monkeypatch):
 @pytest.mark.parametrize(
     ("carried", "own_rate", "expected"), [(0.03, True, 0.03), (0.03, False, 0.1), (None, True, 0.1)]
 )
-def test_only_a_set_is_trained_at_its_own_rate(carried, own_rate, expected, monkeypatch):
+def test_only_a_set_is_trained_at_its_own_rate(carried, own_rate, expected):
     """And only where that is asked for, and there is one; the baselines never are."""
-    rates = []
-    monkeypatch.setattr(
-        training, "train", lambda keys, network, pairs, settings, **_: rates.append(settings.sgd.learning_rate)
-    )
     options = entries.Settings(training.Settings(), training.Settings(), own_rate=own_rate)
     own = distilled.from_pairs(*pairs_of(np.arange(6)), CONSTANTS, learning_rate=carried)
-    keys = jax.random.split(jax.random.key(0), 1)
-    entries.of_set("distilled", own, options).train(keys, None)
-    for name in ("random_real", "full_data"):
-        entries.of_reference(name, SOURCE, own, 6, options).train(keys, None)
-    assert rates == [expected, 0.1, 0.1]
+    baselines = [entries.of_reference(name, SOURCE, own, 6, options) for name in ("random_real", "full_data")]
+    rows = [entries.of_set("distilled", own, SOURCE, options), *baselines]
+    assert [[rate.learning_rate for rate in one.rates] for one in rows] == [[expected], [0.1], [0.1]]
 
 
 @pytest.mark.slow
@@ -371,19 +366,23 @@ def test_long_or_short_fine_tuning():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocols": ["linear", "liner"]}, "unknown protocol 'liner': there are linear, lbfgs"),
+        ({"protocols": ["linear", "liner"]}, "unknown protocol 'liner': there are linear, linear_krr_st, lbfgs"),
         ({"models": ["resnet19"]}, "there is no architecture 'resnet19'"),
         ({"models": ["vgg11"]}, "vgg11"),
         ({"targets": ["cifar11"]}, "there is no target 'cifar11'"),
         ({"targets": [], "source": None}, "no target is given"),
         ({"epoch": 3}, "unknown setting 'epoch'"),
-        ({"epochs": 0}, "epochs=0 is out of range: it must be at least 1"),
+        ({"steps": 0}, "steps=0 is out of range: it must be at least 1"),
+        ({"weight_decays": (1e-3, -1.0)}, "weight_decays=(0.001, -1.0) is out of range"),
+        ({"weight_decays": ()}, "weight_decays=() is out of range"),
+        ({"fractions": 0.3}, "fractions=0.3: there are 0.01, 0.05"),
+        ({"calibrate": "some"}, "calibrate='some' is unknown: there are none, untrained, all"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 is out of range: it must be above 0"),
-        ({"epochs": 1.5}, "epochs=1.5 is not an int"),
+        ({"steps": 1.5}, "steps=1.5 is not an int"),
         ({"seeds": -1}, "seeds=-1 is out of range"),
         ({"protocols": ["zero_shot_kd"], "kd_teacher": "resnet99"}, "there is no architecture 'resnet99'"),
         ({"source": None, "features": "f.npz"}, "name it too, as in --source=tfds:cifar100"),
-        ({"edition": "papers"}, "unknown edition 'papers': there are paper, cpu, digits"),
+        ({"edition": "papers"}, "unknown edition 'papers': there are paper, mkdt, cpu, digits"),
         ({"references": ["teacher", "oracle"]}, "unknown reference 'oracle'"),
     ],
 )
@@ -485,4 +484,75 @@ def test_rows_of_a_request_without_labels(tmp_path):
         judging=table.Settings(),
     )
     found = evaluate.run(request, evaluate.Store(tmp_path), say=lambda line: None)
-    assert {x["measure"] for x in found} == {"feature_r2"} and len(found) == 2
+    assert {x["measure"] for x in found} == {"feature_r2", "feature_r2_whitened"} and len(found) == 4
+
+
+def test_the_rate_is_chosen_on_training_images_that_were_not_trained_on(tmp_path, monkeypatch):
+    """By candidate for the first seed, once; random images have KRR-ST's setting for them as a candidate too."""
+    calls = count_training(monkeypatch)
+    held, own = [], rates.explained
+
+    def explained(network, source, rows, **options):
+        held.append(rows)
+        return own(network, source, rows, **options)
+
+    monkeypatch.setattr(rates, "explained", explained)
+    asked = {
+        "weight_decays": (1e-4, 1.0),
+        "full_weight_decays": (1e-4, 1.0),
+        "references": ["random_real", "full_data"],
+    }
+    found, lines = ask(tmp_path, **asked)
+    # Candidates, then the second seed: the first is one of the candidates, but for all images, which held some out.
+    assert calls == [(2, 6, 2), (1, 6, 2), (4, 6, 2), (1, 6, 2), (2, 30, 3), (2, 60, 3)]
+    assert [len(rows) for rows in held] == [30] * 8
+    for rows in held[2:6]:
+        assert len({tuple(rows) for rows in held[2:6]}) == 1
+    published = {(0.1, 1e-4), (0.1, 1.0), training.PUBLISHED, training.PUBLISHED_SUBSET}
+    one = row(found, "random_real")
+    assert (one["learning_rate"], one["weight_decay"]) in published and "weight_decay" not in row(found, "chance")
+    # A decay of 1 at a rate of 0.1 leaves nothing of the weights.
+    assert row(found, "full_data")["weight_decay"] == 1e-4
+    assert sum("by R2 on held-out training images" in line for line in lines) == 3
+    again, _ = ask(tmp_path, **asked)
+    assert len(calls) == 6 and again["rows"] == found["rows"]
+    # The chosen value alone finds the same networks.
+    ask(tmp_path, references=[], weight_decays=row(found, "distilled")["weight_decay"])
+    assert len(calls) == 6
+
+
+def test_without_a_source_the_published_weight_decay_is_used(tmp_path):
+    found, lines = ask(tmp_path, source=None, weight_decays=(1e-4, 1e-3), references=[])
+    assert row(found, "distilled")["weight_decay"] == 1e-3
+    assert any("there are no images of the source to choose it on" in line for line in lines)
+
+
+def test_which_networks_are_calibrated(tmp_path):
+    """The untrained ones by default; the choice changes no other row, and is part of what is cached."""
+    values = {}
+    for name in ("none", "untrained", "all"):
+        found, _ = ask(tmp_path, calibrate=name, protocols=["linear_krr_st", "knn", "feature_r2"])
+        values[name] = {
+            entry: [row(found, entry, measure)["values"] for measure in ("knn", "feature_r2")]
+            for entry in ("distilled", "random_init", "teacher")
+        }
+    assert values["none"]["random_init"] != values["untrained"]["random_init"] == values["all"]["random_init"]
+    assert values["none"]["distilled"] == values["untrained"]["distilled"] != values["all"]["distilled"]
+    assert values["none"]["teacher"] == values["all"]["teacher"]
+
+
+@pytest.mark.slow
+def test_the_edition_of_mkdt(tmp_path, monkeypatch):
+    """20 epochs at weight decay 1e-4 and the set's own rate, and 1 and 5 % of the labels."""
+    calls = []
+    monkeypatch.setattr(
+        training, "train", lambda keys, network, pairs, **options: calls.append(options) or training.fresh(
+            keys, network, pairs[0].shape[-3:]
+        )
+    )  # fmt: skip
+    own = distilled.from_pairs(*pairs_of(np.arange(6)), CONSTANTS, learning_rate=0.03)
+    options = {"models": [MODEL], "targets": [DATASET], "source": SOURCE, "workdir": tmp_path, "seeds": 1}
+    found = ssdd_jax.evaluate(own, edition="mkdt", say=lambda line: None, **options)
+    assert {x["measure"] for x in found["rows"]} == {"few_labels_1", "few_labels_5"}
+    assert [one["rates"] for one in calls] == [[(0.03, 1e-4)], [(0.1, 1e-4)], [(0.1, 1e-4)]]
+    assert [one["settings"].steps_on(600) for one in calls] == [60] * 3 and not any(c["settings"].cosine for c in calls)

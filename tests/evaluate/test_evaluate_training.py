@@ -16,7 +16,7 @@ from ssdd_jax.models import architectures
 from ssdd_jax.training import epochs
 
 NETWORK = models.ConvNet(WIDTHS, DIM)
-SETTINGS = training.Settings(epochs=3, batch_size=4)
+SETTINGS = training.Settings(steps=5, batch_size=4)  # two and a half epochs of six pairs
 IMAGES, FEATURES = bytes_and_features(60)
 DATA = preprocess.fit(IMAGES, FEATURES)
 KEYS = jax.random.split(jax.random.key(0), 2)
@@ -31,7 +31,7 @@ def quick():
 
 @pytest.fixture(scope="module")
 def trained():
-    return training.train(KEYS, NETWORK, pairs(0, 6), preprocessing=DATA, settings=SETTINGS)
+    return training.train(KEYS, NETWORK, pairs(0, 6), preprocessing=DATA, settings=SETTINGS, together=2)
 
 
 def close(found, expected, rtol=2e-3, atol=2e-4):
@@ -53,9 +53,9 @@ def test_training_is_the_inner_model_step_by_step(trained):
     key_init, key_order = jax.random.split(KEYS[1])
     state = inner.init(key_init, x.shape[1:], DIM, widths=WIDTHS)
     step = jit(inner.step)
-    for number in range(SETTINGS.epochs):
-        for rows in epochs.shuffled(jax.random.fold_in(key_order, number), count=6, batch_size=4):
-            state, _ = step(state, x[rows], y[rows])
+    orders = [epochs.shuffled(jax.random.fold_in(key_order, number), count=6, batch_size=4) for number in range(3)]
+    for rows in jnp.concatenate(orders)[: SETTINGS.steps]:
+        state, _ = step(state, x[rows], y[rows])
     close(jax.tree.map(lambda leaf: leaf[1], trained), state.variables)
 
 
@@ -66,7 +66,7 @@ def test_a_seed_is_the_same_network_however_many_there_are(trained):
 
 def test_the_number_of_pieces_changes_nothing(trained, monkeypatch):
     monkeypatch.setattr(training, "PIECES", 1)
-    whole = training.train(KEYS, NETWORK, pairs(0, 6), preprocessing=DATA, settings=SETTINGS)
+    whole = training.train(KEYS, NETWORK, pairs(0, 6), preprocessing=DATA, settings=SETTINGS, together=2)
     jax.tree.map(np.testing.assert_array_equal, whole, trained)
 
 
@@ -94,11 +94,50 @@ def test_other_architectures_learn(name):
     """The error on the pairs falls well below that of predicting their mean."""
     network = architectures.make(name, DIM, (SIZE, SIZE, CHANNELS))
     x, y = pairs(0, 6)
-    settings = training.Settings(epochs=60, sgd=inner.Settings(0.05, 0.9, 0.0))
+    settings = training.Settings(steps=60, rates=(training.Rate(0.05, 0.0),))
     found = training.train(KEYS[:1], network, (x, y), preprocessing=DATA, settings=settings)
     one = jax.tree.map(lambda leaf: leaf[0], found)
     predicted = network.apply(one, x, train=True, mutable=["batch_stats"])[0][1]
     assert float(jnp.mean(jnp.square(predicted - y))) < 0.5 * float(jnp.var(y))
+
+
+@pytest.mark.medium
+def test_networks_side_by_side_may_have_their_own_rates(trained):
+    """And a cosine ends at a rate of zero; neither is another program."""
+    x, y = pairs(0, 6)
+    rates = [training.Rate(0.02, 0.1), training.PUBLISHED]
+    found = training.train(
+        KEYS, NETWORK, (x, y), preprocessing=DATA, settings=SETTINGS._replace(cosine=True), rates=rates, together=2
+    )
+    key_init, key_order = jax.random.split(KEYS[0])
+    state = inner.init(key_init, x.shape[1:], DIM, widths=WIDTHS)
+    orders = [epochs.shuffled(jax.random.fold_in(key_order, number), count=6, batch_size=4) for number in range(3)]
+    for number, rows in enumerate(jnp.concatenate(orders)[: SETTINGS.steps]):
+        rate = 0.02 * 0.5 * (1 + np.cos(np.pi * number / SETTINGS.steps))
+        state, _ = inner.step(state, x[rows], y[rows], settings=inner.Settings(rate, 0.9, 0.1))
+    close(jax.tree.map(lambda leaf: leaf[0], found), state.variables)
+
+
+def test_steps_or_epochs():
+    assert training.Settings(steps=7).steps_on(1000) == 7
+    assert training.Settings(epochs=3, batch_size=4).steps_on(6) == 6
+    assert training.Settings(epochs=3, batch_size=4).steps_on(3) == 3
+
+
+def test_calibrated_statistics_are_exact():
+    """Of every layer on the images, where the layers before it are normalised by theirs."""
+    one = jax.tree.map(lambda leaf: leaf[0], training.fresh(KEYS, NETWORK, (SIZE, SIZE, CHANNELS)))
+    mean, std = preprocess.channel_moments(IMAGES)
+    found = training.calibrate(NETWORK, one, IMAGES, mean=mean, std=std)
+    x = DATA.images(jnp.asarray(IMAGES))
+    # In eval mode the calibrated network does to these images what train mode does, up to n / (n - 1).
+    expected = NETWORK.apply(one, x, train=True, mutable=["batch_stats"])[0][0]
+    np.testing.assert_allclose(NETWORK.apply(found, x, train=False)[0], expected, rtol=2e-2, atol=2e-3)
+    assert not np.allclose(NETWORK.apply(one, x, train=False)[0], expected, rtol=0.1)
+    jax.tree.map(np.testing.assert_array_equal, found["params"], one["params"])
+    plain = models.ConvNet(WIDTHS, DIM, "instance")
+    without = jax.tree.map(lambda leaf: leaf[0], training.fresh(KEYS, plain, (SIZE, SIZE, CHANNELS)))
+    assert training.calibrate(plain, without, IMAGES, mean=mean, std=std) is without
 
 
 def test_fresh_networks_are_those_that_training_begins_with():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_runs
 from PIL import Image
+from scipy import stats
 
 from experiments import compare
 from experiments.measure import comparison
@@ -23,7 +24,7 @@ from ssdd_jax.runtime import history
 
 pytestmark = pytest.mark.medium
 
-SETTINGS = {"approximate.steps": 20, "distill.steps": 10, "evaluate.epochs": 2, "scdd.post_epochs": 1}
+SETTINGS = {"approximate.steps": 20, "distill.steps": 10, "evaluate.steps": 2, "scdd.post_epochs": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,12 +110,14 @@ def test_what_refuses_is_listed_and_the_others_go_on(finished):
 def test_the_table_is_markdown(finished):
     lines = (finished / "comparison.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 2 + 3 + 3 and len({line.count("|") for line in rows}) == 1
+    # Methods and references; then the differences between the two methods at the size that both have.
+    assert len(rows) == 2 + 3 + 3 + 2 + 1
+    assert len({line.count("|") for line in rows[:8]}) == len({line.count("|") for line in rows[8:]}) == 1
     found = json.loads((finished / "comparison.json").read_text())["rows"]
     values = next(row for row in found if row["method"] == "scdd")["values"]["few_shot"]
     cells = [cell.strip() for cell in next(line for line in rows if "SC-DD" in line).split("|")]
     assert cells[2:4] == ["4", "201 of 320"]
-    assert cells[5] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+    assert cells[6] == f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
     assert any("own post-training" in line and "SC-DD at N = 4" in line for line in lines)
 
 
@@ -221,8 +224,8 @@ def test_refuses_before_any_work(argument, words, folder, capsys):
 @pytest.mark.slow
 def test_a_mistake_that_concerns_all_runs_is_told_once(finished, folder, capsys):
     before = times(finished)
-    said = refusal(capsys, [*command(folder), "--config.evaluate.epochs=3"])
-    assert "evaluate.epochs (2 there, 3 now); choose another --workdir" in said
+    said = refusal(capsys, [*command(folder), "--config.evaluate.steps=3"])
+    assert "evaluate.steps (2 there, 3 now); choose another --workdir" in said
     assert times(finished) == before
 
 
@@ -270,6 +273,34 @@ def test_preparation_is_told_for_every_size(monkeypatch, tmp_path):
     assert found.refused == [f"random subset at N = {N}: no room" for N in (2, 4)]
     words = compare.write(options, found)
     assert "| 5.0 + 30 |" in words and words.count("linear probe") == 1 and "R2" not in words
+
+
+def test_differences_are_paired_by_distillation():
+    """The networks on one set are one value; each method against the first, and against random images."""
+    values = {
+        "boost": [[90, 92], [80, 82], [70, 72]],
+        "krr_st": [[88, 88], [79, 79], [66, 66]],
+        "random": [[70, 70], [81, 81], [60, 60]],
+    }
+    rows = [row(name, 4, 1.0, {"linear": [float(x) for one in sets for x in one]}) for name, sets in values.items()]
+    rows.append(row("random", 8, 1.0, {"linear": [1.0] * 6}))
+    found = comparison.Comparison(rows, {name: {} for name in comparison.REFERENCES}, [], 3, 0.0)
+    lines = comparison.differences(found)
+    pairs = [("boost", "krr_st"), ("boost", "random"), ("krr_st", "random")]
+    assert [(line["N"], line["first"], line["second"]) for line in lines] == [(4, *pair) for pair in pairs]
+    means = {name: np.mean(sets, 1) for name, sets in values.items()}
+    for line in lines:
+        first, second = means[line["first"]], means[line["second"]]
+        expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+        assert (line["low"], line["high"]) == pytest.approx((expected.low, expected.high), abs=1e-4)
+        assert line["mean"] == pytest.approx(np.mean(first - second), abs=1e-4) and line["sets"] == 3
+    words = comparison.table(found)
+    assert "| Boost-SSDD − KRR-ST | 4 | +3.3 [" in words and "3 sets are few for them: --seeds=5" in words
+    assert not comparison.differences_table(found._replace(seeds=1))[1]
+
+
+def test_five_sets_by_default():
+    assert compare.parse([]).seeds == 5
 
 
 def test_without_any_measure_there_is_still_a_table(tmp_path):

@@ -162,7 +162,7 @@ def test_units():
 
 def test_everything_measured_is_on_the_page(finished):
     results, said = json.loads((finished / "results.json").read_text()), text_of(finished / "report.html")
-    for measure in ("linear", "few_shot", "feature_r2"):
+    for measure in ("linear", "linear_krr_st", "few_shot", "feature_r2", "feature_r2_whitened"):
         assert labels.MEASURES[measure] in said
         for entry in ENTRIES:
             row = results[measure][entry]
@@ -174,6 +174,37 @@ def test_everything_measured_is_on_the_page(finished):
         assert f"{stage} {labels.seconds(spent)} {labels.size(results['memory'][stage]['host'])}" in said
     assert results["machine"] in said and results["version"] in said
     assert "120 for training, 40 for testing, 3 classes" in said
+    assert "random images: 5 steps, rate 0.1, weight decay 0.001" in said
+    assert "statistics of training images for the untrained network" in said
+    assert f"an untrained student {results['gate']['untrained']:.1f} %" in said
+
+
+def test_results_of_the_first_version_are_read(finished, tmp_path):
+    """Which have no schema number, and whose linear probe is KRR-ST's."""
+    folder = tmp_path / "old"
+    shutil.copytree(finished, folder)
+    results = json.loads((folder / "results.json").read_text())
+    old = {key: value for key, value in results.items() if key not in ("schema", "training", "calibrate", "gate")}
+    old["linear"] = old.pop("linear_krr_st")
+    old.pop("feature_r2_whitened")
+    files.write_json(folder / "results.json", old)
+    found = report.read(folder)
+    assert found.results["linear_krr_st"] == old["linear"] and "linear" not in found.results
+    assert report.upgrade(found.results) == found.results
+    report.write(tmp_path / "page.html", found)
+    said = text_of(tmp_path / "page.html")
+    row = old["linear"]["distilled"]
+    assert (
+        f"KRR-ST's linear probe (%) Trained on Chart Mean and standard deviation distilled set {row['mean']:.1f}"
+        in said
+    )
+    assert labels.MEASURES["linear"] not in said and labels.CALIBRATED["none"] in said
+    # Beside a run of this version it stands in the table of that measure.
+    sides = [report.side_of(name, [one]) for name, one in (("new", report.read(finished)), ("old", found))]
+    assert [list(side.values) for side in sides] == [
+        ["linear", "linear_krr_st", "few_shot", "feature_r2", "feature_r2_whitened"],
+        ["linear_krr_st", "few_shot", "feature_r2"],
+    ]
 
 
 def test_what_a_run_records(finished, record):

@@ -31,21 +31,25 @@ class Settings(NamedTuple):
     """Settings of the protocols.
 
     Attributes:
-        linear: SGD of the linear probe (KRR-ST, algorithms/linear_eval.py and train.py).
+        linear: The scale-free linear probe.
+        linear_krr_st: SGD of KRR-ST's linear probe (algorithms/linear_eval.py and train.py).
         tuning: Fine-tuning (KRR-ST, test.py); 0 steps: 10,000 on CIFAR and Tiny ImageNet, 5,000 elsewhere.
         distilling: Target data-free distillation (KRR-ST, test_kd.py).
         supervised: Training of the supervised teacher of that distillation (KRR-ST, algorithms/scratch.py).
         supervised_model: Architecture of the supervised teacher.
         neighbours: Neighbours of k-NN (solo-learn).
-        together: Networks trained side by side; 0: as many as fit into memory.
+        fractions: Fractions of the labels of `few_labels`, out of `probes.FRACTIONS` (MKDT).
+        together: Networks trained side by side; 0: chosen by the device and its memory.
     """
 
-    linear: probes.Settings = probes.Settings()
+    linear: probes.LinearSettings = probes.LinearSettings()
+    linear_krr_st: probes.SgdSettings = probes.SgdSettings()
     tuning: finetune.Settings = finetune.Settings(steps=0)
     distilling: zero_shot.Settings = zero_shot.Settings()
     supervised: finetune.Settings = finetune.Settings(steps=0)
     supervised_model: str = "resnet18"
     neighbours: int = 20
+    fractions: tuple[float, ...] = probes.FRACTIONS
     together: int = 0
 
 
@@ -127,6 +131,7 @@ def _labelled(frozen: Frozen) -> tuple[tuple[Array, Array], tuple[Array, Array]]
 
 # Compiled once per shape and number of classes, and shared by all networks and targets that agree in these.
 _linear = jax.jit(probes.linear, static_argnames=("classes", "settings"))
+_linear_krr_st = jax.jit(probes.linear_krr_st, static_argnames=("classes", "settings"))
 _lbfgs = jax.jit(probes.lbfgs, static_argnames=("classes", "settings"))
 _few_labels = jax.jit(probes.few_labels, static_argnames=("classes", "settings"))
 _few_shot = jax.jit(probes.few_shot, static_argnames="classes")
@@ -136,10 +141,16 @@ _feature_r2 = jax.jit(probes.feature_r2)
 
 def _by_linear(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
     parts = _labelled(frozen)
+    return {} if parts is None else {"linear": float(_linear(*parts, classes=frozen.classes, settings=settings.linear))}
+
+
+def _by_linear_krr_st(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
+    parts = _labelled(frozen)
     if parts is None:
         return {}
     key = jax.random.fold_in(seed.key, 2)  # each protocol folds in another number: no key is used twice
-    return {"linear": float(_linear(key, *parts, classes=frozen.classes, settings=settings.linear))}
+    value = _linear_krr_st(key, *parts, classes=frozen.classes, settings=settings.linear_krr_st)
+    return {"linear_krr_st": float(value)}
 
 
 def _by_lbfgs(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
@@ -153,9 +164,9 @@ def _by_few_labels(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, 
         return {}
     values = {}
     # The labels depend on the seed but not on the entry, so that differences between entries are paired.
-    for column, fraction in zip(FEW_LABELS, probes.FRACTIONS, strict=True):
+    for fraction in settings.fractions:
         indices = probes.draw_fraction(1000 * seed.base + seed.number, np.asarray(frozen.train_labels), fraction)
-        values[column] = float(_few_labels(*parts, jnp.asarray(indices), classes=frozen.classes))
+        values[_column(fraction)] = float(_few_labels(*parts, jnp.asarray(indices), classes=frozen.classes))
     return values
 
 
@@ -179,7 +190,8 @@ def _by_feature_r2(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, 
     if frozen.teacher is None:
         return {}
     train, test = frozen.teacher
-    return {"feature_r2": float(_feature_r2((frozen.train, train), (frozen.test, test)))}
+    explained = _feature_r2((frozen.train, train), (frozen.test, test))
+    return {"feature_r2": float(explained.plain), "feature_r2_whitened": float(explained.whitened)}
 
 
 def _images_and_labels(target: Target) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -282,20 +294,30 @@ def _by_zero_shot(
     return [{"zero_shot_kd": float(value)} for value in accuracies]
 
 
-# Names of the measures, such as `few_labels_1` for 1 % of the labels.
-FEW_LABELS = tuple(f"few_labels_{100 * fraction:g}" for fraction in probes.FRACTIONS)
+def _column(fraction: float) -> str:
+    """Name of a measure of `few_labels`, such as `few_labels_1` for 1 % of the labels."""
+    return f"few_labels_{100 * fraction:g}"
+
 
 PROTOCOLS: dict[str, Protocol] = {
     "linear": Protocol({"linear": "linear probe (%)"}, lambda s, t, e: list(s.linear), _by_linear),
-    "lbfgs": Protocol({"lbfgs": "linear probe, L-BFGS (%)"}, lambda s, t, e: [], _by_lbfgs),
+    "linear_krr_st": Protocol(
+        {"linear_krr_st": "KRR-ST's linear probe (%)"}, lambda s, t, e: list(s.linear_krr_st), _by_linear_krr_st
+    ),
+    "lbfgs": Protocol({"lbfgs": "MKDT's linear probe (%)"}, lambda s, t, e: [], _by_lbfgs),
     "few_labels": Protocol(
-        {name: f"{100 * part:g} % of labels (%)" for name, part in zip(FEW_LABELS, probes.FRACTIONS, strict=True)},
-        lambda s, t, e: [],
+        {_column(fraction): f"{100 * fraction:g} % of labels (%)" for fraction in probes.FRACTIONS},
+        lambda s, t, e: list(s.fractions),
         _by_few_labels,
     ),
     "few_shot": Protocol({"few_shot": "10 labels per class (%)"}, lambda s, t, e: [], _by_few_shot),
     "knn": Protocol({"knn": "k-NN (%)"}, lambda s, t, e: s.neighbours, _by_knn),
-    "feature_r2": Protocol({"feature_r2": "teacher's features (R2)"}, lambda s, t, e: [], _by_feature_r2, teacher=True),
+    "feature_r2": Protocol(
+        {"feature_r2": "teacher's features (R2)", "feature_r2_whitened": "whitened features (R2)"},
+        lambda s, t, e: [],
+        _by_feature_r2,
+        teacher=True,
+    ),
     "finetune": Protocol(
         {"finetune": "fine-tuning (%)"}, lambda s, t, e: list(_with_steps(s.tuning, t)), whole=_by_finetune
     ),

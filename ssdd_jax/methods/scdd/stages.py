@@ -70,9 +70,9 @@ def _fit_probe(run: Run) -> None:
     if path.exists():
         return
     options = run.config.evaluate
-    settings = probes.Settings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
+    settings = probes.SgdSettings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
     train = jnp.asarray(run.features().train), jnp.asarray(run.dataset.train_labels)
-    weights = jax.jit(probes.fit_linear, static_argnames=("classes", "settings"))(
+    weights = jax.jit(probes.fit_linear_krr_st, static_argnames=("classes", "settings"))(
         run.key("probe", shared=True), train, classes=run.problem.classes, settings=settings
     )
     if not np.isfinite(weights).all():

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from helpers import jit
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import r2_score
+from sklearn.metrics import log_loss, r2_score
 
 from ssdd_jax.evaluate.protocols import probes
+from ssdd_jax.evaluate.protocols.probes import common
+from ssdd_jax.evaluate.protocols.probes import neighbours as knn_module
+from ssdd_jax.evaluate.protocols.probes import shots as shots_module
 
 CLASSES = 3
 linear = jit(probes.linear, static_argnames=("classes", "settings"))
+linear_krr_st = jit(probes.linear_krr_st, static_argnames=("classes", "settings"))
+fit_linear = jit(probes.fit_linear, static_argnames=("classes", "settings"))
 few_shot = jit(probes.few_shot, static_argnames="classes")
 feature_r2 = jit(probes.feature_r2)
 fit_lbfgs = jit(probes.fit_lbfgs, static_argnames=("classes", "settings"))
@@ -28,18 +33,20 @@ def blobs(seed, count=60, distance=8.0, width=5):
     return jnp.asarray(features, jnp.float32), jnp.asarray(labels, jnp.int32)
 
 
-SETTINGS = probes.Settings(steps=40, batch_size=16, learning_rate=0.2)
+SETTINGS = probes.SgdSettings(steps=40, batch_size=16, learning_rate=0.2)
 
 
 @pytest.mark.medium
 def test_linear_classifier_separates_what_is_separable():
-    found = [float(linear(jax.random.key(k), blobs(0), blobs(1), classes=CLASSES, settings=SETTINGS)) for k in (0, 0)]
+    found = [
+        float(linear_krr_st(jax.random.key(k), blobs(0), blobs(1), classes=CLASSES, settings=SETTINGS)) for k in (0, 0)
+    ]
     assert found[0] == found[1]
     np.testing.assert_allclose(found[0], 100.0, rtol=1e-6)
     features, labels = blobs(1)
     # Wrong labels of a third of the test images are wrong predictions.
     wrong = (features, jnp.where(labels == 1, 2, labels))
-    share = float(linear(jax.random.key(0), blobs(0), wrong, classes=CLASSES, settings=SETTINGS))
+    share = float(linear_krr_st(jax.random.key(0), blobs(0), wrong, classes=CLASSES, settings=SETTINGS))
     np.testing.assert_allclose(share, 100 * 2 / 3, rtol=1e-5)
 
 
@@ -49,8 +56,51 @@ def test_linear_classifier_has_a_bias():
     features = (3.0 + labels + 0.05 * np.random.default_rng(0).normal(size=48)).reshape(-1, 1)
     data = jnp.asarray(features, jnp.float32), jnp.asarray(labels, jnp.int32)
     settings = SETTINGS._replace(steps=1500, batch_size=48)
-    found = linear(jax.random.key(0), data, data, classes=2, settings=settings)
+    found = linear_krr_st(jax.random.key(0), data, data, classes=2, settings=settings)
     np.testing.assert_allclose(found, 100.0, rtol=1e-6)
+
+
+def test_the_linear_probe_is_logistic_regression_on_standardised_features():
+    """Of scikit-learn, at the penalty with the fewest errors on the held-out labels, or the smallest loss of these."""
+    train, test = blobs(0, 150, distance=1.5), blobs(1, 150, distance=1.5)
+    settings = probes.LinearSettings(penalties=(0.3, 0.03, 0.003), patience=9, tolerance=1e-6, steps=200)
+    (x, y), (x_test, y_test) = (tuple(map(np.asarray, part)) for part in (train, test))
+    mean, std = x.mean(0), x.std(0)
+    x, x_test, held = (x - mean) / std, (x_test - mean) / std, common.held_out(150, settings.share)
+
+    def fitted(penalty, rows):
+        inverse = 1 / (penalty * rows.sum())
+        return LogisticRegression(C=inverse, tol=1e-9, max_iter=10_000).fit(x[rows], y[rows])
+
+    tried = [fitted(penalty, ~held) for penalty in settings.penalties]
+    errors = [(one.score(x[held], y[held]), -log_loss(y[held], one.predict_proba(x[held]))) for one in tried]
+    best = fitted(settings.penalties[errors.index(max(errors))], np.ones(150, bool))
+    weights = np.asarray(fit_linear(train, classes=CLASSES, settings=settings))
+    np.testing.assert_allclose(weights[:-1] * std[:, None], best.coef_.T, atol=2e-3)
+    expected = 100 * best.score(x_test, y_test)
+    np.testing.assert_allclose(linear(train, test, classes=CLASSES, settings=settings), expected, atol=0.7)
+
+
+def test_the_linear_probe_does_not_depend_on_scales():
+    """Features in other units, and one that is constant, change nothing; SGD on raw features fails on them."""
+    train, test = blobs(0, 150), blobs(1, 150)
+    scale, shift = jnp.array([1e-3, 1.0, 1e3, 30.0, 0.0]), jnp.array([5.0, 0.0, -2e3, 1.0, 3.0])
+    moved = [(features * scale[None] + shift[None], labels) for features, labels in (train, test)]
+    np.testing.assert_allclose(linear(*moved, classes=CLASSES), linear(train, test, classes=CLASSES), atol=0.7)
+    np.testing.assert_allclose(linear(*moved, classes=CLASSES), 100.0, atol=1.0)
+    assert float(linear_krr_st(jax.random.key(0), *moved, classes=CLASSES, settings=SETTINGS)) < 90
+
+
+def test_the_penalty_is_chosen_on_training_labels_alone():
+    """Held-out examples of every class, sorted or in turn, and never the test's labels."""
+    held = common.held_out(100, 0.2)
+    assert held.sum() == 20 and {*np.bincount(np.flatnonzero(held) % 10, minlength=10)} != {0}
+    assert np.abs(np.bincount(np.flatnonzero(held) // 25) - 5).max() <= 4
+    assert common.held_out(2, 0.2).sum() == 1
+    train, test = blobs(0), blobs(1)
+    other = test[0], (test[1] + 1) % CLASSES
+    scores = [float(linear(train, part, classes=CLASSES)) for part in (test, other)]
+    np.testing.assert_allclose(scores, [100.0, 0.0], atol=1e-3)
 
 
 def test_few_shot_separates_blobs():
@@ -97,7 +147,7 @@ def test_leave_one_out_equals_brute_force(x64):
         errors.append(np.mean(np.square(residual)))
     best = np.array(probes.RIDGES)[np.argmin(errors)] * np.trace(kernel) / 9
     assert 0 < np.argmin(errors) < len(errors) - 1
-    found = jit(probes._leave_one_out)(kernel, targets)
+    found = jit(shots_module._leave_one_out)(kernel, targets)
     np.testing.assert_allclose(found, fit(np.arange(9), best), rtol=1e-7)
 
 
@@ -109,10 +159,10 @@ def regression(seed, noise, count=100, width=6):
 
 
 def test_feature_r2_of_a_linear_map_and_of_noise():
-    assert float(feature_r2(regression(0, 0.0), regression(1, 0.0))) > 0.9999
+    assert min(map(float, feature_r2(regression(0, 0.0), regression(1, 0.0)))) > 0.9999
     (x, _), (z, _) = regression(0, 0.0), regression(1, 0.0)
     noise = (np.random.default_rng(k).normal(size=(100, 4)).astype(np.float32) for k in (5, 6))
-    assert abs(float(feature_r2((x, next(noise)), (z, next(noise))))) < 0.15
+    assert max(map(abs, map(float, feature_r2((x, next(noise)), (z, next(noise)))))) < 0.15
 
 
 @pytest.mark.parametrize(("noise", "count", "width"), [(0.5, 100, 6), (20.0, 50, 40)])
@@ -132,8 +182,28 @@ def test_feature_r2_equals_sklearn(noise, count, width):
         errors.append(np.mean((predicted - y[held]) ** 2))
     predicted = fit(probes.RIDGES[int(np.argmin(errors))], x, y).predict(x_test)
     expected = r2_score(y_test, predicted, multioutput="variance_weighted")
-    found = float(feature_r2(*data))
+    found = float(feature_r2(*data).plain)
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_whitened_r2_weighs_all_components_alike():
+    """One direction holds nearly all variance and is predicted, the other three are noise: plain R2 sees one only."""
+    generator = np.random.default_rng(0)
+    rotation = np.linalg.qr(generator.normal(size=(4, 4)))[0]
+
+    def data(count):
+        x = generator.normal(size=(count, 4))
+        components = np.concatenate([30 * x[:, :1], generator.normal(size=(count, 3))], 1)
+        return x.astype(np.float32), (components @ rotation + 7).astype(np.float32)
+
+    found = feature_r2(data(400), data(400))
+    assert float(found.plain) > 0.98
+    np.testing.assert_allclose(float(found.whitened), 0.25, atol=0.1)
+    # Components below the floor hardly count: with almost no variance they would be noise of the teacher itself.
+    x, y = data(400)
+    x_test, y_test = data(400)
+    tiny = [y_part @ rotation.T * np.array([1, 1e-4, 1e-4, 1e-4], np.float32) for y_part in (y, y_test)]
+    assert float(feature_r2((x, tiny[0]), (x_test, tiny[1])).whitened) > 0.98
 
 
 def test_draw_shots():
@@ -267,7 +337,7 @@ def test_draw_fraction():
 
 @pytest.mark.parametrize("neighbours", [1, 7, 100])
 def test_knn_equals_brute_force(neighbours, monkeypatch):
-    monkeypatch.setattr(probes, "KNN_CHUNK", 16)  # 60 are three whole chunks and a rest
+    monkeypatch.setattr(knn_module, "KNN_CHUNK", 16)  # 60 are three whole chunks and a rest
     train, test = (blobs(k, distance=1.5) for k in (0, 1))
     train = (train[0] * jnp.linspace(0.1, 9, 60)[:, None], train[1])
     x, z = (np.asarray(part[0], np.float64) for part in (train, test))
