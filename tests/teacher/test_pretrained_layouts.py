@@ -79,9 +79,10 @@ def lightning(state):
     return {"epoch": 1, "pytorch-lightning_version": "2.0", "state_dict": state, "optimizer_states": [{"state": {}}]}
 
 
-def training(state, **more):
+def training(state, trained=30, **more):
     """The checkpoint of a training loop after the ImageNet example of PyTorch."""
-    optimizer = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    groups = [{"lr": 0.1, "params": list(range(trained))}]
+    optimizer = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": groups}
     return {"epoch": 3, "arch": "resnet50", "state_dict": state, "optimizer": optimizer, **more}
 
 
@@ -270,7 +271,7 @@ LABELLED = {
     "torchvision": lambda own: own | layers("fc"),
     "akamaster": lambda own: {"best_prec1": 93.6, "state_dict": under("module.", own | layers("linear"))},
     "Hugging Face": lambda own: under("resnet.", own) | layers("classifier.1"),
-    "linear evaluation": lambda own: training(
+    "ImageNet example": lambda own: training(
         under("module.", own | layers("fc")), best_acc1=torch.tensor(7.0, dtype=torch.float64)
     ),
     "Sequential": lambda own: {"model": under("module.0.", own) | layers("module.1")},
@@ -288,6 +289,9 @@ def test_layers_after_the_features_that_do_not_classify(states, tmp_path):
     for head in ("projection_head", "pooler.dense", "prototypes"):
         torch.save(states["resnet"][0] | layers(head), tmp_path / "file")
         assert not loaded(tmp_path / "file")[1].supervised
+    # MoCo's and SimSiam's linear evaluation: only the classifier is trained.
+    torch.save(training(under("module.", states["resnet"][0] | layers("fc")), trained=2), tmp_path / "file")
+    assert not loaded(tmp_path / "file")[1].supervised
 
 
 def test_what_features_may_depend_on_is_refused(states, tmp_path):

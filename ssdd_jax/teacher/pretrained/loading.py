@@ -81,8 +81,11 @@ def load(
     rule = positions.TIMM if "pretrained_cfg" in weights.facts.get("config", {}) else tensors.origin.positions
     variables, channels = _converted(tensors, network, size, rule)
     specified = specified._replace(size=size, shortest_side=specified.at(size))
-    # A run's teacher knows of its own training; any other file tells by a classifier in it.
-    supervised = weights.facts.get("about", {}).get("supervised", tensors.labelled(network.features))
+    # A run's teacher knows of its own training; any other file tells by a classifier in it, unless the optimizer beside
+    # it trains a weight and a bias alone: then the classifier evaluates a network that was trained in another way.
+    alone = 0 < weights.facts.get("trained", 0) <= 2
+    labelled = tensors.labelled(network.features) and not alone
+    supervised = weights.facts.get("about", {}).get("supervised", labelled)
     described = _described(tensors, network, channels, specified, bool(supervised), image_shape, moments, options)
     return variables, described
 

@@ -47,7 +47,7 @@ class Weights(NamedTuple):
             begin with those of the entries that hold them, as in `state_dict.conv1.weight`; names from Flax omit the
             collection.
         facts: Content of files beside the weights: `config` and `preprocessor` of Hugging Face, `about` of a run's
-            teacher.
+            teacher. Of a checkpoint of PyTorch with an optimizer `trained`, the number of tensors that it trains.
     """
 
     path: Path
@@ -72,7 +72,7 @@ def read(name: str) -> Weights:
         return _folder(path)
     if not path.is_file():
         raise UserError(f"teacher.source: there is no file or folder {path}")
-    return Weights(path, _file(path), {})
+    return _file(path)
 
 
 def array(tensor: Any) -> np.ndarray:
@@ -85,7 +85,7 @@ def array(tensor: Any) -> np.ndarray:
     return values if np.issubdtype(values.dtype, np.integer) else values.astype(np.float32)
 
 
-def _file(path: Path) -> dict[str, Any]:
+def _file(path: Path) -> Weights:
     """Read a file in the format that its first bytes reveal."""
     try:
         with open(path, "rb") as file:
@@ -94,12 +94,12 @@ def _file(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     # safetensors: the length of a JSON object in eight bytes, and its opening brace.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return _safetensors(path)
+        return Weights(path, _safetensors(path), {})
     if head.startswith((_ZIP, _TORCH_PICKLE)) or (head[:1] == b"\x80" and head[1:2] and head[1] in _PICKLE_PROTOCOLS):
         return _torch(path)
     # msgpack: a mapping of one to fifteen entries, or of more.
     if head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
-        return _msgpack(path)
+        return Weights(path, _msgpack(path), {})
     raise UserError(f"teacher.source: {path} is {_foreign(path, head)}: give {KNOWN}")
 
 
@@ -135,9 +135,9 @@ def _huggingface(path: Path) -> Weights:
     if (path / "preprocessor_config.json").is_file():
         facts["preprocessor"] = _object(path / "preprocessor_config.json")
     if (path / "model.safetensors").is_file():
-        return Weights(path, _file(path / "model.safetensors"), facts)
+        return _file(path / "model.safetensors")._replace(path=path, facts=facts)
     if (path / "pytorch_model.bin").is_file():
-        return Weights(path, _file(path / "pytorch_model.bin"), facts)
+        return _file(path / "pytorch_model.bin")._replace(path=path, facts=facts)
     raise UserError(f"teacher.source: {path} has a config.json, but neither model.safetensors nor pytorch_model.bin")
 
 
@@ -160,7 +160,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
     return _some(path, tensors)
 
 
-def _torch(path: Path) -> dict[str, Any]:
+def _torch(path: Path) -> Weights:
     torch = require("torch", "torch", f"a file of PyTorch's ({path.name})")
     if _is_npz(path):
         raise UserError(f"teacher.source: {path} holds arrays of NumPy's: if they are features, name the file .npz")
@@ -179,7 +179,16 @@ def _torch(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} holds no named tensors: save the state_dict of a network, not {type(content).__name__}"
         )
-    return tensors
+    trained = _trained(content)
+    return Weights(path, tensors, {"trained": trained} if trained else {})
+
+
+def _trained(content: Mapping[str, Any]) -> int:
+    """Count the tensors that the optimizer of a checkpoint trains; 0 without one."""
+    optimizer = content.get("optimizer")
+    groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
+    groups = groups if isinstance(groups, list) else []
+    return sum(len(group.get("params", ())) for group in groups if isinstance(group, Mapping))
 
 
 def _is_npz(path: Path) -> bool:
