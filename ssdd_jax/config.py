@@ -46,7 +46,7 @@ def default() -> ConfigDict:
     teacher.seed = 0  # seed of the teacher and of other outputs that runs may share
     teacher.features = ""  # .npy or .npz file of precomputed features, instead of training a teacher
     teacher.source = ""  # weights of a pretrained network, instead of training a teacher
-    teacher.input_size = 0  # input side of a pretrained network in pixels; 0: the side it was made for
+    teacher.input_size = 0  # input side of a pretrained network in pixels; 0: as in its files, or as in its training
     teacher.preprocessing = "auto"  # auto | dataset | imagenet | half | unit | cifar10 | cifar100
     teacher.stem_padding = 2  # padding of a 3x3 stem, which weights do not reveal. solo-learn and KRR-ST: 2; others: 1
     teacher.heads = 0  # attention heads of a vision transformer; 0: as in the files, or one per 64 channels

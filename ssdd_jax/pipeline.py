@@ -211,6 +211,7 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     """Load the data, and raise errors for settings that cannot work before any stage runs."""
     # Everything that can fail for reasons of the config or the data fails here, not hours later.
     dataset = data.load(config.data)
+    dataset.check_varied()
     if dataset.test_images is None:
         raise UserError(f"{config.data.name} has no test images: set config.data.test_fraction above 0")
     count, shape = len(dataset.train_images), dataset.image_shape

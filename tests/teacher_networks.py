@@ -4,14 +4,27 @@ import torch
 from torch import nn
 
 
-def _downsample(inputs, outputs, stride):
+class Padded(nn.Module):
+    """The shortcut without parameters (option A): every second pixel, channels of zeros on both sides."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x):
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.channels // 2, self.channels // 2))
+
+
+def _downsample(inputs, outputs, stride, projection):
     if stride == 1 and inputs == outputs:
         return None
+    if not projection:
+        return Padded(outputs - inputs)
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class Block(nn.Module):
-    def __init__(self, inputs, width, stride, bottleneck):
+    def __init__(self, inputs, width, stride, bottleneck, projection):
         super().__init__()
         outputs = 4 * width if bottleneck else width
         shapes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
@@ -20,7 +33,7 @@ class Block(nn.Module):
         for k, (i, o, size, step) in enumerate(shapes, 1):
             setattr(self, f"conv{k}", nn.Conv2d(i, o, size, step, size // 2, bias=False))
             setattr(self, f"bn{k}", nn.BatchNorm2d(o))
-        self.downsample = _downsample(inputs, outputs, stride)
+        self.downsample = _downsample(inputs, outputs, stride, projection)
 
     def forward(self, x):
         y = x
@@ -33,9 +46,9 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """In torchvision's names."""
 
-    def __init__(self, width=4, blocks=(2, 1, 1, 1), bottleneck=False, stem=3, padding=2):
+    def __init__(self, width=4, blocks=(2, 1, 1, 1), bottleneck=False, stem=3, padding=2, projection=True):
         super().__init__()
-        self.stem = stem
+        self.stem, self.stages = stem, len(blocks)
         self.conv1 = nn.Conv2d(3, width, stem, 1 if stem == 3 else 2, padding if stem == 3 else 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         inputs = width
@@ -43,7 +56,7 @@ class ResNet(nn.Module):
             layers = []
             for block in range(count):
                 stride = 2 if stage and not block else 1
-                layers.append(Block(inputs, width * 2**stage, stride, bottleneck))
+                layers.append(Block(inputs, width * 2**stage, stride, bottleneck, projection))
                 inputs = width * 2**stage * (4 if bottleneck else 1)
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
         self.fc = nn.Linear(inputs, 5)
@@ -51,7 +64,7 @@ class ResNet(nn.Module):
     def forward(self, x):
         x = torch.relu(self.bn1(self.conv1(x)))
         x = nn.functional.max_pool2d(x, 3, 2, 1) if self.stem == 7 else x
-        for stage in range(4):
+        for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x)
         return x.mean((2, 3))
 

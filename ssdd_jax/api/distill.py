@@ -114,6 +114,7 @@ def distill(
     _check(chosen, pixels)
     # The folder is needed only by stages that cannot work in memory, such as the training of experts.
     dataset = data.Dataset("images", pixels)
+    dataset.check_varied()
     with lapack.single_threaded(), tempfile.TemporaryDirectory() as folder:
         run = _run(chosen, pathlib.Path(folder), dataset, features, say)
         for stage in samples.preparations(chosen, run.problem, run.method):

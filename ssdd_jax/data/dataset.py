@@ -8,6 +8,9 @@ import numpy as np
 
 from ssdd_jax.errors import UserError
 
+# Images that are compared at once.
+PIECE = 1000
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -64,6 +67,18 @@ class Dataset:
     def classes(self) -> int:
         """The number of classes, 0 without labels."""
         return len(self.class_names)
+
+    def check_varied(self) -> None:
+        """Check that the training images are not all the same.
+
+        Raises:
+            UserError: If they are, so that nothing can be learned from them.
+        """
+        first, count = self.train_images[:1], len(self.train_images)
+        # The first other images settle it for any real data set; the last ones must be read only to refuse it.
+        pieces = (self.train_images[begin : begin + PIECE] for begin in range(0, count, PIECE))
+        if count > 1 and all((piece == first).all() for piece in pieces):
+            raise UserError(f"{self.name}: all {count:,} training images are the same: check how they were read")
 
     def _check_images(self, part: str, images: np.ndarray) -> None:
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8:

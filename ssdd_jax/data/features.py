@@ -7,12 +7,16 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax.data import mapped
 from ssdd_jax.data.preprocess import parts
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
+
+# Largest difference between equal features, relative to the features: a few roundings of float32.
+SAME = 1e-6
 
 
 class Features(NamedTuple):
@@ -92,11 +96,12 @@ def check(
         The features, float32.
 
     Raises:
-        UserError: If they are not floats, not finite, or do not fit the data set.
+        UserError: If they are not floats, not finite, the same for all images, or do not fit the data set.
     """
     if "train" not in arrays:
         raise UserError(f"{where} has no array named train: it holds {', '.join(arrays) or 'nothing'}")
     # Only the views of this method are checked: a file may serve several methods.
+    arrays = {name: _floats(array) for name, array in arrays.items()}
     expected = {"train": train, "test": test, **dict.fromkeys(views, train)}
     checked = {name: _check(where, name, arrays[name], count) for name, count in expected.items() if name in arrays}
     for name, array in checked.items():
@@ -104,6 +109,8 @@ def check(
             raise UserError(
                 f"{where}: features have {checked['train'].shape[1]} dimensions in train and {array.shape[1]} in {name}"
             )
+    for _ in varied(where, _pieces(checked["train"]), len(checked["train"])):
+        pass
     by_view = {name: checked[name] for name in views if name in checked}
     return Brought(checked["train"], checked.get("test"), by_view)
 
@@ -120,6 +127,37 @@ def _arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is not a readable .npz file of numbers: {error}") from None
+
+
+def varied(where: str, pieces: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Yield features piece by piece, and check at the end that they are not the same for all images.
+
+    Args:
+        where: Origin of the features, for the message.
+        pieces: Features `(k,D)`.
+        count: Sum of all k.
+
+    Raises:
+        UserError: If no feature differs between images by more than rounding.
+    """
+    first, differ = None, count < 2
+    for piece in pieces:
+        first = piece[:1] if first is None else first
+        differ = differ or bool(np.abs(piece - first).max() > SAME * np.abs(first).max())
+        yield piece
+    if not differ:
+        raise UserError(
+            f"{where}: the features are the same for all {count:,} images: the teacher has collapsed, or was given "
+            "other inputs than in its training: take or train another one, or check its preprocessing"
+        )
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    """Convert bfloat16, which NumPy does not count as floating point and stores as bytes, to float32."""
+    stored = array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None
+    if stored and array.dtype != jnp.bfloat16:
+        array = array.view(jnp.bfloat16)
+    return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
 
 
 def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:

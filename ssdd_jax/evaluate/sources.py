@@ -131,7 +131,9 @@ def as_network(backbone: Mapping[str, Any], described: teacher.Description) -> t
     head = {"kernel": np.zeros((dim, dim), np.float32), "bias": np.zeros(dim, np.float32)}
     variables = {name: {"backbone": tree} for name, tree in backbone.items()}
     variables["params"]["fc"] = head
-    module = Judged(dim, described.network, len(described.mean), described.size, described.resize)
+    module = Judged(
+        dim, described.network, len(described.mean), described.size, described.resize, described.shortest_side
+    )
     return module, jax.tree.map(np.asarray, {"batch_stats": {}, **variables})
 
 

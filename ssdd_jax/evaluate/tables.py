@@ -7,6 +7,7 @@ from typing import Any
 
 from ssdd_jax.evaluate import statistics
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS
+from ssdd_jax.teacher import description
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -59,9 +60,13 @@ def markdown(result: Mapping[str, Any]) -> str:
         result: Return value of `ssdd_jax.evaluate`.
     """
     parts = []
+    # Sets of one teacher have its heading; others are told apart by their names.
+    kinds = {description.heading(item.get("teacher", "")) for item in result["sets"]}
+    kind = kinds.pop() if len(kinds) == 1 else ""
+    heading = f", {kind}" if kind else ""
     for target in dict.fromkeys(row["target"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["target"] == target]
-        parts.append(f"**{target}**\n\n{_values(rows)}")
+        parts.append(f"**{target}{heading}**\n\n{_values(rows)}")
         # Differences of a single seed have no interval and are left out.
         compared = [row for row in result["differences"] if row["target"] == target and row["low"] is not None]
         if compared:

@@ -35,6 +35,8 @@ class Frozen:
         network: The network.
         size: Side of its inputs in pixels; 0 to use images at their own size.
         resize: One of `RESIZE`.
+        shortest_side: Side that the shorter side of an image is resized to before a central crop of `size`; 0 to
+            resize the whole image.
         exact: Compute in full float32, even where the backend's default for float32 products is less precise.
     """
 
@@ -44,6 +46,7 @@ class Frozen:
     network: Backbone = flax.struct.field(pytree_node=False, default=ResNet())
     size: int = flax.struct.field(pytree_node=False, default=0)
     resize: str = flax.struct.field(pytree_node=False, default="linear")
+    shortest_side: int = flax.struct.field(pytree_node=False, default=0)
     exact: bool = flax.struct.field(pytree_node=False, default=False)
 
     def apply(self, x: Array, *, mutable: list[str] | bool = False) -> Any:
@@ -60,7 +63,7 @@ class Frozen:
             x = x * self.scale + self.shift
         # For published weights, whose features must agree with their source's: TF32 would not reproduce them.
         with jax.default_matmul_precision("float32") if self.exact else contextlib.nullcontext():
-            x = resized(x, self.size, self.resize)
+            x = resized(x, self.size, self.resize, shortest_side=self.shortest_side)
             return self.network.apply(self.variables, x, train=False, mutable=mutable)
 
 
@@ -75,12 +78,33 @@ def of(backbone: Variables | Frozen) -> Frozen:
     return Frozen(backbone, network=resnet.from_params(backbone["params"]))
 
 
-def resized(x: Array, size: int, method: str = "linear") -> Array:
-    """Resize images `(B,H,W,C)` to `(B,size,size,C)`; a `size` of 0 leaves them unchanged."""
+def resized(x: Array, size: int, method: str = "linear", *, shortest_side: int = 0) -> Array:
+    """Resize images, whole or around a central crop.
+
+    Args:
+        x: Images `(B,H,W,C)`.
+        size: Side of the result in pixels; 0 leaves the images unchanged.
+        method: One of `RESIZE`.
+        shortest_side: If not 0, the shorter side is resized to this length, the longer one in proportion, and the
+            central square of `size` is cut out, as torchvision's `Resize` and `CenterCrop` do; at least `size`.
+
+    Returns:
+        Images `(B,size,size,C)`.
+    """
     x = jnp.asarray(x)
-    if size == 0 or x.shape[1:3] == (size, size):
+    count, height, width, channels = x.shape
+    # The sides before the crop, rounded as in torchvision.
+    shortest = min(height, width)
+    before = tuple(int(shortest_side * side / shortest) if shortest_side else size for side in (height, width))
+    if size == 0 or before == (size, size) == (height, width):
         return x
-    return jax.image.resize(x, (len(x), size, size, x.shape[3]), method, antialias=True)
+    shape = (count, size, size, channels)
+    if before == (size, size):
+        return jax.image.resize(x, shape, method, antialias=True)
+    # Only the crop is computed: the resized image is shifted by what lies to its left and above.
+    scale = jnp.asarray([before[0] / height, before[1] / width], jnp.float32)
+    shift = jnp.asarray([-round((side - size) / 2) for side in before], jnp.float32)
+    return jax.image.scale_and_translate(x, shape, (1, 2), scale, shift, method, antialias=True)
 
 
 class Judged(nn.Module):
@@ -92,6 +116,7 @@ class Judged(nn.Module):
         channels: Number of channels of its inputs; a single channel is repeated.
         size: Side of its inputs in pixels; 0 to use images at their own size.
         resize: One of `RESIZE`.
+        shortest_side: Side before a central crop, see `Frozen`.
     """
 
     dim: int
@@ -99,6 +124,7 @@ class Judged(nn.Module):
     channels: int = 3
     size: int = 0
     resize: str = "linear"
+    shortest_side: int = 0
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
@@ -106,5 +132,6 @@ class Judged(nn.Module):
         # Grey images get three equal channels for backbones that expect colour.
         x = jnp.broadcast_to(x, (*x.shape[:3], self.channels))
         backbone: Any = self.backbone
-        features = backbone(resized(x, self.size, self.resize), train=train)
+        x = resized(x, self.size, self.resize, shortest_side=self.shortest_side)
+        features = backbone(x, train=train)
         return features, Linear(self.dim, starts.pytorch, name="fc")(features)

@@ -37,19 +37,26 @@ class BasicBlock(nn.Module):
 
     Attributes:
         features: Number of output channels.
-        stride: Stride of the first convolution and of the projection.
+        stride: Stride of the first convolution and of the shortcut.
         last_scale: Initial scale of the last norm before the sum.
+        projection: If False, a shortcut that changes the shape has no parameters: it takes every `stride`-th pixel and
+            adds channels of zeros, the same number before and after the others.
     """
 
     features: int
     stride: int = 1
     last_scale: float = 1.0
+    projection: bool = True
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Map `(B,H,W,I)` to `(B,ceil(H/stride),ceil(W/stride),features)`."""
         shortcut = x
-        if self.stride != 1 or x.shape[-1] != self.features:
+        if not self.projection:
+            extra = self.features - x.shape[-1]
+            channels = (extra // 2, extra - extra // 2)
+            shortcut = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), channels))
+        elif self.stride != 1 or x.shape[-1] != self.features:
             shortcut = Conv(self.features, size=1, stride=self.stride, padding=0, name="shortcut")(x)
             shortcut = BatchNorm(name="shortcut_norm")(shortcut, use_running_average=not train)
         x = Conv(self.features, stride=self.stride, name="conv1")(x)
@@ -100,6 +107,8 @@ class ResNet(nn.Module):
         stem_start: Initializers of the stem.
         stem_size: One of `STEM_SIZES`.
         stem_padding: Zeros around the image before a 3x3 stem.
+        projection: Project shortcuts where the shape changes (the paper's option B); False for shortcuts without
+            parameters (option A, of its networks for CIFAR), which only basic blocks have.
     """
 
     width: int = 64
@@ -109,6 +118,7 @@ class ResNet(nn.Module):
     stem_start: starts.Rule = starts.kaiming
     stem_size: int = 3
     stem_padding: int = STEM_PADDING
+    projection: bool = True
 
     @property
     def features(self) -> int:
@@ -128,7 +138,8 @@ class ResNet(nn.Module):
             Features `(B,D)`, at least float32; `D = width * 2 ** (stages - 1)`, four times that with bottlenecks.
         """
         chex.assert_rank(x, 4)
-        block_type = Bottleneck if self.bottleneck else BasicBlock
+        basic = functools.partial(BasicBlock, projection=self.projection)
+        block_type = Bottleneck if self.bottleneck else basic
         small = self.stem_size == 3
         stride, padding = (1, self.stem_padding) if small else (2, 3)
         x = Conv(self.width, self.stem_size, stride, padding, start=self.stem_start, name="stem")(x)
@@ -180,7 +191,10 @@ def from_params(params: Mapping[str, Any]) -> ResNet:
     stages = [name.split("_")[0] for name in names]
     blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))
     size, _, _, width = params["stem"]["kernel"].shape
-    return ResNet(width, blocks, bottleneck="conv3" in params["stage1_block1"], stem_size=size)
+    bottleneck = "conv3" in params["stage1_block1"]
+    # The first block of the second stage changes the shape, whatever the sizes.
+    projection = len(blocks) == 1 or "shortcut" in params["stage2_block1"]
+    return ResNet(width, blocks, bottleneck, stem_size=size, projection=projection)
 
 
 def _max_pool(x: Array) -> Array:

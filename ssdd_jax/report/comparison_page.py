@@ -149,7 +149,7 @@ def content(
     stages = list(dict.fromkeys(name for side in sides for name in side.seconds))
     totals = [sum(side.seconds.values()) for side in sides]
     return {
-        "title": title,
+        "title": title + _teachers(sides),
         "notes": list(notes),
         "command": command,
         "sides": [
@@ -174,6 +174,12 @@ def content(
         "colours": _legend(sides),
         "datasets": list(dict.fromkeys(str(side.results["dataset"]) for side in sides)),
     }
+
+
+def _teachers(sides: Sequence[Side]) -> str:
+    """What the title adds if all sides had a supervised teacher."""
+    added = {words.teacher(side.results) for side in sides}
+    return added.pop() if len(added) == 1 else ""
 
 
 def _measures(sides: Sequence[Side], beside: Mapping[str, Mapping[str, Sequence[float]]]) -> list[measures.Measure]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.runtime import files
+from ssdd_jax.teacher import description
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,10 +129,17 @@ def draw(folder: pathlib.Path, distilled: DistilledSet, lines: Sequence[Mapping[
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Format `results.json` as a Markdown table: a row per entry, mean and standard deviation per measure."""
+    """Format `results.json` as a Markdown table: a row per entry, mean and standard deviation per measure.
+
+    The heading says so where the teacher was supervised.
+    """
     measures = [name for name in TITLES if results.get(name)]
     names = list(dict.fromkeys(name for measure in measures for name in results[measure]))
-    lines = ["| | " + " | ".join(TITLES[m] for m in measures) + " |", "|---|" + "---:|" * len(measures)]
+    heading = description.heading(results.get("teacher", ""))
+    lines = [
+        f"| {heading}{' ' if heading else ''}| {' | '.join(TITLES[m] for m in measures)} |",
+        "|---|" + "---:|" * len(measures),
+    ]
     for name in names:
         cells = []
         for measure in measures:

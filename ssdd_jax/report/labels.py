@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssdd_jax.report import figures
+from ssdd_jax.teacher import description
 
 ENTRIES = {
     "distilled": "distilled set",
@@ -44,6 +45,16 @@ PARTS = {
 def method(results: Mapping[str, Any]) -> str:
     """Return the display name of the method in `results.json`; older results have only its config name."""
     return results.get("title", results["method"])
+
+
+def teacher(about: Mapping[str, Any]) -> str:
+    """Return what a title adds about the teacher of a set: `, supervised teacher` if it was one, else nothing.
+
+    Args:
+        about: Description of the distilled set, or `results.json`.
+    """
+    heading = description.heading(str(about.get("teacher", "")))
+    return f", {heading}" if heading else ""
 
 
 def parts(stored: Mapping[str, int]) -> dict[str, int]:

@@ -61,7 +61,7 @@ def content(record: Record) -> dict[str, Any]:
     measured = measures.of_results(results)
     # Values that a run lacks are empty; the template omits them or gives the reason.
     return {
-        "title": f"{labels.method(results)} on {results['dataset']}",
+        "title": f"{labels.method(results)} on {results['dataset']}{labels.teacher(record.about)}",
         "date": record.calls[-1]["date"] if record.calls else "",
         "facts": facts(record),
         "measures": [measures.table(name, rows, near=NEAR) for name, rows in measured.items()],

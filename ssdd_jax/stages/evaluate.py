@@ -124,6 +124,7 @@ def _results(run: Run, distilled_set: distilled.DistilledSet, rows: list[dict[st
         "title": run.method.title or config.method,
         "samples": config.distill.samples if run.method.samples else "none",
         "dataset": config.data.name,
+        "teacher": distilled_set.about.get("teacher", ""),
         "seed": config.seed,
         "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
         "version": __version__,

@@ -34,6 +34,8 @@ def compute(run: Run) -> None:
     images = {"train": run.dataset.train_images, "test": run.dataset.test_images}
     # Generators: a batch is written as soon as it is computed, and features need not fit in memory.
     parts = {name: (of_images(run, part, mesh=run.problem.mesh), len(part)) for name, part in images.items()}
+    # A teacher that has collapsed is refused before its features are complete, on every process.
+    parts["train"] = features.varied("teacher", *parts["train"]), parts["train"][1]
     if devices.is_first():
         features.write(run.work.features, parts, mark)
     else:  # the extraction is collective, so every process must iterate over all batches

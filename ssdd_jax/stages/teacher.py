@@ -27,6 +27,9 @@ from ssdd_jax.teacher import Description, pretrained
 from ssdd_jax.training import loop, streaming
 from ssdd_jax.training.checkpoints import Checkpoints
 
+# Most modules outside of a network that are named.
+SHOWN = 12
+
 
 def train(run: Run) -> None:
     """Train or convert the teacher; skipped if it exists or its features are precomputed."""
@@ -122,6 +125,9 @@ def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) ->
     else:
         description = from_source(config, dataset)[1]
         say(f"teacher: {description.words}")
+        if description.aside:
+            shown = ", ".join(description.aside[:SHOWN]) + (", ..." if len(description.aside) > SHOWN else "")
+            say(f"teacher: set aside, as it lies outside of the network: {shown}")
     return description.network.features, isinstance(description.network, ResNet)
 
 

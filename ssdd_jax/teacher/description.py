@@ -16,6 +16,8 @@ from ssdd_jax.models.resnet import ResNet
 from ssdd_jax.models.vit import Encoder
 
 NETWORKS: dict[str, Callable[..., Backbone]] = {"resnet": ResNet, "vit": Encoder}
+SUPERVISED = "supervised"
+"""First word of the summary of a teacher that was trained with labels."""
 # Module fields that are not stored: those that only affect initialisation, and those that Flax adds.
 _OMITTED = {"last_scale", "stem_start", "parent", "name"}
 
@@ -30,6 +32,10 @@ class Description(NamedTuple):
         size: Side of the network's inputs in pixels; 0 to leave images in their size.
         resize: Interpolation used for resizing to that side, one of `models.frozen.RESIZE`.
         words: Human-readable summary; empty for a teacher that the run has trained.
+        shortest_side: Side that the shorter side of an image is resized to before a central crop of `size`; 0 to
+            resize the whole image.
+        supervised: Whether the network was trained with labels, as far as its file tells.
+        aside: Names of what its file holds besides the network, such as heads.
     """
 
     network: Backbone
@@ -38,6 +44,9 @@ class Description(NamedTuple):
     size: int = 0
     resize: str = "linear"
     words: str = ""
+    shortest_side: int = 0
+    supervised: bool = False
+    aside: tuple[str, ...] = ()
 
     def frozen(self, backbone: Any, *, given: tuple[Any, Any] | None = None) -> Frozen:
         """Bind variables to the network, preceded by its preprocessing.
@@ -57,7 +66,16 @@ class Description(NamedTuple):
                 jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1)
                 for value in (std / network_std, (mean - network_mean) / network_std)
             )
-        return Frozen(backbone, scale, shift, network=self.network, size=self.size, resize=self.resize, exact=True)
+        return Frozen(
+            backbone,
+            scale,
+            shift,
+            network=self.network,
+            size=self.size,
+            resize=self.resize,
+            shortest_side=self.shortest_side,
+            exact=True,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Convert the description to JSON values, from which `read` restores it."""
@@ -91,9 +109,23 @@ def read(about: Mapping[str, Any], path: pathlib.Path | str = "teacher.json") ->
         # JSON has no tuples, but the fields of a Flax module must be hashable.
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in about["options"].items()}
         network = NETWORKS[about["network"]](**options)
-        return Description(network, mean, std, int(about["size"]), about["resize"], about["words"])
+        # Versions before 0.2 wrote neither a crop nor what lies beside the network.
+        shortest, supervised = int(about.get("shortest_side", 0)), bool(about.get("supervised", False))
+        aside = tuple(map(str, about.get("aside", ())))
+        return Description(
+            network, mean, std, int(about["size"]), about["resize"], about["words"], shortest, supervised, aside
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} does not describe a teacher ({error!r}): restore it, or delete its folder") from None
+
+
+def heading(words: str) -> str:
+    """Return the heading of results with a teacher: `supervised teacher` if its summary says so, else empty.
+
+    Args:
+        words: Summary of the teacher, as in `Description.words` and in the description of a distilled set.
+    """
+    return f"{SUPERVISED} teacher" if words.startswith(f"{SUPERVISED} ") else ""
 
 
 def _numbers(values: Sequence[float]) -> tuple[float, ...]:

@@ -265,6 +265,20 @@ def test_what_is_missing_is_said(record):
     assert ">Memory<" not in said
 
 
+def test_results_with_a_supervised_teacher_are_headed_so(record, tmp_path):
+    words = "supervised ResNet-56 of width 16 in the names of torchvision, 64 features"
+    results = {**record.results, "teacher": words}
+    assert report.table(results).startswith("| supervised teacher | ") and report.table(record.results)[:4] == "| | "
+    supervised = record._replace(results=results, about={**record.about, "teacher": words})
+    report.write(tmp_path / "run.html", supervised)
+    assert ", supervised teacher</h1>" in (tmp_path / "run.html").read_text()
+    side = report.side_of("one", [supervised])
+    report.compare(tmp_path / "sides.html", [side, side], beside={}, title="Two")
+    assert "<h1>Two, supervised teacher</h1>" in (tmp_path / "sides.html").read_text()
+    report.compare(tmp_path / "sides.html", [side, report.side_of("two", [record])], beside={}, title="Two")
+    assert "<h1>Two</h1>" in (tmp_path / "sides.html").read_text()
+
+
 def test_an_own_stage_is_a_measure():
     found = measures.of_results({"post_training": {"top1": {"mean": 60.0, "std": 6.0, "values": [54.0, 66.0]}}})
     table = measures.table("post_training", found["post_training"])

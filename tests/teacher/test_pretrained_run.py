@@ -144,7 +144,7 @@ def test_a_file_of_features_as_a_source_means_the_same(folder):
 
 
 def test_files_of_pytorch_need_it(tmp_path, monkeypatch):
-    (tmp_path / "w.pt").write_bytes(b"")
+    (tmp_path / "w.pt").write_bytes(b"PK\x03\x04")
     whole = builtins.__import__
 
     def without(name, *rest, **options):

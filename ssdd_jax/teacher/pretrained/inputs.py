@@ -1,4 +1,4 @@
-"""Input preprocessing of pretrained networks: side, mean and standard deviation, and interpolation."""
+"""Input preprocessing of pretrained networks: side, crop, mean and standard deviation, and interpolation."""
 
 from __future__ import annotations
 
@@ -31,12 +31,19 @@ class Inputs(NamedTuple):
         std: Standard deviation of each channel; None if unspecified.
         size: Side in pixels; 0 if unspecified.
         resize: Interpolation, one of `models.frozen.RESIZE`.
+        shortest_side: Side that the shorter side of an image is resized to before a central crop of `size`; 0 without
+            a crop.
     """
 
     mean: Numbers | None = None
     std: Numbers | None = None
     size: int = 0
     resize: str = "linear"
+    shortest_side: int = 0
+
+    def at(self, size: int) -> int:
+        """Return the shortest side before a crop of another size, in the same proportion; 0 without a crop."""
+        return round(self.shortest_side * size / self.size) if self.shortest_side else 0
 
 
 def from_files(facts: Mapping[str, Any], path: str) -> Inputs:
@@ -51,27 +58,34 @@ def from_files(facts: Mapping[str, Any], path: str) -> Inputs:
         The preprocessing; its defaults without such files.
 
     Raises:
-        UserError: If the interpolation is not supported.
+        UserError: If the interpolation or the crop is not supported.
     """
     # In order of preference: a run's teacher, timm, Hugging Face.
     if "about" in facts:
         about = facts["about"]
         return Inputs(
-            _numbers(about["mean"]), _numbers(about["std"]), about.get("size", 0), about.get("resize", "linear")
+            _numbers(about["mean"]),
+            _numbers(about["std"]),
+            about.get("size", 0),
+            about.get("resize", "linear"),
+            about.get("shortest_side", 0),
         )
     if "pretrained_cfg" in facts.get("config", {}):
         timm = facts["config"]["pretrained_cfg"]
         size = timm.get("input_size", (0,))[-1]
-        return Inputs(_numbers(timm.get("mean")), _numbers(timm.get("std")), size, _resize(timm, "interpolation", path))
+        # timm states the share of the resized image that the crop keeps. Other modes than a central crop resize whole.
+        central = timm.get("crop_pct") and timm.get("crop_mode", "center") == "center"
+        shortest = int(size / timm["crop_pct"]) if central else 0
+        resize = _resize(timm, "interpolation", path)
+        return Inputs(_numbers(timm.get("mean")), _numbers(timm.get("std")), size, resize, shortest)
     processor = facts.get("preprocessor")
     if processor is None:
         return Inputs()
     mean, std = _numbers(processor.get("image_mean")), _numbers(processor.get("image_std"))
     if not processor.get("do_normalize", True):
         mean, std = CONSTANTS["unit"]
-    # With a centre crop, `size` is the side before cropping: the network is given the crop.
-    crop = processor.get("crop_size") if processor.get("do_center_crop") else None
-    return Inputs(mean, std, _side(crop or processor.get("size")), _resize(processor, "resample", path))
+    size, shortest = _sides(processor, path)
+    return Inputs(mean, std, size, _resize(processor, "resample", path), shortest)
 
 
 def channels_of(constants: tuple[Numbers, Numbers], channels: int, images: int) -> tuple[Numbers, Numbers]:
@@ -104,6 +118,24 @@ def channels_of(constants: tuple[Numbers, Numbers], channels: int, images: int) 
 
 def _numbers(values: Any) -> Numbers | None:
     return None if values is None else tuple(float(value) for value in values)
+
+
+def _sides(processor: Mapping[str, Any], path: str) -> tuple[int, int]:
+    """Return the side of a preprocessor's results, and the shortest side before a central crop or 0."""
+    side = _side(processor.get("size"))
+    if processor.get("do_center_crop"):
+        # `size` is the side before the crop, and the network is given the crop.
+        crop = _side(processor.get("crop_size")) or side
+        if crop > side > 0:
+            raise UserError(
+                f"{path}: a central crop of {crop} pixels out of {side} would add a border, which is not supported: "
+                f"set crop_size to at most {side} in preprocessor_config.json"
+            )
+        return crop, side
+    # ConvNeXt's preprocessor, which ResNets have too: a share that a central crop keeps, below 384 pixels.
+    if processor.get("crop_pct") and side < 384:
+        return side, int(side / processor["crop_pct"])
+    return side, 0
 
 
 def _side(size: int | Mapping[str, int] | Sequence[int] | None) -> int:

@@ -2,8 +2,8 @@
 
 A table maps a layer of this package to a layer of the origin. `{i}`, `{s}`, `{b}` and `{k}` are numbers (a
 transformer's block, counted from 0; a ResNet's stage, block and convolution, from 1), `{s0}`, `{b0}` and `{k0}` the
-same numbers counted from 0. `{leaf}` stands for PyTorch's name of a layer's tensor. A tuple of layers is concatenated
-into one.
+same numbers counted from 0, `{s_child}` a stage's position among the modules of torchvision's ResNet. `{leaf}` stands
+for PyTorch's name of a layer's tensor. A tuple of layers is concatenated into one.
 """
 
 from __future__ import annotations
@@ -12,28 +12,25 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ssdd_jax.teacher.pretrained.positions import DINOV2, HUGGING_FACE, Rule
+
 Table = Mapping[str, str | tuple[str, ...]]
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 """PyTorch's names of a layer's tensors; parameters without a layer (`class_token`) are in the tables."""
 
-HEADS = frozenset(
-    (
-        # classifiers, and layers between the features and a classifier
-        *("fc", "head", "heads", "classifier", "pooler", "pre_logits"),
-        # self-supervised training: what comes after the backbone (`bn` is Barlow Twins'), and queues of MoCo
-        *("projector", "predictor", "prototypes", "bn", "queue", "queue_ptr", "dino_loss_func"),
-        # the second network of momentum methods
-        *("momentum_backbone", "momentum_encoder", "momentum_projector", "momentum_predictor", "momentum_classifier"),
-        *("momentum_head", "momentum_prototypes", "encoder_k", "target_encoder"),
-        # masked autoencoders
-        *("decoder", "decoder_embed", "decoder_pos_embed", "decoder_blocks", "decoder_norm"),
-        "decoder_pred",
-    )
-)
-"""First parts of names of tensors that do not belong to a backbone and are ignored."""
+SECOND = frozenset(("momentum", "ema", "averaged", "swa", "shadow", "target", "key", "k", "decoder", "predictor"))
+"""Words in the prefix of a method's second network, such as `encoder_k.`: its average over the training, or a head."""
 COUNTERS = frozenset(("num_batches_tracked", "position_ids", "mask_token"))
-"""Last parts of names of tensors that no feature depends on."""
+"""Last parts of names of tensors in a network that no feature depends on."""
+PARTS = {
+    "resnet": r"(conv|bn|layer|stage|block)\d\w*|stem\w*|embedder|encoder",
+    "vit": r"(?!decoder)\w*(token|norm|pos|embed|bias|patch)\w*|ln\w*|blocks?\d*|layers|encoder|conv_proj",
+}
+"""Patterns for the first part of the names below a network's prefix that features may depend on, by kind. Tensors of
+all other modules there, such as heads, are set aside."""
+NOT_LABELS = r".*(proj|predict|pool|proto|pre_logits).*"
+"""Pattern for names of linear layers after the features that do not classify."""
 
 
 class Origin(NamedTuple):
@@ -47,6 +44,9 @@ class Origin(NamedTuple):
         scales: Maps layers of this package to the origin's factors of their outputs (DINOv2's layer scale).
         epsilon: Epsilon of a transformer's norms, unless a `config.json` specifies it.
         preprocessing: Default preprocessing of its networks, a key of `inputs.CONSTANTS`.
+        stem_padding: Padding of its 3x3 stems; None if it is up to the user.
+        parts: Pattern for the first part of names that features depend on; empty for that of the kind in `PARTS`.
+        positions: Rule by which its transformers interpolate their positions.
     """
 
     name: str
@@ -56,6 +56,9 @@ class Origin(NamedTuple):
     scales: Table = {}
     epsilon: float = 1e-6
     preprocessing: str = "imagenet"
+    stem_padding: int | None = None
+    parts: str = ""
+    positions: Rule = DINOV2
 
     def names(self, path: str) -> tuple[str, ...]:
         """Return the origin's names, without prefix, of a leaf of this package such as `stem/kernel`."""
@@ -77,6 +80,8 @@ def _filled(table: Table, layer: str, leaf: str) -> tuple[str, ...]:
         if match:
             numbers = {name: int(value) for name, value in match.groupdict().items()}
             numbers |= {f"{name}0": value - 1 for name, value in numbers.items()}
+            # Before torchvision's stages there are the stem, its norm, ReLU and max-pool.
+            numbers |= {"s_child": numbers["s"] + 3} if "s" in numbers else {}
             names = (targets,) if isinstance(targets, str) else targets
             return tuple(name.format(leaf=leaf, **numbers) for name in names)
     return ()
@@ -90,6 +95,17 @@ _RESNET = {
     "stage{s}_block{b}/norm{k}": "layer{s}.{b0}.bn{k}.{leaf}",
     "stage{s}_block{b}/shortcut": "layer{s}.{b0}.downsample.0.{leaf}",
     "stage{s}_block{b}/shortcut_norm": "layer{s}.{b0}.downsample.1.{leaf}",
+}
+# The ResNets of kuangliu's pytorch-cifar, on which much self-supervised code for CIFAR is based.
+_CIFAR_RESNET = {
+    **_RESNET,
+    "stage{s}_block{b}/shortcut": "layer{s}.{b0}.shortcut.0.{leaf}",
+    "stage{s}_block{b}/shortcut_norm": "layer{s}.{b0}.shortcut.1.{leaf}",
+}
+# The children of torchvision's ResNet in an `nn.Sequential`, as in the examples of lightly.
+_CHILDREN_RESNET = {
+    layer: {"conv1.{leaf}": "0.{leaf}", "bn1.{leaf}": "1.{leaf}"}.get(name, name.replace("layer{s}", "{s_child}"))
+    for layer, name in _RESNET.items()
 }
 _HF_RESNET = {
     "stem": "embedder.embedder.convolution.{leaf}",
@@ -123,6 +139,18 @@ _TORCHVISION_VIT = {
     "block{i}/mlp1": "encoder.layers.encoder_layer_{i}.mlp.0.{leaf}",
     "block{i}/mlp2": "encoder.layers.encoder_layer_{i}.mlp.3.{leaf}",
     "norm": "encoder.ln.{leaf}",
+}
+_MMPRETRAIN_VIT = {
+    "patches": "patch_embed.projection.{leaf}",
+    "class_token": "cls_token",
+    "positions": "pos_embed",
+    "block{i}/norm1": "layers.{i}.ln1.{leaf}",
+    "block{i}/attention/qkv": "layers.{i}.attn.qkv.{leaf}",
+    "block{i}/attention/out": "layers.{i}.attn.proj.{leaf}",
+    "block{i}/norm2": "layers.{i}.ln2.{leaf}",
+    "block{i}/mlp1": "layers.{i}.ffn.layers.0.0.{leaf}",
+    "block{i}/mlp2": "layers.{i}.ffn.layers.1.{leaf}",
+    "norm": "ln1.{leaf}",
 }
 _HF_ENDS: Table = {
     "patches": "embeddings.patch_embeddings.projection.{leaf}",
@@ -165,6 +193,8 @@ _HF_DINOV2: Table = {
 
 ORIGINS = (
     Origin("torchvision", "resnet", _RESNET, "layer1.0.conv1.weight"),
+    Origin("pytorch-cifar", "resnet", _CIFAR_RESNET, "layer2.0.shortcut.0.weight", stem_padding=1),
+    Origin("torchvision's children", "resnet", _CHILDREN_RESNET, "4.0.conv1.weight", parts="[0-7]"),
     Origin("Hugging Face", "resnet", _HF_RESNET, "encoder.stages.0.layers.0.layer.0.convolution.weight"),
     Origin(
         "timm",
@@ -172,6 +202,17 @@ ORIGINS = (
         _TIMM_VIT,
         "blocks.0.attn.qkv.weight",
         scales={"block{i}/attention/out": "blocks.{i}.ls1.gamma", "block{i}/mlp2": "blocks.{i}.ls2.gamma"},
+    ),
+    Origin(
+        "MMPretrain",
+        "vit",
+        _MMPRETRAIN_VIT,
+        "layers.0.attn.qkv.weight",
+        scales={
+            "block{i}/attention/out": "layers.{i}.attn.gamma1.weight",
+            "block{i}/mlp2": "layers.{i}.ffn.gamma2.weight",
+        },
+        positions=HUGGING_FACE,
     ),
     Origin("torchvision", "vit", _TORCHVISION_VIT, "encoder.layers.encoder_layer_0.ln_1.weight"),
     Origin(
@@ -181,8 +222,17 @@ ORIGINS = (
         "encoder.layer.0.layernorm_before.weight",
         epsilon=1e-12,
         preprocessing="half",
+        positions=HUGGING_FACE,
     ),
-    Origin("Hugging Face", "vit", _HF_VIT_5, "layers.0.layernorm_before.weight", epsilon=1e-12, preprocessing="half"),
+    Origin(
+        "Hugging Face",
+        "vit",
+        _HF_VIT_5,
+        "layers.0.layernorm_before.weight",
+        epsilon=1e-12,
+        preprocessing="half",
+        positions=HUGGING_FACE,
+    ),
     Origin(
         "Hugging Face's DINOv2",
         "vit",
@@ -192,6 +242,7 @@ ORIGINS = (
             "block{i}/attention/out": "encoder.layer.{i}.layer_scale1.lambda1",
             "block{i}/mlp2": "encoder.layer.{i}.layer_scale2.lambda1",
         },
+        positions=HUGGING_FACE,
     ),
     Origin("ssdd_jax", "resnet", {}, "stage1_block1.conv1.kernel", preprocessing="dataset"),
     Origin("ssdd_jax", "vit", {}, "block0.attention.qkv.kernel", preprocessing="dataset"),

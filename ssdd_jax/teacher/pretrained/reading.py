@@ -1,4 +1,7 @@
-"""Reader of weight files (safetensors, PyTorch, Flax, Orbax) into named arrays, without executing their content."""
+"""Reader of weight files (safetensors, PyTorch, Flax, Orbax) into named tensors, without executing their content.
+
+Files are recognised by their first bytes, whatever their names end in.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import argparse
 import json
 import pathlib
 import pickle
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,12 +27,15 @@ from ssdd_jax.runtime import files
 
 Path = pathlib.Path
 
-TORCH = (".pt", ".pth", ".ckpt", ".bin", ".tar")
-KNOWN = ".safetensors, .pt, .pth, .ckpt, .bin, .msgpack, or a folder of Hugging Face, Orbax or a run's teacher"
-# Entries of a checkpoint that may hold the network, in order of preference: of DINO's two networks the teacher is used.
-NESTED = ("state_dict", "model_state_dict", "model", "teacher", "student", "module", "network", "net", "backbone")
+KNOWN = "a file of safetensors, PyTorch or Flax (msgpack), or a folder of Hugging Face, Orbax or a run's teacher"
+# First bytes of PyTorch's files: of a zip archive, and of the pickled number that earlier versions begin with.
+_ZIP, _TORCH_PICKLE = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_PICKLE_PROTOCOLS = range(2, 6)
 # Exceptions of torch.load for content that is damaged, or that it would have to execute.
-_DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
+_DAMAGE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError),
+    OSError,  # of a file that is cut short
+)
 
 
 class Weights(NamedTuple):
@@ -35,13 +43,15 @@ class Weights(NamedTuple):
 
     Attributes:
         path: The file or folder.
-        tensors: Arrays by name, with dots between parts; names from Flax omit the collection.
+        tensors: Tensors by name, with dots between parts, NumPy's or PyTorch's; see `array`. The names of PyTorch's
+            begin with those of the entries that hold them, as in `state_dict.conv1.weight`; names from Flax omit the
+            collection.
         facts: Content of files beside the weights: `config` and `preprocessor` of Hugging Face, `about` of a run's
-            teacher.
+            teacher. Of a checkpoint of PyTorch with an optimizer `trained`, the number of tensors that it trains.
     """
 
     path: Path
-    tensors: dict[str, np.ndarray]
+    tensors: dict[str, Any]
     facts: dict[str, Any]
 
 
@@ -62,13 +72,43 @@ def read(name: str) -> Weights:
         return _folder(path)
     if not path.is_file():
         raise UserError(f"teacher.source: there is no file or folder {path}")
-    if path.suffix == ".safetensors":
+    return _file(path)
+
+
+def array(tensor: Any) -> np.ndarray:
+    """Convert a tensor of `Weights` to NumPy: float32, and integers as they are."""
+    # Integers are counters, which no feature depends on; all else is converted from half or double precision.
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach()
+        return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy())
+    values = np.asarray(tensor)
+    return values if np.issubdtype(values.dtype, np.integer) else values.astype(np.float32)
+
+
+def _file(path: Path) -> Weights:
+    """Read a file in the format that its first bytes reveal."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    # safetensors: the length of a JSON object in eight bytes, and its opening brace.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return Weights(path, _safetensors(path), {})
-    if path.suffix in TORCH:
-        return Weights(path, _torch(path), {})
-    if path.suffix == ".msgpack":
+    if head.startswith((_ZIP, _TORCH_PICKLE)) or (head[:1] == b"\x80" and head[1:2] and head[1] in _PICKLE_PROTOCOLS):
+        return _torch(path)
+    # msgpack: a mapping of one to fifteen entries, or of more.
+    if head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
         return Weights(path, _msgpack(path), {})
-    raise UserError(f"teacher.source: {path} is not in a supported format: {KNOWN}")
+    raise UserError(f"teacher.source: {path} is {_foreign(path, head)}: give {KNOWN}")
+
+
+def _foreign(path: Path, head: bytes) -> str:
+    if not head:
+        return "empty"
+    if head.startswith(b"\x1f\x8b") or tarfile.is_tarfile(path):
+        return "a compressed file or an archive, to be unpacked first"
+    return "not in a supported format, or damaged"
 
 
 def _folder(path: Path) -> Weights:
@@ -95,9 +135,9 @@ def _huggingface(path: Path) -> Weights:
     if (path / "preprocessor_config.json").is_file():
         facts["preprocessor"] = _object(path / "preprocessor_config.json")
     if (path / "model.safetensors").is_file():
-        return Weights(path, _safetensors(path / "model.safetensors"), facts)
+        return _file(path / "model.safetensors")._replace(path=path, facts=facts)
     if (path / "pytorch_model.bin").is_file():
-        return Weights(path, _torch(path / "pytorch_model.bin"), facts)
+        return _file(path / "pytorch_model.bin")._replace(path=path, facts=facts)
     raise UserError(f"teacher.source: {path} has a config.json, but neither model.safetensors nor pytorch_model.bin")
 
 
@@ -108,7 +148,7 @@ def _object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
+def _safetensors(path: Path) -> dict[str, Any]:
     """Read the tensors of a file; names in files of this package have collections, and slashes between parts."""
     try:
         with safetensors.safe_open(path, framework="flax") as file:  # NumPy's framework has no bfloat16
@@ -117,14 +157,15 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a safetensors file, or is damaged ({error})") from None
     if all("/" in name for name in tensors):
         return _flat(traverse_util.unflatten_dict(tensors, sep="/"))
-    return _numbers(path, tensors)
+    return _some(path, tensors)
 
 
-def _torch(path: Path) -> dict[str, np.ndarray]:
+def _torch(path: Path) -> Weights:
     torch = require("torch", "torch", f"a file of PyTorch's ({path.name})")
+    if _is_npz(path):
+        raise UserError(f"teacher.source: {path} holds arrays of NumPy's: if they are features, name the file .npz")
     try:
-        # Checkpoints such as DINO's store their arguments as a Namespace, which is harmless to unpickle.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")  # PyTorch warns about files that are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
@@ -133,39 +174,61 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} is not a PyTorch file, or holds objects that loading would execute, which is refused ({reason}): "
             "save the state_dict of the network alone, as .safetensors or with torch.save"
         ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    state = _state(content, torch.Tensor)
-    if not state:
+    tensors = _flattened(content, torch.Tensor)
+    if not tensors:
         raise UserError(
             f"{path} holds no named tensors: save the state_dict of a network, not {type(content).__name__}"
         )
-    return _numbers(path, {name: _array(torch, tensor) for name, tensor in state.items()})
+    trained = _trained(content)
+    return Weights(path, tensors, {"trained": trained} if trained else {})
 
 
-def _state(content: Any, tensor: type) -> dict[str, Any]:
-    """Find the named tensors of a checkpoint, at the top level or in a nested entry."""
-    if not isinstance(content, Mapping):
-        return {}
-    top_level = {str(name): value for name, value in content.items() if isinstance(value, tensor)}
-    inner = (_state(content[name], tensor) for name in NESTED if name in content)
-    return top_level or next((state for state in inner if state), {})
+def _trained(content: Mapping[str, Any]) -> int:
+    """Count the tensors that the optimizer of a checkpoint trains; 0 without one."""
+    optimizer = content.get("optimizer")
+    groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
+    groups = groups if isinstance(groups, list) else []
+    return sum(len(group.get("params", ())) for group in groups if isinstance(group, Mapping))
 
 
-def _array(torch: Any, tensor: Any) -> np.ndarray:
-    tensor = tensor.detach()
-    return (tensor.to(torch.float32) if tensor.is_floating_point() else tensor).contiguous().numpy()
+def _is_npz(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(name.endswith(".npy") for name in archive.namelist())
 
 
-def _msgpack(path: Path) -> dict[str, np.ndarray]:
+def _harmless() -> list[Any]:
+    """Types beside the tensors of checkpoints that are harmless to unpickle: arguments, and NumPy's numbers."""
+    kinds = {type(np.dtype(kind)) for kind in (bool, *np.typecodes["AllInteger"], *np.typecodes["Float"])}
+    number, empty = (value.__reduce__()[0] for value in (np.float64(0), np.empty(0)))
+    # Files written by NumPy 1 name the same functions in another module.
+    earlier = [(number, "numpy.core.multiarray.scalar"), (empty, "numpy.core.multiarray._reconstruct")]
+    return [argparse.Namespace, np.dtype, np.ndarray, number, empty, *earlier, *sorted(kinds, key=str)]
+
+
+def _flattened(content: Any, tensor: type, before: str = "") -> dict[str, Any]:
+    """Collect the tensors of a checkpoint and of the mappings in it, by the names on the way to them."""
+    tensors: dict[str, Any] = {}
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if not isinstance(name, str):  # the state of an optimizer, by number
+            continue
+        if isinstance(value, tensor):
+            tensors[before + name] = value
+        else:
+            tensors |= _flattened(value, tensor, f"{before}{name}.")
+    return tensors
+
+
+def _msgpack(path: Path) -> dict[str, Any]:
     try:
         tree = flax.serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack raises errors of many types for foreign bytes
         raise UserError(f"{path} is not a Flax file (msgpack), or is damaged ({type(error).__name__})") from None
-    return _numbers(path, _collections(path, tree))
+    return _some(path, _collections(path, tree))
 
 
-def _orbax(path: Path) -> dict[str, np.ndarray]:
+def _orbax(path: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp  # slow to load, and needed only here
 
     handler = ocp.PyTreeCheckpointer()
@@ -178,7 +241,7 @@ def _orbax(path: Path) -> dict[str, np.ndarray]:
         restored = handler.restore(path.absolute(), restore_args=_numpy_arguments(as_numpy))
     except Exception as error:  # Orbax raises errors of many libraries
         raise UserError(f"{path} is not an Orbax checkpoint, or is damaged ({type(error).__name__})") from None
-    return _numbers(path, _collections(path, restored))
+    return _some(path, _collections(path, restored))
 
 
 def _numpy_arguments(arguments: Any) -> Any:
@@ -206,9 +269,7 @@ def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for tree in trees for name, value in tree.items()}
 
 
-def _numbers(path: Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    arrays = {name: np.asarray(value) for name, value in tensors.items()}
-    if not arrays:
+def _some(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    if not tensors:
         raise UserError(f"{path} holds no tensors")
-    # Integers are counters, which no feature depends on; all else is converted from half or double precision.
-    return {name: a if np.issubdtype(a.dtype, np.integer) else a.astype(np.float32) for name, a in arrays.items()}
+    return tensors

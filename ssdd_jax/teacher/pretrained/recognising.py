@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,8 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.models.frozen import Backbone
 from ssdd_jax.models.resnet import STEM_SIZES, ResNet
 from ssdd_jax.models.vit import Encoder
-from ssdd_jax.teacher.pretrained.naming import HEADS, ORIGINS, Origin
-from ssdd_jax.teacher.pretrained.reading import Weights
+from ssdd_jax.teacher.pretrained.naming import COUNTERS, NOT_LABELS, ORIGINS, PARTS, SECOND, Origin
+from ssdd_jax.teacher.pretrained.reading import Weights, array
 
 
 class Tensors(NamedTuple):
@@ -21,13 +22,13 @@ class Tensors(NamedTuple):
 
     Attributes:
         path: The file or folder, for messages.
-        arrays: Arrays by the names in the file.
+        arrays: Tensors by the names in the file, see `reading.array`.
         origin: The naming scheme.
         prefix: Common prefix of all names of the network.
     """
 
     path: str
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, Any]
     origin: Origin
     prefix: str
 
@@ -55,23 +56,55 @@ class Tensors(NamedTuple):
         for name in self.names(path):
             if name not in self.arrays:
                 raise UserError(f"{self.path}: {name} is missing, which is needed to recognise the network")
-        parts = [self.arrays[name] for name in self.names(path)]
+        parts = [array(self.arrays[name]) for name in self.names(path)]
         # Query, key and value are concatenated along the outputs, PyTorch's first axis. PyTorch's kernels are (O,I,h,w)
         # and (O,I).
-        array = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        values = np.concatenate(parts) if len(parts) > 1 else parts[0]
         if self.origin.table and path.endswith("/kernel"):
-            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+            values = values.transpose(2, 3, 1, 0) if values.ndim == 4 else values.T
         # A layer scale multiplies the outputs of a linear layer, here the last axis of its kernel and its bias.
-        return array * self._factor(path)
+        return values * self._factor(path)
 
     def _factor(self, path: str) -> Any:
         scales = [self.prefix + name for name in self.origin.scale(path) if self.prefix + name in self.arrays]
-        return self.arrays[scales[0]] if scales else np.float32(1.0)
+        return array(self.arrays[scales[0]]) if scales else np.float32(1.0)
 
     def used(self, path: str) -> list[str]:
         """List all tensors in the file that a leaf of this package is computed from."""
         scales = [self.prefix + name for name in self.origin.scale(path) if self.prefix + name in self.arrays]
         return [*self.names(path), *scales]
+
+    def outside(self) -> list[str]:
+        """List the tensors in the file that do not belong to the network: heads, other networks, states."""
+        parts = self.origin.parts or PARTS[self.origin.kind]
+        own = [name for name in self.arrays if name.startswith(self.prefix)]
+        own = [name for name in own if re.fullmatch(parts, name[len(self.prefix) :].split(".")[0])]
+        return sorted(self.arrays.keys() - set(own))
+
+    def aside(self) -> tuple[str, ...]:
+        """List the modules that do not belong to the network, by the first part of their names that differs."""
+        modules = {}
+        for name in self.outside():
+            parts, prefix = name.split("."), self.prefix.split(".")
+            shared = next((i for i, (a, b) in enumerate(zip(parts, prefix, strict=False)) if a != b), len(parts) - 1)
+            if parts[-1] not in COUNTERS:
+                modules[parts[shared]] = True
+        return tuple(modules)
+
+    def labelled(self, features: int) -> bool:
+        """Return whether all that the file holds besides the network is a linear layer on its features: a classifier.
+
+        Args:
+            features: Length of a feature vector. Transformers may give the classifier the mean of the patches as well.
+        """
+        outside = [name for name in self.outside() if ".pooler." not in f".{name}"]
+        names = [name for name in outside if math.prod(self.arrays[name].shape) > 1]  # not counters and other numbers
+        layers = sorted({name.rpartition(".")[0] for name in names})
+        if len(layers) != 1 or not self.origin.table or re.fullmatch(NOT_LABELS, layers[0]):
+            return False
+        weight = self.arrays.get(f"{layers[0]}.weight")
+        shape = () if weight is None else tuple(weight.shape)
+        return len(shape) == 2 and len(names) <= 2 and shape[0] > 1 and shape[1] % features == 0
 
 
 def tensors(found: Weights) -> Tensors:
@@ -86,25 +119,55 @@ def tensors(found: Weights) -> Tensors:
     Raises:
         UserError: If no network is recognised, or more than one.
     """
+    # DINOv2's training splits its blocks into chunks, in which they keep their numbers.
+    named = {re.sub(r"\bblocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in found.tensors.items()}
     # Longest anchor first: one origin's anchor may end in that of another.
-    names, places = found.tensors.keys(), []
+    places = []
     for origin in sorted(ORIGINS, key=lambda origin: -len(origin.anchor)):
-        before = {name.removesuffix(origin.anchor) for name in names if name.endswith(origin.anchor)}
-        # A prefix consists of whole parts; below a head it belongs to a method's second network.
-        prefixes = sorted(prefix for prefix in before if prefix == "" or prefix.endswith("."))
-        places = [(origin, prefix) for prefix in prefixes if not HEADS & set(prefix.split("."))]
+        before = {name.removesuffix(origin.anchor) for name in named if name.endswith(origin.anchor)}
+        # A prefix consists of whole parts.
+        prefixes = _foremost([prefix for prefix in before if prefix == "" or prefix.endswith(".")], named)
+        places = [Tensors(str(found.path), named, origin, prefix) for prefix in prefixes]
         if places:
             break
     if not places:
-        examples = ", ".join(sorted(names)[:3])
+        examples = ", ".join(sorted(named)[:3])
         raise UserError(
             f"{found.path} holds no ResNet or vision transformer with the names of a supported library (it begins with "
-            f"{examples}): torchvision, timm, solo-learn, KRR-ST, DINO, Hugging Face and this package are supported"
+            f"{examples}): torchvision, timm, solo-learn, KRR-ST, DINO, MMPretrain, Hugging Face and this package are "
+            "supported"
         )
     if len(places) > 1:
-        listed = ", ".join(repr(prefix) for _, prefix in places)
+        listed = ", ".join(repr(place.prefix) for place in places)
         raise UserError(f"{found.path} holds several networks, under {listed}: save the tensors of one alone")
-    return Tensors(str(found.path), found.tensors, *places[0])
+    return places[0]
+
+
+def _foremost(prefixes: Sequence[str], named: Mapping[str, Any]) -> list[str]:
+    """Select the networks that a file is about: not a method's second ones, and a network only once."""
+    ranked = sorted(prefixes, key=lambda prefix: (_rank(prefix), len(prefix), prefix))
+    ranked = [prefix for prefix in ranked if _rank(prefix) == _rank(ranked[0])]
+    # Modules that share a network, such as BYOL's `net` and `online_encoder.net`, save it under several names.
+    if len(ranked) > 1 and all(_equal(named, ranked[0], other) for other in ranked[1:]):
+        return ranked[:1]
+    return ranked
+
+
+def _rank(prefix: str) -> int:
+    """Return the precedence of a network by its prefix, lower first."""
+    words = set(re.split(r"[._]", prefix.lower()))
+    # DINO's teacher, an average of the student, is the better network, and the one that DINO evaluates. Where neither
+    # word is used, the average is the second one.
+    return 3 if words & SECOND else 2 if "student" in words else 1 if "teacher" in words else 0
+
+
+def _equal(named: Mapping[str, Any], first: str, second: str) -> bool:
+    """Return whether all tensors under the first prefix are under the second one too."""
+    names = [name[len(first) :] for name in named if name.startswith(first) and not name.startswith(second)]
+    shared = [name for name in names if second + name in named]
+    return bool(shared) and all(
+        np.array_equal(array(named[first + name]), array(named[second + name])) for name in shared
+    )
 
 
 def network(given: Tensors, facts: Mapping[str, Any], *, stem_padding: int, heads: int) -> Backbone:
@@ -149,7 +212,13 @@ def _resnet(tensors: Tensors, config: Mapping[str, Any], stem_padding: int) -> R
         blocks.append(count)
     size, width = kernel.shape[0], kernel.shape[3]
     bottleneck = tensors.has("stage1_block1/conv3/kernel")
-    return ResNet(width, tuple(blocks), bottleneck, stem_size=size, stem_padding=stem_padding if size == 3 else 2)
+    # Without any projection the shortcuts have no parameters, as in the networks for CIFAR of the ResNet paper, whose
+    # stem has a padding of 1.
+    stages = range(2, len(blocks) + 1)
+    projection = bottleneck or not stages or any(tensors.has(f"stage{i}_block1/shortcut/kernel") for i in stages)
+    padding = tensors.origin.stem_padding if projection else 1
+    padding = (stem_padding if padding is None else padding) if size == 3 else 2
+    return ResNet(width, tuple(blocks), bottleneck, stem_size=size, stem_padding=padding, projection=projection)
 
 
 def _vit(tensors: Tensors, config: Mapping[str, Any], heads: int) -> Encoder:
