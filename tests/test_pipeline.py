@@ -16,12 +16,6 @@ from ssdd_jax.runtime import history
 pytestmark = pytest.mark.medium
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run left alone, in a process of its own as the interrupted ones are."""

@@ -1,6 +1,5 @@
 """A whole run small enough for a test: 8x8 images, features that are brought or a narrow teacher, a few steps."""
 
-import contextlib
 import os
 import pathlib
 import subprocess
@@ -8,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from ssdd_jax import main
@@ -60,18 +58,6 @@ TAUGHT = {
 }
 
 
-@contextlib.contextmanager
-def quick_compilation():
-    """Without the costly part of compiling, here and in the processes that `start` starts."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-        del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
-
-
 def write_data(folder: pathlib.Path, *, labels: bool = True, side: int = 8) -> None:
     """`images.npz` (120 + 40 images) and `features.npz` in the folder."""
     generator = np.random.default_rng(0)
@@ -119,9 +105,9 @@ def with_teacher(base: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def start(line: list[str], folder: pathlib.Path) -> subprocess.Popen:
-    """The command line in a process of its own, in another directory than the checkout."""
-    environment = dict(os.environ)
+def start(line: list[str], folder: pathlib.Path, **variables: str) -> subprocess.Popen:
+    """The command line in a process of its own, in another directory than the checkout; `variables` of environment."""
+    environment = os.environ | variables
     if not any("site-packages" in path for path in main.__spec__.origin.split(os.sep)):
         environment["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(

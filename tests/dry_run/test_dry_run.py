@@ -15,12 +15,6 @@ from ssdd_jax.dry_run.timing import Cost
 SMALL = {"student__widths": "(2,)", "teacher__epochs": 3, "views": "('rot0','rot90')", "evaluate__seeds": 1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 def predicted(line, until="report"):
     options = commandline.parse(line)
     return pipeline.plan(options.config, options.workdir, shared=options.shared, until=until)

@@ -145,10 +145,9 @@ def folder(tmp_path_factory):
     """A folder with small versions of the runs that the commands name."""
     path = tmp_path_factory.mktemp("readme")
     tiny_runs.write_data(path)
-    with tiny_runs.quick_compilation():
-        for name, method in (("digits", "boost"), ("digits-krr_st", "krr_st")):
-            line = tiny_runs.arguments(path, f"runs/{name}", method=method, evaluate__seeds=1)
-            assert main.main(line) == 0
+    for name, method in (("digits", "boost"), ("digits-krr_st", "krr_st")):
+        line = tiny_runs.arguments(path, f"runs/{name}", method=method, evaluate__seeds=1)
+        assert main.main(line) == 0
     return path
 
 

@@ -35,8 +35,7 @@ def finished(tmp_path_factory):
     """The folder of a tiny run."""
     folder = tmp_path_factory.mktemp("page")
     tiny_runs.write_data(folder)
-    with tiny_runs.quick_compilation():
-        assert main.main(tiny_runs.arguments(folder)) == 0
+    assert main.main(tiny_runs.arguments(folder)) == 0
     return folder / "run"
 
 

@@ -23,12 +23,6 @@ from ssdd_jax.training import streaming
 LITTLE = 1e-6  # a thousand bytes
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 def tensors(run):
     return (run / "distilled" / "set.safetensors").read_bytes()
 
