@@ -1,19 +1,18 @@
 """Strict settings for every test: two virtual CPU devices, no silent broadcasting, no silent promotion."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("SSDD_TEST_PLATFORM", "cpu")
-# Most of a test's time is spent compiling. LLVM's optimization passes change speed and last digits, nothing that a
-# test may rest on.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
-        os.environ.get("XLA_FLAGS", ""),
-    ]
-)
+# Most of a test's time is spent compiling. LLVM's optimization passes and XLA's fusion emitters change speed and last
+# digits, nothing that a test may rest on.
+_flags = ["--xla_force_host_platform_device_count=2", "--xla_backend_optimization_level=0"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions have no such flag and refuse it
+    _flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_flags, os.environ.get("XLA_FLAGS", "")])
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads stand in the way of XLA's
 
@@ -50,6 +49,13 @@ def x64():
     """Float64 for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory):
+    """A temporary folder that all pytest-xdist workers of the session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")

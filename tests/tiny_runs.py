@@ -1,5 +1,6 @@
 """A whole run small enough for a test: 8x8 images, features that are brought or a narrow teacher, a few steps."""
 
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -72,7 +73,7 @@ def write_data(folder: pathlib.Path, *, labels: bool = True, side: int = 8) -> N
     np.savez(folder / "features.npz", train=features[:120], test=features[120:])
 
 
-def arguments(folder: pathlib.Path, workdir: str = "run", **changes: object) -> list[str]:
+def arguments(folder: pathlib.Path, workdir: str | os.PathLike[str] = "run", **changes: object) -> list[str]:
     """The command line of a tiny run; `a__b=value` changes `config.a.b`."""
     values = {
         "data.name": f"npz:{folder / 'images.npz'}",
@@ -103,6 +104,25 @@ def with_teacher(base: pathlib.Path) -> pathlib.Path:
         write_data(folder)
         assert main.main([*taught(folder, "random", "teacher"), "--stage=features"]) == 0
     return folder
+
+
+def finished(base: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """A run of Boost-SSDD in `base`, left alone in a process of its own: its folder, not to be changed, and its output.
+
+    The first process that asks for it makes it; the others wait.
+    """
+    folder = base / "finished"
+    folder.mkdir(exist_ok=True)
+    output = folder / "output.txt"
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            write_data(folder)
+            process = start(arguments(folder), folder)
+            out, err = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 0, err
+            output.write_text(out)
+    return folder / "run", output.read_text()
 
 
 def start(line: list[str], folder: pathlib.Path, **variables: str) -> subprocess.Popen:
