@@ -1,7 +1,6 @@
 """Strict settings for every test: two virtual CPU devices, no silent broadcasting, no silent promotion."""
 
 import atexit
-import gc
 import importlib.metadata
 import os
 import shutil
@@ -56,11 +55,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if not (item.get_closest_marker("slow") or item.get_closest_marker("medium")):
             item.add_marker(pytest.mark.quick)
-
-
-def pytest_collection_finish():
-    """Spare the garbage collector what is imported."""
-    gc.freeze()
 
 
 @pytest.fixture

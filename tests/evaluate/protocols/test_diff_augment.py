@@ -159,7 +159,7 @@ def test_alone_or_under_vmap():
     together = jax.jit(jax.vmap(diff_augment.augment, (0, None)))(keys, IMAGES)
     alone = jax.jit(diff_augment.augment)
     for key, batch in zip(keys, together, strict=True):
-        np.testing.assert_allclose(alone(key, IMAGES), batch, atol=1e-6)
+        np.testing.assert_allclose(alone(key, IMAGES), batch, atol=1e-5)
 
 
 def test_names_choose_the_families():
