@@ -10,7 +10,6 @@ The full config has not been run in full: an H200 takes 18 ms a step at about th
 """
 
 import pathlib
-
 from typing import Any
 
 from ml_collections import ConfigDict

@@ -1,16 +1,19 @@
 """Strict settings for every test: two virtual CPU devices, no silent broadcasting, no silent promotion."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("SSDD_TEST_PLATFORM", "cpu")
-# Most of a test's time is spent compiling. LLVM's optimization passes change speed and last digits, nothing that a
-# test may rest on.
+# Most of a test's time is spent compiling. LLVM's optimization passes and XLA's fusion emitters change speed and last
+# digits, nothing that a test may rest on.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        # Later versions have no such flag, and refuse it.
+        "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib").startswith("0.10.") else "",
         os.environ.get("XLA_FLAGS", ""),
     ]
 )
@@ -34,12 +37,21 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# The files that take longest, which are run first, so that no pytest-xdist worker begins one when the other has ended.
+# `--no-loadscope-reorder` in pyproject.toml keeps this order.
+LONGEST = (
+    *("test_notebooks", "test_devices", "test_processes", "test_systems", "test_compare", "test_pipeline"),
+    *("test_streaming", "test_dry_run", "test_outside_method", "test_evaluate", "test_main", "test_precision"),
+    *("test_methods", "test_architectures", "test_loop", "test_inversion", "test_benchmark", "test_teacher"),
+)
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark as quick what is not marked as slower."""
+    """Begin with the longest files, and mark as quick what is not marked as slower."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     for item in items:
         if not (item.get_closest_marker("slow") or item.get_closest_marker("medium")):
             item.add_marker(pytest.mark.quick)
@@ -50,6 +62,13 @@ def x64():
     """Float64 for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory):
+    """A temporary folder that all pytest-xdist workers of the session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,6 @@ SIZE, CHANNELS, DIM = 8, 3, 6
 CLASSES = 3
 
 
-def jit(function, **options):
-    """`jax.jit` without the costly part of compiling, which is most of the tests' time."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
-
-
 def relative(found, expected):
     """Distance over the expected norm, in float64."""
     found, expected = (np.asarray(value, np.float64) for value in (found, expected))
@@ -46,7 +41,7 @@ def network(seed):
     return _init(jax.random.key(seed))
 
 
-_init = jit(lambda key: inner.init(key, (SIZE, SIZE, CHANNELS), DIM, widths=WIDTHS))
+_init = jax.jit(lambda key: inner.init(key, (SIZE, SIZE, CHANNELS), DIM, widths=WIDTHS))
 
 
 def params(*, M=5, U=4, V=3, views=("rot0", "rot90"), base=4, size=SIZE, channels=CHANNELS, dim=DIM, seed=0):

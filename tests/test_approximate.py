@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, normal
+from helpers import normal
 
 from ssdd_jax import approximate
 
 SETTINGS = approximate.Settings(hidden=4, steps=1000, learning_rate=2e-2)
-fit = jit(approximate.fit, static_argnames="settings")
+fit = jax.jit(approximate.fit, static_argnames="settings")
 VIEWS, M, V = 3, 30, 5
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CHANNELS, CLASSES, DIM, SIZE, WIDTHS, jit, normal, pairs, params
+from helpers import CHANNELS, CLASSES, DIM, SIZE, WIDTHS, normal, pairs, params
 
 from ssdd_jax import approximate, augment, decoder, distilled, inner, krr, outer, pool, teacher
 from ssdd_jax.data.preprocess import Preprocessing
@@ -269,7 +269,7 @@ def call(name, function, arguments):
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values)), jax.tree.map(type, values)
         return values
 
-    return function(*arguments) if name in ON_HOST else jit(results)()
+    return function(*arguments) if name in ON_HOST else jax.jit(results)()
 
 
 # Compiling these takes seconds each.

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import DIM, jit, normal, params, relative
+from helpers import DIM, normal, params, relative
 
 from ssdd_jax import augment, decoder
 
 VIEWS = ("rot0", "rot90")
 
 
-upsample = jit(decoder.upsample, static_argnums=1)
-downsample = jit(decoder.downsample, static_argnums=1)
-decode_images, decode_targets = jit(decoder.decode_images), jit(decoder.decode_targets)
+upsample = jax.jit(decoder.upsample, static_argnums=1)
+downsample = jax.jit(decoder.downsample, static_argnums=1)
+decode_images, decode_targets = jax.jit(decoder.decode_images), jax.jit(decoder.decode_targets)
 
 
 def start(name="pca", *, U, V, count=30, rank=None, samples=None, M=7, seed=0):
@@ -35,7 +35,7 @@ def start(name="pca", *, U, V, count=30, rank=None, samples=None, M=7, seed=0):
     return made, images, chosen, view_features
 
 
-@functools.partial(jit, static_argnames=("U", "V", "name", "samples"))
+@functools.partial(jax.jit, static_argnames=("U", "V", "name", "samples"))
 def init(key, images, features, view_features, U, V, name, samples):
     return decoder.init(
         key,
@@ -143,7 +143,7 @@ def test_decoding_is_the_formula():
 
 def test_pairs_come_view_by_view():
     made = params(M=5, views=("rot0", "flip", "rot270"))
-    images, targets = jit(decoder.decode_pairs)(made)
+    images, targets = jax.jit(decoder.decode_pairs)(made)
     assert images.shape == (15, 8, 8, 3) and targets.shape == (15, DIM)
     plain = np.asarray(decode_images(made))
     views = [plain, plain[:, :, ::-1], np.rot90(plain, 3, axes=(1, 2))]
@@ -154,7 +154,7 @@ def test_pairs_come_view_by_view():
 def test_means_get_no_gradient():
     made = params()
 
-    @jit
+    @jax.jit
     def gradient(made):
         return jax.grad(lambda made: sum(jnp.sum(jnp.square(part)) for part in decoder.decode_pairs(made)))(made)
 

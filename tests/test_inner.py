@@ -8,15 +8,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import WIDTHS, jit, network, pairs
+from helpers import WIDTHS, network, pairs
 from tiny_runs import ROOT, TIMEOUT
 
 from ssdd_jax import inner
 from ssdd_jax.models import convnet
 
-train = jit(inner.train, static_argnums=3, static_argnames="settings")
-step = jit(inner.step, static_argnames="settings")
-gradient = jit(jax.grad(inner.loss, has_aux=True))
+train = jax.jit(inner.train, static_argnums=3, static_argnames="settings")
+step = jax.jit(inner.step, static_argnames="settings")
+gradient = jax.jit(jax.grad(inner.loss, has_aux=True))
 
 
 @pytest.mark.medium
@@ -47,9 +47,9 @@ def test_loss_decreases():
 def test_loss_is_the_mean_over_all_entries():
     """By hand: the network in train mode, squared errors averaged over images and numbers."""
     state, (x, y) = network(0), pairs()
-    value, stats = jit(inner.loss)(state.variables["params"], state.variables["batch_stats"], x, y)
+    value, stats = jax.jit(inner.loss)(state.variables["params"], state.variables["batch_stats"], x, y)
     network_ = convnet.from_variables(state.variables)
-    apply = jit(lambda variables: network_.apply(variables, x, train=True, mutable=["batch_stats"])[0])
+    apply = jax.jit(lambda variables: network_.apply(variables, x, train=True, mutable=["batch_stats"])[0])
     _, prediction = apply(state.variables)
     np.testing.assert_allclose(value, np.mean((np.asarray(prediction) - np.asarray(y)) ** 2), rtol=1e-5)
     assert not np.array_equal(stats["bn0"]["mean"], state.variables["batch_stats"]["bn0"]["mean"])
@@ -78,13 +78,13 @@ def test_settings_mean_what_they_say(settings, decay, momentum):
 
 def test_eval_mode_treats_images_one_by_one():
     state, (x, _) = train(network(0), *pairs(), 4)[0], pairs()
-    features = jit(inner.features)
+    features = jax.jit(inner.features)
     together = np.asarray(features(state.variables, x))
     assert together.shape == (len(x), 2 * 2 * WIDTHS[-1])
     np.testing.assert_allclose(features(state.variables, np.asarray(x)[3:5]), together[3:5], rtol=1e-4, atol=1e-5)
     linear = jax.tree.map(np.asarray, state.variables["params"]["fc"])
     expected = together @ linear["kernel"] + linear["bias"]
-    np.testing.assert_allclose(jit(inner.predict)(state.variables, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(inner.predict)(state.variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_shapes_are_refused():

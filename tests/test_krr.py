@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, relative
+from helpers import relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssdd_jax import krr
 
-predict = jit(krr.predict)
+predict = jax.jit(krr.predict)
 
 
 def problem(seed=0, count=6, width=9, dim=3, real=5, scale=1.0):
@@ -69,7 +69,7 @@ def test_no_gradient_through_the_ridge(x64):
         ahead, behind = (reference(f_syn + h * direction, y_syn, f_real, ridge_scale, **ridge) for h in (1e-5, -1e-5))
         return np.sum(ahead - behind) / 2e-5
 
-    gradient = jit(jax.grad(lambda f: krr.predict(f, y_syn, f_real, ridge_scale).sum()))(f_syn)
+    gradient = jax.jit(jax.grad(lambda f: krr.predict(f, y_syn, f_real, ridge_scale).sum()))(f_syn)
     found = float(jnp.vdot(gradient, direction))
     np.testing.assert_allclose(found, slope(ridge=fixed), rtol=1e-6)
     assert abs(found - slope()) > 1e-4 * abs(found)
@@ -84,7 +84,7 @@ def test_gradients_equal_the_naive_formula(x64, count):
         def value(*arrays):
             return jnp.vdot(predict(*arrays, 1e-4), weights)
 
-        return jit(jax.value_and_grad(value, argnums=(0, 1, 2)))(*arrays)
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2)))(*arrays)
 
     for found, expected in zip(*map(jax.tree.leaves, map(gradients, (krr.predict, naive))), strict=True):
         assert relative(found, expected) < 1e-8
@@ -93,7 +93,7 @@ def test_gradients_equal_the_naive_formula(x64, count):
 def test_vmap():
     batches = [problem(seed) for seed in range(3)]
     stacked = [jnp.asarray(np.stack(arrays), jnp.float32) for arrays in zip(*batches, strict=True)]
-    found = jit(jax.vmap(krr.predict))(*stacked)
+    found = jax.jit(jax.vmap(krr.predict))(*stacked)
     for row, arrays in zip(found, batches, strict=True):
         assert relative(row, reference(*arrays)) < 1e-3
 

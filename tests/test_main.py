@@ -48,12 +48,6 @@ REFUSED = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("main")

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, network, pairs, params
+from helpers import network, pairs, params
 
 from ssdd_jax import decoder, outer
 
 SETTINGS = outer.Settings(learning_rate=1e-2, steps=20)
-step = jit(outer.step, static_argnames=("settings", "decode"))
-value_and_grad = jit(jax.value_and_grad(outer.loss))
+step = jax.jit(outer.step, static_argnames=("settings", "decode"))
+value_and_grad = jax.jit(jax.value_and_grad(outer.loss))
 close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_loss_decreases(batch, start):
 
 def test_weights_are_held_fixed(batch, start):
     model = one_model(batch, 0)
-    gradient = jit(jax.grad(lambda model: outer.loss(start, model, batch.x_real, batch.y_real)))(model)
+    gradient = jax.jit(jax.grad(lambda model: outer.loss(start, model, batch.x_real, batch.y_real)))(model)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
@@ -75,7 +75,7 @@ def test_weight_decay_leaves_the_means_alone(batch, start, masked):
     """With the mask of what is learned; without one they would move, which is what makes this a test."""
     settings = SETTINGS._replace(weight_decay=0.5)
     mask = decoder.learned(start) if masked else None
-    decaying = jit(functools.partial(outer.step, settings=settings, mask=mask))
+    decaying = jax.jit(functools.partial(outer.step, settings=settings, mask=mask))
     after, _ = decaying(outer.init(start, settings=settings, mask=mask), batch)
     for name in ("image_mean", "feature_mean"):
         assert np.array_equal(getattr(after.params, name), getattr(start, name)) == masked

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax.numpy as jnp
@@ -16,21 +17,10 @@ from ssdd_jax.runtime import history
 pytestmark = pytest.mark.medium
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(session_folder):
     """A run left alone, in a process of its own as the interrupted ones are."""
-    folder = tmp_path_factory.mktemp("alone")
-    tiny_runs.write_data(folder)
-    process = tiny_runs.start(tiny_runs.arguments(folder), folder)
-    out, err = process.communicate(timeout=tiny_runs.TIMEOUT)
-    assert process.returncode == 0, err
-    return folder / "run", out
+    return tiny_runs.finished(session_folder)
 
 
 def artefact(run, part="distilled"):
@@ -105,10 +95,11 @@ def test_artefact_loads_in_one_line(finished):
     assert bool(jnp.isfinite(images).all() & jnp.isfinite(targets).all())
 
 
-def test_the_same_command_again_does_nothing(finished, capsys):
-    run, _ = finished
+def test_the_same_command_again_does_nothing(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
     before = {file: file.stat().st_mtime_ns for file in (run / "distilled").iterdir()}
-    assert main.main(tiny_runs.arguments(run.parent)) == 0
+    assert main.main(tiny_runs.arguments(finished[0].parent, run)) == 0
     assert before == {file: file.stat().st_mtime_ns for file in (run / "distilled").iterdir()}
 
 

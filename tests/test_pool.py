@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import WIDTHS, jit, pairs
+from helpers import WIDTHS, pairs
 
 from ssdd_jax import inner, pool
 from ssdd_jax.models import conv
 
 SETTINGS = pool.Settings(size=4, steps=6, vectorize=1, widths=WIDTHS)
-init = jit(pool.init, static_argnames="settings")
-step = jit(pool.step, static_argnames="settings")
-inner_step = jit(inner.step)
+init = jax.jit(pool.init, static_argnames="settings")
+step = jax.jit(pool.step, static_argnames="settings")
+inner_step = jax.jit(inner.step)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
 
 
@@ -48,7 +48,7 @@ def test_models_are_as_old_as_they_say():
     for index, age in enumerate(made.ages):
         variables = model(made.models.variables, index)
         layer = variables["params"]["conv0"]
-        batch_mean = np.asarray(jit(conv)(x, layer["kernel"])).mean((0, 1, 2)) + layer["bias"]
+        batch_mean = np.asarray(jax.jit(conv)(x, layer["kernel"])).mean((0, 1, 2)) + layer["bias"]
         share = variables["batch_stats"]["bn0"]["mean"] / batch_mean
         np.testing.assert_allclose(share, 1 - 0.9 ** int(age), rtol=1e-2)
 
@@ -129,7 +129,7 @@ def test_models_with_instance_norm():
 
 
 def test_draw():
-    draw = jit(pool.draw, static_argnums=(1, 2))
+    draw = jax.jit(pool.draw, static_argnums=(1, 2))
     draws = np.stack([draw(jax.random.key(k), 5, 2) for k in range(40)])
     assert draws.shape == (40, 2) and set(draws.ravel()) == {0, 1, 2, 3, 4}
     assert np.all(draws[:, 0] != draws[:, 1])

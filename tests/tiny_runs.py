@@ -1,6 +1,6 @@
 """A whole run small enough for a test: 8x8 images, features that are brought or a narrow teacher, a few steps."""
 
-import contextlib
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from ssdd_jax import main
@@ -61,18 +60,6 @@ TAUGHT = {
 }
 
 
-@contextlib.contextmanager
-def quick_compilation():
-    """Without the costly part of compiling, here and in the processes that `start` starts."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-        del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
-
-
 def write_data(folder: pathlib.Path, *, labels: bool = True, side: int = 8) -> None:
     """`images.npz` (120 + 40 images) and `features.npz` in the folder."""
     generator = np.random.default_rng(0)
@@ -87,7 +74,7 @@ def write_data(folder: pathlib.Path, *, labels: bool = True, side: int = 8) -> N
     np.savez(folder / "features.npz", train=features[:120], test=features[120:])
 
 
-def arguments(folder: pathlib.Path, workdir: str = "run", **changes: object) -> list[str]:
+def arguments(folder: pathlib.Path, workdir: str | os.PathLike[str] = "run", **changes: object) -> list[str]:
     """The command line of a tiny run; `a__b=value` changes `config.a.b`."""
     values = {
         "data.name": f"npz:{folder / 'images.npz'}",
@@ -120,9 +107,28 @@ def with_teacher(base: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def start(line: list[str], folder: pathlib.Path) -> subprocess.Popen:
-    """The command line in a process of its own, in another directory than the checkout."""
-    environment = dict(os.environ)
+def finished(base: pathlib.Path) -> tuple[pathlib.Path, str]:
+    """A run of Boost-SSDD in `base`, left alone in a process of its own: its folder, not to be changed, and its output.
+
+    The first process that asks for it makes it; the others wait.
+    """
+    folder = base / "finished"
+    folder.mkdir(exist_ok=True)
+    output = folder / "output.txt"
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            write_data(folder)
+            process = start(arguments(folder), folder)
+            out, err = process.communicate(timeout=TIMEOUT)
+            assert process.returncode == 0, err
+            output.write_text(out)
+    return folder / "run", output.read_text()
+
+
+def start(line: list[str], folder: pathlib.Path, **variables: str) -> subprocess.Popen:
+    """The command line in a process of its own, in another directory than the checkout; `variables` of environment."""
+    environment = os.environ | variables
     if not any("site-packages" in path for path in main.__spec__.origin.split(os.sep)):
         environment["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(

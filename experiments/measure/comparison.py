@@ -92,7 +92,8 @@ def _by_set(values: Sequence[float], sets: int) -> list[float]:
 
 def differences_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     """Format the differences: the headings, and a row of cells for each pair and size; empty for a single set."""
-    measures, rows = _measured(found), {}
+    measures = _measured(found)
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for line in differences(found):
         if line["low"] is None:
             continue
@@ -134,11 +135,11 @@ def table(found: Comparison) -> str:
         "epoch is all that the high-loss subset needs, and SC-DD's probe). The teacher and its features, which all "
         f"share, took {found.teacher_seconds:.0f} seconds."
     )
-    heads, cells = differences_table(found)
-    if cells:
+    heads, differing = differences_table(found)
+    if differing:
         lines.append(f"\n{differences_note(found)}\n")
         lines += [f"| {' | '.join(heads)} |", "|---|---:|" + "---:|" * (len(heads) - 2)]
-        lines += [f"| {' | '.join(row)} |" for row in cells]
+        lines += [f"| {' | '.join(row)} |" for row in differing]
     for row in found.rows:
         if row.own:
             lines.append(

@@ -34,13 +34,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiling is most of the time."""
-    with tiny_runs.quick_compilation():
-        yield
-
-
 def small(features=FEATURES, images=IMAGES, *, N=6, steps=3, config=None, **options):
     options.setdefault("say", lambda line: None)
     return ssdd_jax.distill(images, features, N=N, steps=steps, config={**SMALL, **(config or {})}, **options)

@@ -39,6 +39,7 @@ def execute(name, folder):
     write_kernel_spec(folder / "jupyter" / "kernels" / "python3")  # of this interpreter, whatever kernels there are
     own = {"JUPYTER_PATH": "jupyter", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython", "TMPDIR": "tmp"}
     (folder / "tmp").mkdir()
+    # Compiled as by a user: what is learned here takes longer than it takes to compile.
     clean = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "MPLBACKEND")}
     done = subprocess.run(
         [sys.executable, "-c", EXECUTE, FOLDER / f"{name}.ipynb", folder / "executed.ipynb"],

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -141,14 +142,13 @@ def test_a_cluster_has_commands():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, session_folder):
     """A folder with small versions of the runs that the commands name."""
     path = tmp_path_factory.mktemp("readme")
-    tiny_runs.write_data(path)
-    with tiny_runs.quick_compilation():
-        for name, method in (("digits", "boost"), ("digits-krr_st", "krr_st")):
-            line = tiny_runs.arguments(path, f"runs/{name}", method=method, evaluate__seeds=1)
-            assert main.main(line) == 0
+    run, _ = tiny_runs.finished(session_folder)
+    shutil.copytree(run, path / "runs" / "digits")
+    line = tiny_runs.arguments(run.parent, path / "runs" / "digits-krr_st", method="krr_st", evaluate__seeds=1)
+    assert main.main(line) == 0
     return path
 
 

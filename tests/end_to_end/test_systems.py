@@ -26,12 +26,6 @@ OWN_STAGES = {"mkdt": {"experts"}, "high_loss": {"experts"}, "scdd": {"probe", "
 BUDGET = 4 * (8 * 8 * 1 + 16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_runs.with_teacher(tmp_path_factory.getbasetemp())

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_runs
 from helpers import bytes_and_features
 
 import ssdd_jax
@@ -57,13 +56,6 @@ def pairs_of(rows):
 
 
 SET = distilled.from_pairs(*pairs_of(np.arange(6)), CONSTANTS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiling is most of the time."""
-    with tiny_runs.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

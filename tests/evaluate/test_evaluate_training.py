@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_runs
-from helpers import CHANNELS, DIM, SIZE, WIDTHS, bytes_and_features, jit, pairs
+from helpers import CHANNELS, DIM, SIZE, WIDTHS, bytes_and_features, pairs
 
 from ssdd_jax import inner, models
 from ssdd_jax.data import preprocess
@@ -20,13 +19,6 @@ SETTINGS = training.Settings(steps=5, batch_size=4)  # two and a half epochs of 
 IMAGES, FEATURES = bytes_and_features(60)
 DATA = preprocess.fit(IMAGES, FEATURES)
 KEYS = jax.random.split(jax.random.key(0), 2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiling is most of the time."""
-    with tiny_runs.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +44,7 @@ def test_training_is_the_inner_model_step_by_step(trained):
     x, y = pairs(0, 6)
     key_init, key_order = jax.random.split(KEYS[1])
     state = inner.init(key_init, x.shape[1:], DIM, widths=WIDTHS)
-    step = jit(inner.step)
+    step = jax.jit(inner.step)
     orders = [epochs.shuffled(jax.random.fold_in(key_order, number), count=6, batch_size=4) for number in range(3)]
     for rows in jnp.concatenate(orders)[: SETTINGS.steps]:
         state, _ = step(state, x[rows], y[rows])
@@ -151,7 +143,7 @@ def test_extract_handles_a_remainder(trained, monkeypatch):
     one = jax.tree.map(lambda leaf: leaf[0], trained)
     mean, std = preprocess.channel_moments(IMAGES)
     found = training.extract(NETWORK, one, IMAGES[:19], mean=mean, std=std)
-    expected = jit(inner.features)(one, DATA.images(jnp.asarray(IMAGES[:19])))
+    expected = jax.jit(inner.features)(one, DATA.images(jnp.asarray(IMAGES[:19])))
     assert found.shape == (19, 2 * 2 * WIDTHS[-1])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -180,7 +172,7 @@ def test_every_example_comes_up_in_every_epoch(count, batch_size):
         start = (jnp.full((4 * per_epoch, size), -1, jnp.int32), jnp.int32(0))
         return epochs.run(key, start, step, count=count, batch_size=batch_size, epochs=4)
 
-    seen, number = jit(run)(jax.random.key(0))
+    seen, number = jax.jit(run)(jax.random.key(0))
     orders = np.asarray(seen).reshape(4, -1)
     assert int(number) == 4 * per_epoch
     for order in orders:

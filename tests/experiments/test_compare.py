@@ -27,12 +27,6 @@ pytestmark = pytest.mark.medium
 SETTINGS = {"approximate.steps": 20, "distill.steps": 10, "evaluate.steps": 2, "scdd.post_epochs": 1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 def command(folder, workdir="comparison", **options):
     """A small comparison; the data and the teacher are those of `tiny_runs.taught`."""
     said = {"methods": "random,scdd", "N": "2,4", "seeds": 2, **options}

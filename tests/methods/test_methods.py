@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import CHANNELS, CLASSES, SIZE, jit, make_run, prepare, problem, relative, small_config
+from helpers import CHANNELS, CLASSES, SIZE, make_run, prepare, problem, relative, small_config
 
 from ssdd_jax import distilled, methods, teacher
 from ssdd_jax.data import preprocess
@@ -31,8 +31,8 @@ class Made:
         self.run = prepare(make_run(folder, self.config))
         self.method, self.problem = self.run.method, self.run.problem
         self.data = self.run.source()
-        self.init = jit(self.method.init)
-        self.compiled = self.method.step and jit(self.method.step, donate_argnums=0)
+        self.init = jax.jit(self.method.init)
+        self.compiled = self.method.step and jax.jit(self.method.step, donate_argnums=0)
         feed = self.method.feed and self.method.feed(self.run)
         self.items = [(jax.tree.map(lambda leaf: leaf[k], feed(0, 2)),) if feed else () for k in range(2)]  # noqa: B023
 
@@ -192,7 +192,7 @@ def test_krr_st_moves_pixels_and_targets_and_both_decay(make):
     config = small_config("krr_st")
     rate, share = config.distill.learning_rate, config.distill.weight_decay
     config.distill.weight_decay = 0.0
-    plain = jit(methods.make(config, made.problem).step)(made.start(), made.data)[0].outer.params
+    plain = jax.jit(methods.make(config, made.problem).step)(made.start(), made.data)[0].outer.params
     assert share > 0
     for was, with_decay, without in zip(before, decayed, plain, strict=True):
         assert np.abs(without - was).mean() > 0.3 * rate  # of AdamW's first step
@@ -243,7 +243,7 @@ def test_subset_is_the_chosen_images_with_their_features(make):
 
 
 def teacher_features(made, images):
-    return jit(teacher.features_of_inputs)(made.run.backbone(), images)
+    return jax.jit(teacher.features_of_inputs)(made.run.backbone(), images)
 
 
 def test_noise_comes_with_the_teachers_features_of_it(make):
@@ -289,7 +289,7 @@ def test_scdd_labels_come_in_turn(make):
     images = np.array(start.recovery.images)
     assert images.shape == (1, 6, SIZE, SIZE, CHANNELS)
     network = inversion.Network(made.run.backbone(), made.data.prepared.weights)
-    found = jit(inversion.logits)(network, jnp.asarray(images[0]))
+    found = jax.jit(inversion.logits)(network, jnp.asarray(images[0]))
 
     def cross_entropy(*labels):
         return float(optax.softmax_cross_entropy_with_integer_labels(found, jnp.array(labels)).mean())

@@ -65,8 +65,7 @@ DEFINITION = methods.Definition(
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     methods.register("toy", DEFINITION)
-    with tiny_runs.quick_compilation():
-        yield
+    yield
     del methods.METHODS["toy"], config.EDITIONS["toy"]
 
 

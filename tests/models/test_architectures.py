@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, normal
+from helpers import normal
 from jax import lax
 from torch_networks import channels_first
 
@@ -38,7 +38,7 @@ HEAVY = ("mobilenet", "resnet50", "vit")
 small = pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in HEAVY else ()) for kind in SMALL]
 )
-initialize = jit(models.initialize, static_argnums=(1, 2))
+initialize = jax.jit(models.initialize, static_argnums=(1, 2))
 
 # Trainable parameters for 10 classes at 32x32 and for 200 at 64x64, counted in the published modules of KRR-ST
 # (`models/wrapper.py`), ResNet-50 in its ResNet with its stem and bottlenecks.
@@ -249,7 +249,9 @@ class Foreign(nn.Module):
 
 def test_a_network_of_other_layers_starts_as_it_says():
     found = initialize(jax.random.key(2), Foreign(3), (2, 2, 1))
-    expected = jit(Foreign(3).init, static_argnames="train")(jax.random.key(2), jnp.zeros((1, 2, 2, 1)), train=False)
+    expected = jax.jit(Foreign(3).init, static_argnames="train")(
+        jax.random.key(2), jnp.zeros((1, 2, 2, 1)), train=False
+    )
     assert found["batch_stats"] == {}
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found["params"], dict(expected["params"]))
 
@@ -278,8 +280,8 @@ def test_contract(kind):
         (_, (features, predictions, updated)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return params["fc"], features, predictions, stats, updated, gradient
 
-    together = jit(jax.vmap(run))(seeds)
-    alone = jit(run)(jax.tree.map(lambda leaf: leaf[1], seeds))
+    together = jax.jit(jax.vmap(run))(seeds)
+    alone = jax.jit(run)(jax.tree.map(lambda leaf: leaf[1], seeds))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-3, atol=2e-4), together, alone)
     fc, features, predictions, stats, updated, gradient = alone
     np.testing.assert_allclose(predictions, features @ fc["kernel"] + fc["bias"].reshape(1, -1), rtol=1e-4, atol=1e-4)
@@ -296,7 +298,7 @@ def test_features_in_chunks(monkeypatch):
     network_, shape = SMALL["resnet10"]
     monkeypatch.setattr(network, "EVAL_CHUNK", 2)
     variables, x = initialize(jax.random.key(0), network_, shape), normal(1, 5, *shape)
-    found = jit(lambda v, x: (models.features(network_, v, x), network_.apply(v, x, train=False)[0]))(variables, x)
+    found = jax.jit(lambda v, x: (models.features(network_, v, x), network_.apply(v, x, train=False)[0]))(variables, x)
     assert found[0].shape == (5, 8)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-6)
 
@@ -484,7 +486,7 @@ def test_equals_pytorch(x64, kind):
     images = np.random.default_rng(0).normal(size=(4, *shape))
     inputs = channels_first(torch, images)
 
-    @jit
+    @jax.jit
     def both(variables, x):
         return {train: network_.apply(variables, x, train=train, mutable=["batch_stats"]) for train in (False, True)}
 
@@ -514,7 +516,7 @@ def test_depthwise_equals_lax(x64, stride, padding):
         def total(x, kernel):
             return jnp.sum(jnp.sin(apply(x, kernel)))
 
-        return jit(lambda *a: (apply(*a), jax.grad(total, argnums=(0, 1))(*a)))(x, kernel)
+        return jax.jit(lambda *a: (apply(*a), jax.grad(total, argnums=(0, 1))(*a)))(x, kernel)
 
     found = derivatives(lambda x, kernel: depthwise(x, kernel, stride=stride, padding=padding))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), found, derivatives(grouped))

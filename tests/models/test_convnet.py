@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, normal
+from helpers import normal
 
 from ssdd_jax.models import ConvNet, conv, convnet, norm
 from ssdd_jax.models.norm import InstanceNorm
 
-initialize = jit(convnet.initialize, static_argnums=(1, 2))
+initialize = jax.jit(convnet.initialize, static_argnums=(1, 2))
 
 
 @pytest.mark.parametrize(("widths", "side", "channels", "dim"), [((4, 8), 8, 3, 5), ((3, 4, 6), 16, 1, 2)])
@@ -40,7 +40,7 @@ STARTS = {
 @pytest.mark.parametrize("start", STARTS)
 def test_start_is_pytorchs(start):
     """Kernels and biases uniform within `1 / sqrt(fan_in)`; norms at 1 and 0."""
-    variables = jit(STARTS[start], static_argnums=1)(jax.random.key(3), ConvNet((16, 32), 24))
+    variables = jax.jit(STARTS[start], static_argnums=1)(jax.random.key(3), ConvNet((16, 32), 24))
     fan_in = {"conv0": 27, "conv1": 144, "fc": 128}
     for name, layer in variables["params"].items():
         if name in fan_in:
@@ -110,7 +110,7 @@ def test_batch_norm_is_pytorchs(x64):
     def squares(*arrays):
         return sum(jnp.sum(jnp.square(part)) for part in jax.grad(value, argnums=(0, 1, 2))(*arrays))
 
-    found = jit(lambda *a: (jax.grad(value, argnums=(0, 1, 2))(*a), jax.grad(squares, argnums=(0, 1, 2))(*a)))(
+    found = jax.jit(lambda *a: (jax.grad(value, argnums=(0, 1, 2))(*a), jax.grad(squares, argnums=(0, 1, 2))(*a)))(
         x, scale, bias
     )
     inputs = [torch.tensor(np.asarray(array), requires_grad=True) for array in (x, scale, bias)]
@@ -148,7 +148,7 @@ def test_instance_norm_is_pytorchs():
     x, scale, bias = norm_arrays()
     weights = normal(9, *x.shape)
     gradient = jax.grad(lambda *arrays: jnp.sum(weights * instance_norm(*arrays)), argnums=(0, 1, 2))
-    gradients = jit(gradient)(x, scale, bias)
+    gradients = jax.jit(gradient)(x, scale, bias)
     inputs = [torch.tensor(np.asarray(value, np.float64), requires_grad=True) for value in (x, scale, bias)]
     norm = torch.nn.functional.group_norm(inputs[0].permute(0, 3, 1, 2), 7, inputs[1], inputs[2], 1e-5)
     expected = norm.permute(0, 2, 3, 1)
@@ -180,7 +180,7 @@ def test_a_network_with_instance_norm():
     for one, other in (("conv0", "conv0"), ("in0", "bn0"), ("fc", "fc")):
         shapes = [jax.tree.map(jnp.shape, params) for params in (variables["params"][one], batch[other])]
         assert shapes[0] == shapes[1]
-    apply = jit(network.apply, static_argnames="train")
+    apply = jax.jit(network.apply, static_argnames="train")
     features, predictions = apply(variables, x, train=True)
     for found, expected in zip(apply(variables, x, train=False), (features, predictions), strict=True):
         np.testing.assert_array_equal(found, expected)

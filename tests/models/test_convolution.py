@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit
 from jax import lax
 
 from ssdd_jax.models import chunks, conv, convolution, winograd
@@ -34,7 +33,7 @@ def derivatives(apply):
     def squares(x, kernel):
         return sum(jnp.sum(jnp.square(gradient)) for gradient in first(x, kernel))
 
-    return jit(lambda *a: (apply(*a), first(*a), jax.grad(squares, argnums=(0, 1))(*a)))
+    return jax.jit(lambda *a: (apply(*a), first(*a), jax.grad(squares, argnums=(0, 1))(*a)))
 
 
 FORMS = [
@@ -146,7 +145,7 @@ def test_vmap_over_kernels(x64, monkeypatch, form):
     kernels = jnp.stack([kernel, -2 * kernel, kernel**2])
 
     def gradients(apply):
-        return jit(jax.vmap(jax.grad(lambda kernel: jnp.sum(jnp.sin(apply(x, kernel))))))(kernels)
+        return jax.jit(jax.vmap(jax.grad(lambda kernel: jnp.sum(jnp.sin(apply(x, kernel))))))(kernels)
 
     expected = gradients(lambda x, kernel: reference(x, kernel, 1, 1))
     found = gradients(lambda x, kernel: convolution.conv(x, kernel, form=form))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, pairs
+from helpers import pairs
 from sklearn.datasets import load_digits
 
 from ssdd_jax import config as configuration
@@ -46,9 +46,9 @@ def test_convolutions_are_half_and_the_rest_is_not(monkeypatch):
     assert {leaf.dtype for leaf in jax.tree.leaves((features, prediction, updated))} == {jnp.dtype(jnp.float32)}
     settings = inner.Settings(precision="bfloat16")
     start = inner.State(variables, inner.optimizer(settings).init(variables["params"]))
-    state, loss = jit(lambda state, x, y: inner.step(state, x, y, settings=settings))(start, x, y)
+    state, loss = jax.jit(lambda state, x, y: inner.step(state, x, y, settings=settings))(start, x, y)
     assert {leaf.dtype for leaf in jax.tree.leaves((state, loss))} == {jnp.dtype(jnp.float32)}
-    exact = jit(inner.loss)(variables["params"], variables["batch_stats"], x, y)[0]
+    exact = jax.jit(inner.loss)(variables["params"], variables["batch_stats"], x, y)[0]
     assert loss != exact  # it was computed in another precision
     np.testing.assert_allclose(loss, exact, rtol=2e-2)
 
@@ -101,7 +101,7 @@ def test_teacher_step(precision):
     for name in ("float32", precision):
         made = teacher.make(settings._replace(precision=name), image_shape=(8, 8, 3), images_count=16,
                             mean=[0.5] * 3, std=[0.25] * 3)  # fmt: skip
-        state, info = jit(made.step)(made.init(jax.random.key(0)), jnp.asarray(images))
+        state, info = jax.jit(made.step)(made.init(jax.random.key(0)), jnp.asarray(images))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {jnp.dtype(jnp.float32)}
         losses.append(float(info.loss))
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.1)

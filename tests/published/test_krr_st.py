@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import jit, relative, small_config
+from helpers import relative, small_config
 
 from ssdd_jax import inner, krr, methods, outer
 
@@ -52,7 +52,7 @@ def check(found, dtype):
 def test_outer_loss_and_gradients(arrays, dtype, fixture_arrays):
     expected, model = fixture_arrays("krr_st"), variables(arrays, "before")
 
-    @jit
+    @jax.jit
     def outer_loss(pairs):
         return jax.value_and_grad(outer.loss)(
             pairs, model, arrays["x_real"], arrays["y_real"], decode=lambda pairs: pairs
@@ -68,13 +68,13 @@ def test_outer_loss_and_gradients(arrays, dtype, fixture_arrays):
 def test_prediction(arrays, dtype, fixture_arrays):
     model = variables(arrays, "before")
 
-    @jit
+    @jax.jit
     def features(x):
         found = inner.features(model, x)
         return jnp.concatenate([found, jnp.ones((len(x), 1), dtype)], 1)
 
     f_syn, f_real = features(arrays["x_syn"]), features(arrays["x_real"])
-    prediction = jit(krr.predict)(f_syn, arrays["y_syn"], f_real)
+    prediction = jax.jit(krr.predict)(f_syn, arrays["y_syn"], f_real)
     check({"prediction": relative(prediction, fixture_arrays("krr_st")["outer_prediction"])}, dtype)
     ridge = 1e-6 * np.square(np.asarray(f_syn, np.float64)).sum()
     np.testing.assert_allclose(ridge, fixture_arrays("krr_st")["outer_lambda"], rtol=1e-5)
@@ -85,7 +85,7 @@ def test_three_inner_steps(arrays, dtype, fixture_arrays):
     """Losses, every parameter and the running statistics, whose variance is PyTorch's unbiased one."""
     before = variables(arrays, "before")
     state = inner.State(before, inner.optimizer(inner.Settings()).init(before["params"]))
-    state, losses = jit(inner.train, static_argnums=3)(state, arrays["x_syn"], arrays["y_syn"], 3)
+    state, losses = jax.jit(inner.train, static_argnums=3)(state, arrays["x_syn"], arrays["y_syn"], 3)
     check({"inner": relative(losses, fixture_arrays("krr_st")["inner_losses"])}, dtype)
     after = variables(fixture_arrays("krr_st"), "after3")
     distances = jax.tree.map(relative, state.variables, after)
@@ -128,11 +128,11 @@ def test_three_steps_of_the_method(arrays, dtype, fixture_arrays, monkeypatch):
         preprocessing=AsTheyAre(),
     )
     with jax.numpy_dtype_promotion("standard"):  # a network's shapes are found in float32
-        state = jit(method.init)(jax.random.key(0), source)
+        state = jax.jit(method.init)(jax.random.key(0), source)
     before = variables(arrays, "before")
     model = inner.State(before, inner.optimizer(inner.Settings()).init(before["params"]))
     state = state._replace(pool=state.pool._replace(models=jax.tree.map(lambda leaf: leaf[None], model)))
-    ages, step = state.pool.ages, jit(method.step)
+    ages, step = state.pool.ages, jax.jit(method.step)
     monkeypatch.setattr(jax.random, "randint", lambda *_: jnp.arange(12, 32))
     expected, found = fixture_arrays("krr_st"), {}
     for number in range(3):

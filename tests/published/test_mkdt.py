@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, relative
+from helpers import relative
 
 from ssdd_jax.methods.mkdt import matching
 
@@ -53,7 +53,7 @@ def test_loss_and_gradients(dtype, fixture_arrays):
     pairs = tuple(jnp.asarray(arrays[name], dtype) for name in ("images", "targets"))
     rate, rows = jnp.asarray(arrays["lr"], dtype), jnp.asarray(arrays["batches"], jnp.int32)
 
-    function = jit(jax.value_and_grad(matching.loss, argnums=(0, 1)))
+    function = jax.jit(jax.value_and_grad(matching.loss, argnums=(0, 1)))
     value, ((images, targets), slope) = function(pairs, rate, start, target, rows)
     found = {"loss": value, "images": images, "targets": targets, "rate": slope}
     assert all(array.dtype == dtype for array in found.values())
@@ -62,7 +62,7 @@ def test_loss_and_gradients(dtype, fixture_arrays):
 
     # The student's end is where the distance to it vanishes.
     student = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), parameters(final_student(arrays), ""))
-    distances["student"] = float(jit(matching.loss)(pairs, rate, start, student, rows)) ** 0.5
+    distances["student"] = float(jax.jit(matching.loss)(pairs, rate, start, student, rows)) ** 0.5
     print(dtype, distances)
     allowed = ALLOWED[dtype.name]
     assert {name: value for name, value in distances.items() if not value < allowed[name]} == {}

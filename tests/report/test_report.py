@@ -16,7 +16,7 @@ import tiny_runs
 from PIL import Image
 
 from ssdd_jax import config as configuration
-from ssdd_jax import main, report
+from ssdd_jax import report
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.errors import UserError
 from ssdd_jax.report import __main__ as command
@@ -31,13 +31,9 @@ SPACE = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(session_folder):
     """The folder of a tiny run."""
-    folder = tmp_path_factory.mktemp("page")
-    tiny_runs.write_data(folder)
-    with tiny_runs.quick_compilation():
-        assert main.main(tiny_runs.arguments(folder)) == 0
-    return folder / "run"
+    return tiny_runs.finished(session_folder)[0]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import CHANNELS, DIM, SIZE, bytes_and_features, pairs, problem, relative, small_config
-from tiny_runs import TIMEOUT, quick_compilation
+from tiny_runs import TIMEOUT
 
 from ssdd_jax import config as configuration
 from ssdd_jax import methods, teacher
@@ -130,16 +130,11 @@ def report():
     return found | {"teacher": teacher_losses(devices.make(2, 4, models=2))}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def eight():
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"  # the last count holds
+    environment |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     process = subprocess.run(
         [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )

@@ -28,12 +28,6 @@ CHANGES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("processes")
@@ -50,14 +44,13 @@ def start_two(folder, workdir, *last):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = os.environ.pop("XLA_FLAGS")
-    try:
-        return [
-            tiny_runs.start(command(folder, workdir, f"--config.devices.hosts=localhost:{port},2,{i}", *last), folder)
-            for i in (0, 1)
-        ]
-    finally:
-        os.environ["XLA_FLAGS"] = flags
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last count holds
+    return [
+        tiny_runs.start(
+            command(folder, workdir, f"--config.devices.hosts=localhost:{port},2,{i}", *last), folder, XLA_FLAGS=flags
+        )
+        for i in (0, 1)
+    ]
 
 
 def ends(processes):

@@ -11,7 +11,6 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 from flax import serialization
-from helpers import jit
 from torch_networks import channels_first
 
 from ssdd_jax import teacher
@@ -55,7 +54,7 @@ def difference(network, found, side=SIDE):
     with torch.no_grad():
         wanted = network(channels_first(torch, x)).numpy()
     given = description.frozen(variables).replace(size=0)
-    features = np.asarray(jit(lambda variables, x: given.replace(variables=variables).apply(x))(variables, x))
+    features = np.asarray(jax.jit(lambda variables, x: given.replace(variables=variables).apply(x))(variables, x))
     return np.abs(features - wanted).max() / np.abs(wanted).max()
 
 

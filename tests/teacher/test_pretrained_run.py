@@ -29,12 +29,6 @@ TORCHVISION = next(origin for origin in ORIGINS if origin.name == "torchvision" 
 TIMM = next(origin for origin in ORIGINS if origin.name == "timm")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 def write(path, module, origin, side=8):
     """Fresh weights of a network for three channels, in the names of an origin."""
     variables = network.initialize(jax.random.key(0), module, (side, side, 3))

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit
 
 from ssdd_jax.errors import UserError
 from ssdd_jax.training import loop
@@ -327,5 +326,5 @@ def test_a_second_signal_acts_as_ever():
 def test_step_is_pure():
     """The toy step itself gives the same bits compiled alone, so that the comparisons above mean something."""
     state = init()
-    run = jit(lambda state: step(state, jnp.asarray(DATA))[0])
+    run = jax.jit(lambda state: step(state, jnp.asarray(DATA))[0])
     assert bits(run(state)) == bits(run(state)) != bits(state)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import jit, normal
+from helpers import normal
 
 from ssdd_jax.training import transforms
 
@@ -13,7 +13,7 @@ LOW = jnp.array([-2.0, -3.0, -4.0])
 def test_crop_is_a_window_into_the_padded_image():
     images = normal(0, 60, 5, 5, 3)
     padded = np.stack([np.pad(images[..., c], ((0, 0), (2, 2), (2, 2)), constant_values=LOW[c]) for c in range(3)], -1)
-    cropped = jit(transforms.random_crop, static_argnames="padding")(jax.random.key(0), images, LOW, padding=2)
+    cropped = jax.jit(transforms.random_crop, static_argnames="padding")(jax.random.key(0), images, LOW, padding=2)
     assert cropped.shape == images.shape
     corners = []
     for one, image in zip(padded, np.asarray(cropped), strict=True):
@@ -37,7 +37,7 @@ def test_flip_mirrors_some_images_left_to_right():
 def test_mixup_has_one_share_and_a_permutation():
     """Images that are unit vectors: every row of the result holds the share once and its complement once."""
     images = jnp.eye(12).reshape(12, 2, 2, 3)
-    mix = jit(transforms.mixup)
+    mix = jax.jit(transforms.mixup)
     shares = []
     for seed in range(200):
         found = np.asarray(mix(jax.random.key(seed), images)).reshape(12, 12)

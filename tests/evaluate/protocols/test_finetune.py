@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit
 
 from ssdd_jax import models
 from ssdd_jax.errors import UserError
@@ -20,7 +19,7 @@ NETWORK = models.ConvNet((4,), 16)  # as many as a head has at least: one progra
 MEAN, STD = jnp.array([0.5, 0.4, 0.6]), jnp.array([0.2, 0.25, 0.3])
 CONSTANTS = {"mean": MEAN, "std": STD}
 SHORT = finetune.Settings(steps=12, batch_size=16, learning_rate=0.05, padding=1, per_call=4)
-augment = jit(finetune.augment, static_argnames=("padding", "flip"))
+augment = jax.jit(finetune.augment, static_argnames=("padding", "flip"))
 
 
 class Flat(nn.Module):
@@ -39,8 +38,8 @@ def quick():
     """Compiled without optimisation, and once for all tests."""
     options = {"static_argnames": ("network", "settings"), "donate_argnames": "states"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "_steps", jit(finetune._steps.__wrapped__, **options))
-        patch.setattr(finetune, "_predict", jit(finetune._predict.__wrapped__, static_argnames="network"))
+        patch.setattr(finetune, "_steps", jax.jit(finetune._steps.__wrapped__, **options))
+        patch.setattr(finetune, "_predict", jax.jit(finetune._predict.__wrapped__, static_argnames="network"))
         yield
 
 
@@ -161,8 +160,8 @@ def test_loss_ignores_whatever_surplus_columns_hold():
         one = functools.partial(finetune.loss, network=Flat(dim), classes=jnp.int32(3))
         return jax.value_and_grad(one, has_aux=True)(params, {}, x, labels)
 
-    (value, _), slope = jit(of, static_argnums=1)(params, 3)
-    (found, _), wide_slope = jit(of, static_argnums=1)(wide, 5)
+    (value, _), slope = jax.jit(of, static_argnums=1)(params, 3)
+    (found, _), wide_slope = jax.jit(of, static_argnums=1)(wide, 5)
     np.testing.assert_allclose(found, value, rtol=1e-6)
     np.testing.assert_allclose(found, -np.log(_share(x, kernel)[np.arange(6), labels]).mean(), rtol=1e-4)
     for name, leaf in wide_slope["fc"].items():
@@ -201,7 +200,7 @@ def test_steps_equal_torch(classes):
     sgd = torch.optim.SGD(linear.parameters(), lr=0.3, momentum=0.9, weight_decay=0.1)
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 3)
     state = finetune.State(start, jax.tree.map(jnp.zeros_like, start["params"]))
-    one = jit(
+    one = jax.jit(
         functools.partial(finetune.step, network=Flat(4), classes=jnp.int32(classes), settings=settings, **CONSTANTS)
     )
     for number, rate in enumerate(finetune.rates(settings)):
@@ -232,7 +231,7 @@ def test_a_step_moves_the_running_statistics(variables):
     _, updated = NETWORK.apply(one, x, train=True, mutable=["batch_stats"])
     state = finetune.State(one, jax.tree.map(jnp.zeros_like, one["params"]))
     options = {"network": NETWORK, "classes": jnp.int32(16), "settings": finetune.Settings(padding=0, flip=0.0)}
-    one_step = jit(functools.partial(finetune.step, **options, **CONSTANTS))
+    one_step = jax.jit(functools.partial(finetune.step, **options, **CONSTANTS))
     after, _ = one_step(jax.random.key(0), state, (jnp.asarray(images), jnp.asarray(labels)), jnp.float32(0.0))
     found = after.variables["batch_stats"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, updated["batch_stats"])

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, r2_score
 
@@ -14,13 +13,13 @@ from ssdd_jax.evaluate.protocols.probes import neighbours as knn_module
 from ssdd_jax.evaluate.protocols.probes import shots as shots_module
 
 CLASSES = 3
-linear = jit(probes.linear, static_argnames=("classes", "settings"))
-linear_krr_st = jit(probes.linear_krr_st, static_argnames=("classes", "settings"))
-fit_linear = jit(probes.fit_linear, static_argnames=("classes", "settings"))
-few_shot = jit(probes.few_shot, static_argnames="classes")
-feature_r2 = jit(probes.feature_r2)
-fit_lbfgs = jit(probes.fit_lbfgs, static_argnames=("classes", "settings"))
-few_labels = jit(probes.few_labels, static_argnames=("classes", "settings"))
+linear = jax.jit(probes.linear, static_argnames=("classes", "settings"))
+linear_krr_st = jax.jit(probes.linear_krr_st, static_argnames=("classes", "settings"))
+fit_linear = jax.jit(probes.fit_linear, static_argnames=("classes", "settings"))
+few_shot = jax.jit(probes.few_shot, static_argnames="classes")
+feature_r2 = jax.jit(probes.feature_r2)
+fit_lbfgs = jax.jit(probes.fit_lbfgs, static_argnames=("classes", "settings"))
+few_labels = jax.jit(probes.few_labels, static_argnames=("classes", "settings"))
 PENALTY = probes.LbfgsSettings().penalty
 
 
@@ -147,7 +146,7 @@ def test_leave_one_out_equals_brute_force(x64):
         errors.append(np.mean(np.square(residual)))
     best = np.array(probes.RIDGES)[np.argmin(errors)] * np.trace(kernel) / 9
     assert 0 < np.argmin(errors) < len(errors) - 1
-    found = jit(shots_module._leave_one_out)(kernel, targets)
+    found = jax.jit(shots_module._leave_one_out)(kernel, targets)
     np.testing.assert_allclose(found, fit(np.arange(9), best), rtol=1e-7)
 
 
@@ -349,7 +348,7 @@ def test_knn_equals_brute_force(neighbours, monkeypatch):
         predicted.append(np.argmax(votes))
     expected = 100 * np.mean(predicted == np.asarray(test[1]))
     assert 40 < expected < 95
-    found = jit(lambda: probes.knn(train, test, classes=CLASSES, neighbours=neighbours, temperature=0.2))()
+    found = jax.jit(lambda: probes.knn(train, test, classes=CLASSES, neighbours=neighbours, temperature=0.2))()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

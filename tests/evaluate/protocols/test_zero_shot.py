@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, normal
+from helpers import normal
 from torch_networks import channels_first
 
 from ssdd_jax import UserError
@@ -34,7 +34,7 @@ class Brightness(nn.Module):
         return mean, jnp.concatenate([-mean, mean], 1)
 
 
-@functools.partial(jit, static_argnames="network")
+@functools.partial(jax.jit, static_argnames="network")
 def _initialize(keys, *, network):
     return jax.vmap(lambda key: convnet.initialize(key, network, SHAPE))(keys)
 
@@ -59,13 +59,13 @@ def test_images(count=11):
 test_images.__test__ = False
 
 
-ADVANCE = jit(
+ADVANCE = jax.jit(
     zero_shot._advance.__wrapped__,
     static_argnames=("student", "teacher", "settings", "noise"),
     donate_argnames="state",
 )
-FINETUNE = jit(finetune._steps.__wrapped__, static_argnames=("network", "settings"), donate_argnames="states")
-PREDICT = jit(zero_shot._predict.__wrapped__, static_argnames=("network", "settings"))
+FINETUNE = jax.jit(finetune._steps.__wrapped__, static_argnames=("network", "settings"), donate_argnames="states")
+PREDICT = jax.jit(zero_shot._predict.__wrapped__, static_argnames=("network", "settings"))
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ def test_steps_are_pytorch_s(x64):
 
     adamw = zero_shot.optimizer(settings, 2)
     state = zero_shot.State(variables, adamw.init(variables["params"]))
-    ours = jit(
+    ours = jax.jit(
         lambda state, x: zero_shot.step(state, x, STUDENT, (TEACHER, of_the_teacher), adamw=adamw, settings=settings)
     )
     found = []

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CHANNELS, DIM, SIZE, WIDTHS, bytes_and_features, jit
+from helpers import CHANNELS, DIM, SIZE, WIDTHS, bytes_and_features
 
 from ssdd_jax import inner
 from ssdd_jax.data import preprocess
@@ -71,7 +71,7 @@ def test_sizes():
 def test_flatten_and_back(norm):
     settings = SETTINGS._replace(norm=norm)
     params = fresh(1, settings).variables["params"]
-    vector = jit(trajectories.flatten)(params)
+    vector = jax.jit(trajectories.flatten)(params)
     assert vector.shape == (trajectories.numbers(settings, SHAPE, DIM),) and vector.dtype == jnp.float32
     back = jax.jit(lambda v: trajectories.unflatten(v, settings, SHAPE, DIM))(vector)
     jax.tree.map(np.testing.assert_array_equal, back, params)
@@ -88,7 +88,7 @@ def test_an_epoch_is_plain_training(data):
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), fresh(0), fresh(1))
     keys = jax.random.split(jax.random.key(9), 2)
     found = experts.train_epoch(keys, states, *data, settings=SETTINGS)
-    step = jit(functools.partial(inner.step, settings=SETTINGS.inner))
+    step = jax.jit(functools.partial(inner.step, settings=SETTINGS.inner))
     for i in range(2):
         state = fresh(i)
         rows = epochs.shuffled(jax.random.fold_in(keys[i], 0), count=40, batch_size=16)

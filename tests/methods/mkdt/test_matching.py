@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CHANNELS, DIM, SIZE, WIDTHS, jit, pairs
+from helpers import CHANNELS, DIM, SIZE, WIDTHS, pairs
 from jax import lax
 
 from ssdd_jax import inner
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.medium
 
 SETTINGS = matching.Settings(3, 4, image_learning_rate=2.0, target_learning_rate=0.5, rate_learning_rate=0.01)
 RATE = jnp.float32(0.1)
-start_at = jit(
+start_at = jax.jit(
     lambda key: inner.init(key, (SIZE, SIZE, CHANNELS), DIM, widths=WIDTHS, norm="instance").variables["params"]
 )
-loss = jit(matching.loss)
-gradient = jit(jax.grad(matching.loss, argnums=(0, 1)))
-step = jit(matching.step, static_argnames="settings")
+loss = jax.jit(matching.loss)
+gradient = jax.jit(jax.grad(matching.loss, argnums=(0, 1)))
+step = jax.jit(matching.step, static_argnames="settings")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def task():
     return pairs(), start, target, rows
 
 
-slope = jit(jax.grad(lambda params, x, y: inner.loss(params, {}, x, y)[0]))
+slope = jax.jit(jax.grad(lambda params, x, y: inner.loss(params, {}, x, y)[0]))
 
 
 def sgd(student, images, targets, rows, rate):
@@ -187,7 +187,9 @@ def test_gradients_through_convolutions_in_chunks(x64, task, monkeypatch):
     both, start, target, rows = wide
 
     def found():
-        return jit(jax.grad(lambda *a: matching.loss(*a), argnums=(0, 1)))(both, jnp.float64(0.1), start, target, rows)
+        return jax.jit(jax.grad(lambda *a: matching.loss(*a), argnums=(0, 1)))(
+            both, jnp.float64(0.1), start, target, rows
+        )
 
     monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 1)
     monkeypatch.setattr(chunks, "BYTES", 2 * 4 * SIZE * SIZE * 2 * CHANNELS * 8)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit, normal, relative
+from helpers import normal, relative
 from torch_networks import channels_first, torch_resnet, variables_of
 
 from ssdd_jax.methods.scdd import inversion
@@ -34,12 +34,12 @@ def network(seed=0):
     return inversion.Network({**variables, "batch_stats": stats}, normal(seed, 5, CLASSES))
 
 
-@functools.partial(jit, static_argnames="settings")
+@functools.partial(jax.jit, static_argnames="settings")
 def step(state, labels, network, key, *, low=LOW, high=HIGH, settings=SETTINGS):
     return inversion.step(key, state, labels, network, low=low, high=high, settings=settings)
 
 
-@functools.partial(jit, static_argnames="settings")
+@functools.partial(jax.jit, static_argnames="settings")
 def value_and_grad(images, labels, network, shift, *, settings=SETTINGS):
     (_, info), gradient = jax.value_and_grad(inversion.loss, has_aux=True)(
         images, labels, network, shift, settings=settings
@@ -47,7 +47,7 @@ def value_and_grad(images, labels, network, shift, *, settings=SETTINGS):
     return info, gradient
 
 
-statistics = jit(inversion.statistics_loss)
+statistics = jax.jit(inversion.statistics_loss)
 
 
 class Torch:
@@ -99,7 +99,7 @@ def test_loss_and_gradient_equal_torch(x64):
     net = reference.network()
     rolled = np.roll(images, shift, axis=(1, 2))
 
-    @jit
+    @jax.jit
     def found(images, rolled):
         (_, info), gradient = jax.value_and_grad(inversion.loss, has_aux=True)(
             images, labels, net, shift, settings=settings
@@ -144,7 +144,7 @@ def test_only_the_first_layer_has_a_weight_of_its_own():
 def test_statistics_that_agree_have_no_distance_and_no_gradient():
     """All activations 0, all running statistics 0: the norm's derivative does not exist there."""
     net = jax.tree.map(jnp.zeros_like, network())
-    value, gradient = jit(jax.value_and_grad(inversion.statistics_loss, argnums=1))(net, jnp.zeros((2, *SHAPE)))
+    value, gradient = jax.jit(jax.value_and_grad(inversion.statistics_loss, argnums=1))(net, jnp.zeros((2, *SHAPE)))
     assert float(value) == 0.0
     np.testing.assert_array_equal(gradient, 0.0)
 
@@ -239,7 +239,7 @@ def test_recovery_lowers_the_loss_and_leaves_the_network_alone():
     assert float(infos[-1].statistics) < float(infos[0].statistics)
     assert float(infos[-1].cross_entropy) < 0.8 * float(infos[0].cross_entropy)
     jax.tree.map(np.testing.assert_array_equal, before, net)
-    value = jit(jax.grad(lambda net: inversion.loss(state.images[0], labels[0], net, jnp.array([0, 0]))[0]))(net)
+    value = jax.jit(jax.grad(lambda net: inversion.loss(state.images[0], labels[0], net, jnp.array([0, 0]))[0]))(net)
     assert all(float(jnp.abs(leaf).max()) == 0.0 for leaf in jax.tree.leaves(value))
 
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import jit
 
 from ssdd_jax.data import preprocess
 from ssdd_jax.methods.scdd import inversion, post_training
@@ -22,8 +21,8 @@ LOW = jnp.array([-2.0, -3.0, -4.0])
 # No augmentation: what is learned can be compared number by number.
 PLAIN = post_training.Settings(mixup=0.0, padding=0, flip=0.0)
 
-logits = jit(inversion.logits)
-train = jit(post_training.train, static_argnames=("width", "blocks", "classes", "settings"))
+logits = jax.jit(inversion.logits)
+train = jax.jit(post_training.train, static_argnames=("width", "blocks", "classes", "settings"))
 
 
 def brightness(seed, count=24):
@@ -39,7 +38,7 @@ def network():
     """A random backbone and the ridge classifier of its features: a teacher that knows dark from bright."""
     variables = teacher.initialize(jax.random.key(0), ResNet(2, BLOCKS), (8, 8, 3))
     images, labels = brightness(0, 64)
-    features = np.asarray(jit(teacher.features_of_inputs)(variables, images))
+    features = np.asarray(jax.jit(teacher.features_of_inputs)(variables, images))
     design = np.concatenate([features, np.ones((64, 1))], 1)
     targets = 20.0 * (np.eye(CLASSES)[labels] - 0.5)
     weights = np.linalg.solve(design.T @ design + 1e-3 * np.eye(5), design.T @ targets)
@@ -88,8 +87,8 @@ def test_training_is_a_function_of_its_key_and_vmaps(network):
     settings = PLAIN._replace(epochs=1, batch_size=4, mixup=0.8, padding=1, flip=0.5)
     one = functools.partial(post_training.train, low=LOW, width=2, blocks=(1,), classes=CLASSES, settings=settings)
     keys = jax.random.split(jax.random.key(0), 2)
-    both = jit(jax.vmap(one, in_axes=(0, None, None)))(keys, images, network)
-    alone = jit(one)(keys[1], images, network)
+    both = jax.jit(jax.vmap(one, in_axes=(0, None, None)))(keys, images, network)
+    alone = jax.jit(one)(keys[1], images, network)
     jax.tree.map(lambda many, single: np.testing.assert_allclose(many[1], single, atol=2e-3), both, alone)
     assert not np.allclose(*both["params"]["head"]["kernel"])
 
@@ -104,7 +103,7 @@ def test_one_step_of_adamw_by_hand(network):
     found = make(settings=settings)["params"]
     student, wanted = post_training.Student(2, (1,), 2), logits(network, images)
 
-    @jit
+    @jax.jit
     @jax.grad
     def gradient(params):
         shapes = jax.eval_shape(lambda: student.init(jax.random.key(0), images, train=True))["batch_stats"]
