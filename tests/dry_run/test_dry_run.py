@@ -15,12 +15,6 @@ from ssdd_jax.dry_run.timing import Cost
 SMALL = {"student__widths": "(2,)", "teacher__epochs": 3, "views": "('rot0','rot90')", "evaluate__seeds": 1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    with tiny_runs.quick_compilation():
-        yield
-
-
 def predicted(line, until="report"):
     options = commandline.parse(line)
     return pipeline.plan(options.config, options.workdir, shared=options.shared, until=until)
@@ -45,7 +39,8 @@ def test_a_run_from_the_beginning_is_measured_and_nothing_written(tmp_path):
     assert by_name["teacher"].lower == "config.teacher.batch_size or config.teacher.width"
     assert by_name["distill"].lower == "config.pool.vectorize, config.distill.batch_size or config.storage.M"
     assert by_name["distill"].costs[-1].count == 40
-    # Two pool models, one after the other, to half of five steps each; then a network on two sets and on all images.
+    # Two pool models, one after the other, to half of five steps each; two sets of pairs on one network, and all
+    # images.
     assert by_name["distill"].costs[1].count == 2 * 5 / 2
     assert [cost.count for cost in by_name["evaluate"].costs][:3] == [5, 5, 3]
     assert all(cost.seconds > 0 for one in found.stages for cost in one.costs)
