@@ -1,7 +1,7 @@
 """Train a Barlow Twins teacher, follow its linear probe, and export small weights.
 
     python -m experiments.train_teacher --config=configs/cifar10.py --config.data.data_dir=DIR --workdir=FOLDER \\
-        --config.teacher.width=32 --config.teacher.blocks="(1, 1, 1, 1)" --config.teacher.epochs=200
+        --config.teacher.width=32 "--config.teacher.blocks=(1,1,1,1)" --config.teacher.epochs=150
 
 The training is that of a run's stage `teacher` and resumes like it. Every `EVERY` epochs the features of the training
 images are probed: standardised, by ridge regression of the labels' indicators, fitted on four fifths of the training

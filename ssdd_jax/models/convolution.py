@@ -97,8 +97,8 @@ def form_on(
 
     Args:
         platform: The platform of the program, such as `cpu` or `cuda`.
-        x: Images as for `conv`, or their shape and type.
-        kernel: Kernel, likewise.
+        x: Images `(B,H,W,I)`, or their shape and type.
+        kernel: Kernel `(h,w,I,O)`, likewise.
         stride: Step in both directions.
         padding: Zeros added on each of the four sides.
 

@@ -71,6 +71,10 @@ NOT_RUN = {
     "python -m experiments.accelerator": MINUTES,
     "python -m experiments.agreement --repository=DIR --set=DIR --models=convnet_32_64_128_bn,convnet_32_64_128_in "
     "--data_dir=DIR": DOWNLOADED,
+    # tests/experiments/test_train_teacher.py runs it on digits.
+    "python -m experiments.train_teacher --config=configs/cifar10.py --config.data.data_dir=DIR --workdir=runs/teacher "
+    '--config.teacher.width=32 "--config.teacher.blocks=(1,1,1,1)" --config.teacher.epochs=150 '
+    "--config.teacher.warmup_epochs=5": HOURS,
     "python -m experiments.benchmark": MINUTES,
     "python -m experiments.benchmark --stages=inner,outer,whole,approximation,evaluation --official=selfsup_dd "
     "--pairs=100,400 --repeats=3": MINUTES,

@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-LEAST = {"evaluate__entries": "('distilled','teacher')", "evaluate__seeds": 1, "evaluate__epochs": 1}
+LEAST = {"evaluate__entries": "('distilled','teacher')", "evaluate__seeds": 1, "evaluate__steps": 1}
 
 
 def line(folder, edition, source="resnet.safetensors", workdir="", **changes):
