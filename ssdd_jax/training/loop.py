@@ -8,6 +8,7 @@ import json
 import pathlib
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from tqdm import tqdm
 from ssdd_jax.errors import Stopped, UserError
 from ssdd_jax.runtime import devices, files
 from ssdd_jax.training.checkpoints import Checkpoints
+
+# Work that takes longer than this says what it is, and again at the intervals of a log file.
+SILENT_SECONDS, LOG_SECONDS = 2.0, 20.0
 
 
 class Training(NamedTuple):
@@ -89,12 +93,14 @@ def run(
     """
     # Abstract values: the initial state of a resumed run is never computed.
     restored = checkpoints.restore(_abstract(training)) if checkpoints else None
-    state, done = restored if restored else (training.init(), 0)
+    with working(f"{training.name}: computing the start"):
+        state, done = jax.block_until_ready(restored if restored else (training.init(), 0))
     if done >= training.steps:
         return state
     # Items always fill a whole call, also in the last one, so that a single compiled program is enough.
     items = items_of(training, done)
-    call = compiled(training, state, data, items)
+    with working(f"{training.name}: compiling"):
+        call = compiled(training, state, data, items).lower(state, data, items, np.int32(1)).compile()
     if metrics is not None:
         _drop_lines(metrics, training.name, done)
     saved = done
@@ -206,7 +212,7 @@ def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
     Returns:
         The bar, a context manager.
     """
-    every = 0.5 if sys.stderr.isatty() else 20.0
+    every = _seconds_between_signs()
     return tqdm(
         total=total,
         initial=initial,
@@ -217,6 +223,37 @@ def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
         dynamic_ncols=True,
         disable=not name or not devices.is_first(),
     )
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Context that says on standard error what is being done, if it takes long, and for how long it has been.
+
+    Args:
+        what: The work, such as `distill: compiling`.
+    """
+    began, done = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        wait = SILENT_SECONDS
+        while not done.wait(wait):
+            print(f"{what}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            wait = LOG_SECONDS
+
+    thread = threading.Thread(target=say, daemon=True)
+    if what and devices.is_first():
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if thread.ident is not None:
+            thread.join()
+
+
+def _seconds_between_signs() -> float:
+    """Return how often progress is drawn: often for a reader at a terminal or a notebook, rarely in a log file."""
+    return 0.5 if sys.stderr.isatty() or "ipykernel" in sys.modules else LOG_SECONDS
 
 
 def calls(progress: tqdm, steps: int, *, per_call: int, done: int = 0, weight: int = 1) -> Iterator[tuple[int, int]]:

@@ -3,8 +3,10 @@
 import gc
 import json
 import os
+import re
 import shutil
 import signal
+import time
 from typing import NamedTuple
 
 import jax
@@ -328,3 +330,20 @@ def test_step_is_pure():
     state = init()
     run = jax.jit(lambda state: step(state, jnp.asarray(DATA))[0])
     assert bits(run(state)) == bits(run(state)) != bits(state)
+
+
+def test_long_work_says_what_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(loop, "SILENT_SECONDS", 0.01)
+    with loop.working("distill: compiling"):
+        until = time.monotonic() + 60
+        printed = ""
+        while not printed and time.monotonic() < until:
+            printed += capsys.readouterr().err
+            time.sleep(0.01)
+    assert re.fullmatch(r"distill: compiling, \d+ s\n", printed)
+    monkeypatch.setattr(loop, "SILENT_SECONDS", 60)
+    with loop.working("distill: compiling"):
+        pass
+    with pytest.raises(ValueError, match="failed"), loop.working("distill: compiling"):
+        raise ValueError("failed")
+    assert capsys.readouterr().err == ""
