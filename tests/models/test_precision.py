@@ -14,7 +14,7 @@ from ssdd_jax.models import ConvNet, layers
 from ssdd_jax.models.convnet import initialize
 from ssdd_jax.models.precision import NAMES, network_input, resolve
 
-SEEDS, STEPS = 4, 60
+SEEDS, STEPS = 4, 36
 
 
 def test_names():
@@ -63,7 +63,7 @@ def curves(precision):
     chosen.update_from_flattened_dict(
         {
             "precision": precision, "storage.N": 10, "storage.base_size": 8, "views": ("rot0", "rot180"),
-            "student.widths": (8, 16, 32), "pool.size": 3, "pool.steps": 50, "distill.steps": STEPS,
+            "student.widths": (8, 16), "pool.size": 3, "pool.steps": 20, "distill.steps": STEPS,
             "distill.batch_size": 100, "distill.learning_rate": 3e-2,
         }
     )  # fmt: skip

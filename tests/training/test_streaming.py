@@ -12,7 +12,7 @@ import pytest
 import tiny_runs
 from helpers import bytes_and_features, dataset, make_run, prepare, small_config
 
-from ssdd_jax import config, data, main
+from ssdd_jax import config, data
 from ssdd_jax.data import cache, features, mapped, preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import training
@@ -102,7 +102,7 @@ def test_a_streamed_teacher_has_the_same_bits(tmp_path):
     tiny_runs.write_data(tmp_path)
     for name, gigabytes in (("resident", 0.0), ("streamed", LITTLE)):
         line = tiny_runs.taught(tmp_path, "random", name, devices__gigabytes=gigabytes, teacher__steps_per_call=4)
-        assert main.main([*line[:-1], "--stage=features"]) == 0
+        run([*line[:-1], "--stage=features"], tmp_path)
     for file in ("teacher/teacher.safetensors", "features/train.npy", "features/test.npy"):
         assert (tmp_path / "streamed" / file).read_bytes() == (tmp_path / "resident" / file).read_bytes(), file
 
