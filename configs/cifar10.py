@@ -5,8 +5,9 @@ Approximation", ICLR 2025. Teacher: solo-learn's Barlow Twins for CIFAR, publish
 Command: python -m ssdd_jax.main --config=configs/cifar10.py [--config.data.data_dir=DIR]
 Teacher of cifar10.py:cpu: the one in experiments/results/teacher-cifar10, a ResNet-10 of width 32 trained by Barlow
 Twins for 150 epochs (`experiments.train_teacher`).
-The full config has not been run in full: an H200 takes 18 ms a step at about this size, 9 minutes for 30,000 steps
-(experiments/results/accelerator-h200.md), without the teacher's 1,000 epochs.
+The full config has not been run in full. One H200 takes 18 ms for an outer step at about this size, 9 minutes for the
+30,000 steps; cifar10.py:all_models, which draws all ten models in each, 184 ms and 92 minutes (docs/guides/speed.md;
+extrapolated, without the teacher).
 """
 
 import pathlib
@@ -14,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssdd_jax.config import default, edit
+from ssdd_jax.config import ALL_MODELS, default, edit
 
 # The stored teacher: in a checkout, or beside this file in the installed package.
 HERE = pathlib.Path(__file__).resolve().parent
@@ -44,6 +45,7 @@ EXPERTS: dict[str, Any] = {
     "experts.batch_size": 128,
 }
 OWN: dict[str, dict[str, Any]] = {
+    "all_models": ALL_MODELS,
     "cpu": CPU,
     "cpu,krr_st": {"distill.steps": 800, "distill.learning_rate": 1e-2},
     "cpu,mkdt": EXPERTS | {"distill.steps": 200, "mkdt.unroll": 10},
@@ -53,7 +55,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def get_config(edition: str = "") -> ConfigDict:
-    """Return the config; `edition` is empty, `cpu`, the name of a method, or `cpu,METHOD`."""
+    """Return the config; `edition` is empty, `cpu`, `all_models`, the name of a method, or one of these two with it."""
     config = default()
     config.data.name = "tfds:cifar10"
     config.storage.N = 100

@@ -4,16 +4,19 @@ Paper: Yu, Yao and Chiu, "Boost Self-Supervised Dataset Distillation via Paramet
 Approximation", ICLR 2025. The images, 15.7 GB, and the features, 2.6 GB, are streamed if they exceed half of the
 device's memory. With a cache folder they need not fit in the host's memory either: see docs/guides/large_data.md.
 Command: python -m ssdd_jax.main --config=configs/imagenet64.py --config.data.cache_dir=DIR [--config.data.data_dir=DIR]
+Time: not measured at this size; --dry_run predicts it on the machine at hand. imagenet64.py:all_models draws all ten
+models in each outer step and takes about ten times as long.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssdd_jax.config import default, edit
+from ssdd_jax.config import ALL_MODELS, default, edit
 
 EXPERTS: dict[str, Any] = {"experts.widths": (128, 128, 128, 128)}
 OWN: dict[str, dict[str, Any]] = {
+    "all_models": ALL_MODELS,
     "krr_st": {"distill.learning_rate": 1e-5},
     # Not published at this size: Tiny ImageNet's.
     "mkdt": EXPERTS | {"distill.steps": 10_000, "mkdt.unroll": 10, "mkdt.image_learning_rate": 1e5},
@@ -30,7 +33,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def get_config(edition: str = "") -> ConfigDict:
-    """Return the config; `edition` is empty or the name of a method."""
+    """Return the config; `edition` is empty, the name of a method, `all_models`, or `all_models,METHOD`."""
     config = default()
     config.data.name = "tfds:imagenet_resized/64x64"
     config.data.test_split = "validation"

@@ -165,6 +165,9 @@ def default() -> ConfigDict:
     return config
 
 
+# Changes of the edition `all_models` of the configs with the papers' hyperparameters: every outer step draws the whole
+# pool, which gives the published estimate with less noise, at the cost of as many steps of one model.
+ALL_MODELS: dict[str, Any] = {"pool.models_per_step": 10}
 # Presets, called editions: changes to the defaults of every data set, by name. `ssdd_jax.methods` fills the table from
 # the methods' definitions. A config file may add changes for its own data.
 EDITIONS: dict[str, dict[str, Any]] = {}
