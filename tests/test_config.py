@@ -183,10 +183,10 @@ def test_every_edition_of_a_shipped_config_can_work(path, edition):
     method = methods.make(found, asked)
     assert method.samples <= images
     for name in edition.split(","):
-        wanted = {"": "boost", "cpu": None, "random": "subset", "kmeans": "subset", "high_loss": "subset"}.get(
-            name, name
-        )
+        subsets = dict.fromkeys(("random", "kmeans", "high_loss"), "subset")
+        wanted = ({"": "boost", "cpu": None, "all_models": None} | subsets).get(name, name)
         assert wanted in (None, found.method)
+    assert found.pool.models_per_step == (found.pool.size if "all_models" in edition else 1)
     if "high_loss" in edition or "mkdt" in edition:
         assert found.distill.samples == "high_loss"
         assert len(found.experts.widths) <= len(found.student.widths)
