@@ -289,4 +289,9 @@ def test_numpy_arrays_give_what_jax_arrays_give(name):
     assert jax.tree.structure(result) == jax.tree.structure(expected)
     for leaf, like in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         assert leaf.dtype == like.dtype
-        np.testing.assert_array_equal(raw(leaf), raw(like))
+        # Up to rounding: what NumPy computes before the program is compiled, XLA computes in another order.
+        close = (
+            np.testing.assert_allclose if jnp.issubdtype(leaf.dtype, jnp.floating) else np.testing.assert_array_equal
+        )
+        tolerance = {"rtol": 1e-4, "atol": 1e-5} if close is np.testing.assert_allclose else {}
+        close(raw(leaf), raw(like), **tolerance)

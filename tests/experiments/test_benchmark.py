@@ -344,7 +344,7 @@ def test_an_accelerator_is_measured_within_its_time(tmp_path, monkeypatch):
     ]  # fmt: skip
     first = report["forms"][0]
     assert first["hours_for_30000"] == pytest.approx(first["seconds_per_step"] * 30_000 / 3600)
-    assert report["forms"][1]["flops"] == pytest.approx(2 * first["flops"])
+    assert report["forms"][1]["flops"] == pytest.approx(2 * first["flops"], rel=0.01)  # but for the decoding
     assert {row["precision"] for row in report["steps"][0]["rows"]} == {"bfloat16"}
     assert [row["stage"] for row in report["steps"][0]["rows"]] == ["inner", "outer", "whole"]
     # The regression is as exact as float32 allows; the careless one is worse or equal, a CPU having no lower precision.

@@ -174,7 +174,7 @@ def test_steps_lower_the_loss(task):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def plain(x, kernel, stride=1, padding=1):
+def plain(x, kernel, stride=1, padding=1, form="auto"):
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
