@@ -341,7 +341,7 @@ def test_long_work_says_what_it_is(monkeypatch, capsys):
             printed += capsys.readouterr().err
             time.sleep(0.01)
     assert re.fullmatch(r"distill: compiling, \d+ s\n", printed)
-    monkeypatch.setattr(loop, "SILENT_SECONDS", 60)
+    monkeypatch.setattr(loop, "SILENT_SECONDS", 3600)
     with loop.working("distill: compiling"):
         pass
     with pytest.raises(ValueError, match="failed"), loop.working("distill: compiling"):
