@@ -30,7 +30,7 @@ def test_the_probe_is_ridge_regression_on_standardised_features():
     assert train_teacher.probe(scaled, labels, 3) == pytest.approx(100 * max(scores))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_export_is_a_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(train_teacher, "EVERY", 1)
     tiny_runs.write_data(tmp_path)

@@ -42,7 +42,9 @@ def program(platform, monkeypatch, **changes):
     return call.trace(state, source, None, np.int32(1)).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize(
+    "platform", [pytest.param("cuda", marks=pytest.mark.medium), pytest.param("tpu", marks=pytest.mark.slow)]
+)
 def test_one_model_after_the_other(platform, monkeypatch):
     text = program(platform, monkeypatch, **{"pool.vectorize": 1})
     convolutions = CONVOLUTION.findall(text)
@@ -53,6 +55,7 @@ def test_one_model_after_the_other(platform, monkeypatch):
     check_the_rest(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_models_in_parallel(platform, monkeypatch):
     """By default products of patches, batched over the models: no convolution is left."""
@@ -63,6 +66,7 @@ def test_models_in_parallel(platform, monkeypatch):
     check_the_rest(text)
 
 
+@pytest.mark.slow
 def test_a_grouped_convolution_has_to_be_asked_for(monkeypatch):
     text = program("cuda", monkeypatch, **{"pool.form": "lax"})
     assert str(MODELS) in {groups for groups, _ in CONVOLUTION.findall(text)}

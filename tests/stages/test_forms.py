@@ -40,7 +40,7 @@ def accelerated(monkeypatch):
     monkeypatch.setattr(forms, "SECONDS", 0.0)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_fastest_is_kept_and_taken_again(tmp_path, monkeypatch, accelerated, capsys):
     tiny_runs.write_data(tmp_path)
     seconds = iter([0.003, 0.001, float("nan")])
@@ -60,7 +60,7 @@ def test_the_fastest_is_kept_and_taken_again(tmp_path, monkeypatch, accelerated,
     assert lines[0]["loss"] == pytest.approx(lines[1]["loss"], rel=1e-2)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_resumed_run_does_not_measure(tmp_path, monkeypatch, accelerated):
     tiny_runs.write_data(tmp_path)
     line = [*tiny_runs.arguments(tmp_path, distill__steps=10, pool__models_per_step=2), "--stage=approximate"]
