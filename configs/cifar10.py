@@ -45,8 +45,8 @@ EXPERTS: dict[str, Any] = {
     "experts.batch_size": 128,
 }
 OWN: dict[str, dict[str, Any]] = {
-    "all_models": ALL_MODELS,
     "cpu": CPU,
+    "all_models": ALL_MODELS,
     "cpu,krr_st": {"distill.steps": 800, "distill.learning_rate": 1e-2},
     "cpu,mkdt": EXPERTS | {"distill.steps": 200, "mkdt.unroll": 10},
     "cpu,high_loss": EXPERTS,

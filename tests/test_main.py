@@ -108,7 +108,10 @@ def test_the_sum_is_written_out(folder, capsys):
     ("line", "words"),
     [
         (["--config=configs/nothing.py"], "configs/digits.py"),
-        (["--config=configs/cifar10.py:gpu"], "unknown edition 'gpu': there are cpu, boost, krr_st, mkdt, scdd"),
+        (
+            ["--config=configs/cifar10.py:gpu"],
+            "unknown edition 'gpu': there are cpu, all_models, boost, krr_st, mkdt, scdd",
+        ),
         (["--config=configs/digits.py:mkdt,magic"], "unknown edition 'magic': there are krr_st, mkdt"),
         (["--confg=1"], "unknown option --confg"),
         (["digits"], "unexpected argument 'digits'"),

@@ -103,7 +103,8 @@ def test_the_same_command_again_does_nothing(finished, tmp_path):
     assert before == {file: file.stat().st_mtime_ns for file in (run / "distilled").iterdir()}
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
     tiny_runs.write_data(tmp_path)
     line = tiny_runs.arguments(tmp_path)

@@ -33,9 +33,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(name, marks=pytest.mark.slow if name in ("krr_st", "scdd", "noise") else ()) for name in EDITIONS
-    ],
+    params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in EDITIONS],
 )
 def finished(request, folder):
     """An edition's name and its folder, once it has run."""
