@@ -32,6 +32,7 @@ from typing import Any
 from experiments import benchmark, convolutions
 from experiments.jax_side import kernel, loops
 from experiments.measure import counts, machine, output, tables
+from ssdd_jax.runtime import memory
 
 PAPER: dict[str, Any] = {
     "images": 400, "views": 4, "batch": 1024, "pool": 10, "steps": 10, "repeats": 3, "teacher-steps": 3,
@@ -78,17 +79,12 @@ class Budget:
         try:
             return part()
         except RuntimeError as error:
-            if not memory_full(error):
+            if not memory.is_full(error):
                 raise
             self.notes.append(f"{name}: left out, the device's memory is full.")
             return None
         finally:
             self.longest = max(self.longest, time.monotonic() - began)
-
-
-def memory_full(error: RuntimeError) -> bool:
-    """Return whether JAX or PyTorch ran out of device memory."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error)
 
 
 def options_for(asked: argparse.Namespace, stages: Sequence[str], **changed: Any) -> argparse.Namespace:
@@ -113,34 +109,23 @@ def forms(asked: argparse.Namespace, budget: Budget) -> list[dict[str, Any]]:
         options = benchmark.sized(options, options.pairs[0])
         name = "form {models_per_step} {vectorize} {form}".format(**row)
         # One after the other: compilers that tune their choices on the device disturb each other.
-        timed = budget.spend(name, lambda: _timed(_whole_step(options), options))  # noqa: B023, used at once
+        timed = budget.spend(name, lambda: _timed(options))  # noqa: B023, used at once
         if timed is not None:
             rows.append(row | {"precision": asked.precision} | timed)
     return rows
 
 
-def _whole_step(options: argparse.Namespace) -> Any:
-    """Compile the loop of a whole step; None if the device's memory cannot hold it."""
-    try:
-        return loops.loop("whole", loops.make_problem(options), options)
-    except RuntimeError as error:
-        if not memory_full(error):
-            raise
-        return None
-
-
-def _timed(program: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Time a compiled loop; the seconds are NaN if the device's memory is full."""
+def _timed(options: argparse.Namespace) -> dict[str, Any]:
+    """Compile the loop of a whole step and time it; the seconds are NaN if the device's memory is full."""
     flops = counts.stages(benchmark.sizes(options))["whole"]
-    if program is None:
-        return {"seconds_per_step": math.nan, "flops": flops}
     try:
+        program = loops.loop("whole", loops.make_problem(options), options)
         program.run(1)
         seconds = program.run(2) / 2
         steps = max(2, min(1000, int(FORM_SECONDS / seconds)))
         seconds = program.run(steps) / steps
     except RuntimeError as error:
-        if not memory_full(error):
+        if not memory.is_full(error):
             raise
         return {"seconds_per_step": math.nan, "flops": flops}
     return {

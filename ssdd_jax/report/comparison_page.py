@@ -177,7 +177,7 @@ def content(
 
 
 def _teachers(sides: Sequence[Side]) -> str:
-    """What the title adds if all sides had a supervised teacher."""
+    """Return the addition to the title if all sides had a supervised teacher."""
     added = {words.teacher(side.results) for side in sides}
     return added.pop() if len(added) == 1 else ""
 

@@ -81,3 +81,8 @@ def readable(size: float) -> str:
         if size >= unit:
             return f"{size / unit:,.1f} {name}"
     return f"{size / 1e3:,.0f} kB"
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error of JAX or PyTorch says that a device's memory is full."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error)

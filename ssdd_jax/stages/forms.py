@@ -12,7 +12,7 @@ import numpy as np
 
 from ssdd_jax import methods
 from ssdd_jax.methods.base import Method, Run
-from ssdd_jax.runtime import devices, files
+from ssdd_jax.runtime import devices, files, memory
 from ssdd_jax.training import loop
 
 Changes = Mapping[str, Any]
@@ -28,12 +28,10 @@ class Timing(NamedTuple):
     """Measurement of one form.
 
     Attributes:
-        changes: Changes to the config that select the form.
         words: Its description.
         seconds: Seconds per outer step; NaN if it does not fit into the device's memory.
     """
 
-    changes: dict[str, Any]
     words: str
     seconds: float
 
@@ -71,10 +69,10 @@ def choose(run: Run, trainings: Sequence[loop.Training], state: Any, data: Any) 
     forms = run.method.forms
     run.say(f"distill: measuring {len(forms)} forms of a step")
     # One after the other: compilers that tune their choices on the device disturb each other.
-    seconds = [_seconds(_compiled(training, state, data), state, data, training) for training in trainings]
+    seconds = [_seconds(training, state, data) for training in trainings]
     # All processes of a run have to compute the same program: the first one decides.
     fastest = int(devices.from_first(np.nanargmin([*seconds, np.inf]) % len(forms)))
-    timings = [Timing(dict(form.changes), form.words, time) for form, time in zip(forms, seconds, strict=True)]
+    timings = [Timing(form.words, duration) for form, duration in zip(forms, seconds, strict=True)]
     run.say(f"distill: {_words(timings, fastest)}")
     return forms[fastest].changes, timings
 
@@ -96,39 +94,22 @@ def _words(timings: list[Timing], fastest: int) -> str:
     return f"{best.words} is the fastest form, {1e3 * best.seconds:.3g} ms a step ({'; '.join(others)})"
 
 
-def _compiled(training: loop.Training, state: Any, data: Any) -> Any:
-    """Compile the training's steps; None if the device's memory cannot hold the program."""
+def _seconds(training: loop.Training, state: Any, data: Any) -> float:
+    """Compile the training's steps and time as many as take about `SECONDS`; NaN if the memory cannot hold them."""
     items = loop.items_of(training, 0)
-    try:
-        return (
-            loop.compiled(training, state, data, items, donate=False).lower(state, data, items, np.int32(1)).compile()
-        )
-    except jax.errors.JaxRuntimeError as error:
-        if not _memory_full(error):
-            raise
-        return None
+    call = loop.compiled(training, state, data, items, donate=False)
 
-
-def _seconds(program: Any, state: Any, data: Any, training: loop.Training) -> float:
-    """Time the compiled steps, as many as take about `SECONDS`; NaN if there is not enough memory."""
-    if program is None:
-        return float("nan")
-    items = loop.items_of(training, 0)
-
-    def timed(count: int) -> float:
+    def timed(program: Any, count: int) -> float:
         began = time.perf_counter()
         jax.block_until_ready(program(state, data, items, np.int32(count)))
         return time.perf_counter() - began
 
     try:
-        timed(1)
-        count = max(1, min(training.per_call, int(SECONDS / timed(1))))
-        return timed(count) / count
+        program = call.lower(state, data, items, np.int32(1)).compile()
+        timed(program, 1)
+        count = max(1, min(training.per_call, int(SECONDS / timed(program, 1))))
+        return timed(program, count) / count
     except jax.errors.JaxRuntimeError as error:
-        if not _memory_full(error):
+        if not memory.is_full(error):
             raise
         return float("nan")
-
-
-def _memory_full(error: Exception) -> bool:
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()

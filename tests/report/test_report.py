@@ -176,7 +176,7 @@ def test_everything_measured_is_on_the_page(finished):
 
 
 def test_results_of_the_first_version_are_read(finished, tmp_path):
-    """Which have no schema number, and whose linear probe is KRR-ST's."""
+    """Show results without a schema number, whose linear probe is KRR-ST's."""
     folder = tmp_path / "old"
     shutil.copytree(finished, folder)
     results = json.loads((folder / "results.json").read_text())
