@@ -12,7 +12,7 @@ import tiny_runs
 from ssdd_jax import main
 from ssdd_jax.training import loop
 
-STEPS = 200
+STEPS = 80
 # Up to which rounding has not grown.
 ALIKE = 60
 # The regression is well-posed, so that what is compared is not how it magnifies rounding.
