@@ -25,7 +25,6 @@ TEACHERS = (HERE.parent / "experiments" / "results" / "teacher-cifar10", HERE / 
 CPU: dict[str, Any] = {
     "teacher.source": next((str(folder) for folder in TEACHERS if folder.is_dir()), ""),
     "storage.N": 50,
-    "storage.M": 100,
     "student.widths": (32, 64, 128),
     "pool.size": 4,
     "pool.steps": 150,

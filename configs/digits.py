@@ -51,7 +51,6 @@ def get_config(edition: str = "") -> ConfigDict:
     config.teacher.flip_probability = 0.0
 
     config.storage.N = 20
-    config.storage.M = 60
     config.storage.base_size = 8
     config.storage.hidden = 8
 

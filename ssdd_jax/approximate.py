@@ -103,6 +103,23 @@ def error(networks: Networks, coefficients: Array, bases: Array | None = None) -
         return jnp.mean(jnp.square(residual if bases is None else residual @ bases))
 
 
+def unexplained(networks: Networks, coefficients: Array, bases: Array) -> Array:
+    """Compute the share of the targets' energy that the networks lose in each view except the first.
+
+    Args:
+        networks: One network per view except the first.
+        coefficients: Coefficients of every view `(views,M,V)`.
+        bases: Feature bases `(V,D)`.
+
+    Returns:
+        `(views-1,)`: the squared error of the targets over their squared distance from the feature mean.
+    """
+    residual = apply(networks, coefficients[0])[1:] - coefficients[1:]
+    with jax.default_matmul_precision("highest"):
+        lost, energy = (jnp.sum(jnp.square(part @ bases), axis=(1, 2)) for part in (residual, coefficients[1:]))
+    return lost / jnp.maximum(energy, jnp.finfo(energy.dtype).tiny)
+
+
 def fit(key: Array, coefficients: Array, *, bases: Array | None = None, settings: Settings = Settings()) -> Networks:
     """Fit the networks by full-batch Adam.
 

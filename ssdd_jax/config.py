@@ -109,6 +109,7 @@ def default() -> ConfigDict:
     config.approximate = approximate = ConfigDict()
     approximate.steps = 3000
     approximate.learning_rate = 1e-2
+    approximate.joint = False  # learn the networks with bases and coefficients, instead of afterwards (Boost-SSDD)
 
     config.experts = experts = ConfigDict()  # students that MKDT imitates, and whose losses high_loss uses
     experts.count = 100

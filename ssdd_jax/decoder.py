@@ -13,6 +13,7 @@ import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssdd_jax import augment
 
@@ -146,10 +147,12 @@ def init(
     low = downsample(images, base_size).reshape(len(images), -1)
     key_images, key_features = jax.random.split(key)
     initializer = STARTS[start]
-    mean_x, bases_x, coefficients_x = initializer(key_images, low, low[samples], image_bases)
-    # All views share the feature bases, so their targets are fitted together.
+    equal = jnp.full(len(low), 1 / len(low), low.dtype)
+    mean_x, bases_x, coefficients_x = initializer(key_images, low, equal, low[samples], image_bases)
+    # All views share the feature bases, and their targets are represented together.
     targets = view_features.reshape(-1, features.shape[-1])
-    mean_y, bases_y, coefficients_y = initializer(key_features, features, targets, feature_bases)
+    vectors, weights = weighted_features(features, view_features)
+    mean_y, bases_y, coefficients_y = initializer(key_features, vectors, weights, targets, feature_bases)
     return Params(
         image_bases=bases_x.reshape(image_bases, *base_size, channels),
         image_coefficients=coefficients_x,
@@ -162,15 +165,54 @@ def init(
     )
 
 
-def _pca(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
+def unexplained(data: Array, weights: Array, held_out: np.ndarray, most: int) -> Array:
+    """Compute the error of principal components on examples that they were not fitted to.
+
+    Args:
+        data: Flat vectors `(n,d)`.
+        weights: Their weights `(n,)`, with sum 1.
+        held_out: Boolean `(n,)`: the examples to measure, out of `data`; the components are fitted to the others.
+        most: Largest number of components.
+
+    Returns:
+        `(most+1,)`: the share of the held-out examples' variance about the mean of the others that 0, 1, ... `most`
+        components leave.
+    """
+    with jax.default_matmul_precision("highest"):
+        fitted, rest = (jnp.where(jnp.asarray(part), weights, 0.0) for part in (~held_out, held_out))
+        fitted = fitted / fitted.sum()
+        centred = data - (fitted @ data)[None]
+        _, vectors = jnp.linalg.eigh((centred * fitted[:, None]).T @ centred)
+        projected = rest @ jnp.square(centred @ vectors[:, ::-1])
+    explained = jnp.cumsum(projected)[:most] / jnp.sum(projected)
+    return jnp.concatenate([jnp.ones(1, data.dtype), 1 - explained])
+
+
+def weighted_features(features: Array, view_features: Array) -> tuple[Array, Array]:
+    """Collect the features that the feature bases are fitted to, in which every view has the same weight.
+
+    Args:
+        features: The teacher's features of all images `(n,D)`, for the first view.
+        view_features: Its features of the views of M samples `(views,M,D)`.
+
+    Returns:
+        Features `(n+(views-1)*M,D)` and their weights, with sum 1.
+    """
+    views, count, dim = view_features.shape
+    others = view_features[1:].reshape(-1, dim)
+    weights = np.concatenate([np.full(len(features), 1 / len(features)), np.full(len(others), 1 / count)]) / views
+    return jnp.concatenate([features, others]), jnp.asarray(weights, features.dtype)
+
+
+def _pca(key: Array, data: Array, weights: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
     """Mean `(d,)`, bases `(count,d)` scaled by their deviations, and whitened coefficients `(M,count)`."""
     del key
     _check_enough(data, count)
-    mean = data.mean(0)
-    centred = data - mean[None]
     with jax.default_matmul_precision("highest"):
+        mean = weights @ data
+        centred = data - mean[None]
         # `eigh` sorts the eigenvalues in ascending order: the leading components are at the end.
-        values, vectors = jnp.linalg.eigh(centred.T @ centred / len(data))
+        values, vectors = jnp.linalg.eigh((centred * weights[:, None]).T @ centred)
         bases = vectors[:, ::-1][:, :count].T
         deviation = jnp.sqrt(jnp.maximum(values[::-1][:count], 0.0))
         # Directions without variance get a small scale instead of zero, so that they can still be learned.
@@ -179,22 +221,26 @@ def _pca(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Ar
     return mean, bases * deviation, coefficients
 
 
-def _samples(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
+def _samples(key: Array, data: Array, weights: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
     """Mean `(d,)`, bases `(count,d)` drawn from the data, and least-squares coefficients `(M,count)`."""
     _check_enough(data, count)
-    mean = data.mean(0)
-    bases = data[jax.random.choice(key, len(data), (count,), replace=False)] - mean[None]
+    with jax.default_matmul_precision("highest"):
+        mean = weights @ data
+    bases = data[jax.random.choice(key, len(data), (count,), replace=False, p=weights)] - mean[None]
     coefficients = jnp.linalg.lstsq(bases.T, (samples - mean[None]).T)[0].T
     # The scale goes to the bases: coefficients have unit variance.
     scale = jnp.maximum(coefficients.std(0), 1e-6)
     return mean, bases * scale[:, None], coefficients / scale[None]
 
 
-def _random(key: Array, data: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
+def _random(key: Array, data: Array, weights: Array, samples: Array, count: int) -> tuple[Array, Array, Array]:
     """Mean `(d,)`, Gaussian bases `(count,d)` and coefficients `(M,count)`; their product has the data's variance."""
     key_bases, key_coefficients = jax.random.split(key)
-    bases = jax.random.normal(key_bases, (count, data.shape[1]), data.dtype) * data.std(0)[None] / count**0.5
-    return data.mean(0), bases, jax.random.normal(key_coefficients, (len(samples), count), data.dtype)
+    with jax.default_matmul_precision("highest"):
+        mean = weights @ data
+        deviation = jnp.sqrt(weights @ jnp.square(data - mean[None]))
+    bases = jax.random.normal(key_bases, (count, data.shape[1]), data.dtype) * deviation[None] / count**0.5
+    return mean, bases, jax.random.normal(key_coefficients, (len(samples), count), data.dtype)
 
 
 def _check_enough(data: Array, count: int) -> None:
@@ -203,9 +249,9 @@ def _check_enough(data: Array, count: int) -> None:
         raise ValueError(f"{count} bases from {len(data)} examples of {data.shape[1]} values: at most {limit}")
 
 
-STARTS: dict[str, Callable[[Array, Array, Array, int], tuple[Any, Any, Any]]] = {
+STARTS: dict[str, Callable[[Array, Array, Array, Array, int], tuple[Any, Any, Any]]] = {
     "pca": _pca,
     "samples": _samples,
     "random": _random,
 }
-"""Initializers by name: `(key, data (n,d), samples (M,d), count)` to the mean, bases and coefficients."""
+"""Initializers by name: `(key, data (n,d), weights (n,), samples (M,d), count)` to the mean, bases and coefficients."""

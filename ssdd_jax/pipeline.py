@@ -222,14 +222,19 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     except ValueError as error:
         raise UserError(f"{error}; set config.data.image_size, or fewer student.widths") from None
     # The feature length of a teacher that is not trained yet follows from its config or its files.
-    if config.teacher.features:
-        dim, batch_norm = features.read_brought(config, dataset).train.shape[1], False
+    brought = features.read_brought(config, dataset) if config.teacher.features else None
+    if brought is not None:
+        dim, batch_norm = brought.train.shape[1], False
     else:
         dim, batch_norm = teacher.known(config, work, dataset, say)
     mesh = methods.mesh_of(config)
     if mesh is not None:
         say(devices.words(mesh))
     # `batch_norm` is False for precomputed features, which methods that need a network reject.
-    network = not config.teacher.features
+    network = brought is None
     problem = methods.Problem(shape, dim, count, dataset.classes, network=network, batch_norm=batch_norm, mesh=mesh)
-    return Run(config, work, dataset, problem, methods.make(config, problem), say)
+    method = methods.make(config, problem)
+    if brought is not None:
+        config = features.only_known_views(config, method, brought, say)
+        method = methods.make(config, problem)
+    return Run(config, work, dataset, problem, method, say)

@@ -130,9 +130,9 @@ def make_run(folder, chosen):
 
 
 def prepare(run):
-    """Everything before the distillation; returns the run."""
+    """Everything before the distillation; returns the run with the sizes that its data decide."""
     features.compute(run)
     for stage in run.method.stages:
         stage.run(run)
     samples.choose(run)
-    return run
+    return samples.settled(run)

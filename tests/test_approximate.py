@@ -68,3 +68,12 @@ def test_same_key_same_bits():
     one, same, other = (fit(jax.random.key(k), shifted(), settings=settings).out_kernel for k in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+def test_unexplained_by_hand():
+    """A view that is predicted exactly loses nothing, one that is predicted as zero all of its energy."""
+    first = normal(0, M, V)
+    networks = empty()  # they predict the coefficients of the first view
+    coefficients = jnp.stack([first, first, -first])
+    lost = approximate.unexplained(networks, coefficients, normal(1, V, 7))
+    np.testing.assert_allclose(lost, [0.0, 4.0], atol=1e-5)

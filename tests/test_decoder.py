@@ -80,6 +80,39 @@ def test_pca_is_that_of_numpy():
         np.testing.assert_allclose(np.asarray(coefficients).std(0), 1.0, rtol=1e-3)
 
 
+def test_every_view_has_the_same_weight_in_the_feature_bases():
+    """However few samples it is known on: the first base is the largest component of the weighted covariance."""
+    features, view_features = normal(5, 300, 6), normal(6, 2, 4, 6)
+    view_features = view_features.at[1, :, 2].multiply(30.0)  # what only the second view varies in
+    vectors, weights = decoder.weighted_features(features, view_features)
+    assert vectors.shape == (304, 6)
+    np.testing.assert_allclose([weights.sum(), weights[:300].sum(), weights[300:].sum()], [1, 0.5, 0.5], rtol=1e-5)
+    made = decoder.init(
+        jax.random.key(0), normal(7, 300, 8, 8, 3), features, view_features,
+        image_bases=2, feature_bases=2, base_size=(4, 4), views=("rot0", "rot90"),
+    )  # fmt: skip
+    covariance = np.cov(vectors.T, aweights=weights, bias=True)
+    largest = np.linalg.eigh(covariance)[1][:, -1]
+    first = np.asarray(made.feature_bases[0])
+    np.testing.assert_allclose(abs(first @ largest), np.linalg.norm(first), rtol=1e-4)
+    np.testing.assert_allclose(made.feature_mean, np.average(vectors, axis=0, weights=weights), atol=1e-5)
+
+
+def test_unexplained_is_the_error_on_what_was_held_out():
+    """By NumPy in float64, and zero once the components span everything."""
+    data, held_out = np.asarray(normal(8, 60, 5) * jnp.arange(1.0, 6)[None]), np.arange(60) % 4 == 0
+    found = decoder.unexplained(jnp.asarray(data), jnp.full(60, 1 / 60), held_out, 5)
+    fitted, rest = data[~held_out].astype(np.float64), data[held_out].astype(np.float64)
+    directions = np.linalg.svd(fitted - fitted.mean(0))[2]
+    centred = rest - fitted.mean(0)
+    expected = [
+        np.square(centred - centred @ directions[:k].T @ directions[:k]).sum() / np.square(centred).sum()
+        for k in range(6)
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found[0] == 1 and abs(found[5]) < 1e-5
+
+
 def test_samples_start_has_bases_from_the_data():
     """Each basis is a multiple of a centred image of the data, and coefficients have unit variance."""
     made, images, *_ = start("samples", U=4, V=2, M=12)
@@ -107,7 +140,7 @@ def test_random_start_has_the_datas_moments():
     ("name", "U", "V", "message"),
     [
         ("pca", 17, 2, "17 bases from 30 examples of 16 values: at most 16"),
-        ("samples", 2, 7, "7 bases from 30 examples of 6 values: at most 6"),
+        ("samples", 2, 7, "7 bases from 37 examples of 6 values: at most 6"),
         ("zeros", 2, 2, "unknown start 'zeros': known are pca"),
     ],
 )

@@ -70,8 +70,13 @@ def write_data(folder: pathlib.Path, *, labels: bool = True, side: int = 8) -> N
     if labels:
         arrays |= {"train_labels": label[:120], "test_labels": label[120:]}
     np.savez(folder / "images.npz", **arrays)
-    features = images.reshape(160, -1)[:, :12].astype(np.float32) + np.eye(3, 12, dtype=np.float32)[label] * 50
-    np.savez(folder / "features.npz", train=features[:120], test=features[120:])
+
+    def features_of(images: np.ndarray) -> np.ndarray:
+        return images.reshape(len(images), -1)[:, :12].astype(np.float32) + np.eye(3, 12, dtype=np.float32)[label] * 50
+
+    features = features_of(images)
+    views = {f"rot{90 * k}": features_of(np.rot90(images, k, (1, 2)))[:120] for k in (1, 2, 3)}
+    np.savez(folder / "features.npz", train=features[:120], test=features[120:], **views)
 
 
 def arguments(folder: pathlib.Path, workdir: str | os.PathLike[str] = "run", **changes: object) -> list[str]:

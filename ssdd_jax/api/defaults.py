@@ -78,7 +78,6 @@ def _for_cpu(config: ConfigDict, side: int, images: int) -> dict[str, Any]:
     small = side < 32
     # Chosen so that a few hundred to a few thousand images take minutes on two cores.
     changes = {
-        "storage.M": min(2 * config.storage.N, images),
         "pool.size": 5 if small else 4,
         "pool.steps": 200 if small else 150,
         "distill.batch_size": 256,

@@ -35,6 +35,7 @@ from ssdd_jax.runtime import devices, lapack
 from ssdd_jax.runtime.workdir import Workdir
 from ssdd_jax.stages import approximate, samples
 from ssdd_jax.stages import distill as distill_stage
+from ssdd_jax.stages import features as feature_stage
 
 Teacher = Callable[[np.ndarray], Any]
 
@@ -82,8 +83,8 @@ def distill(
     Args:
         images: uint8 `(n,H,W,C)` or `(n,H,W)`, C being 1 or 3.
         features: The teacher's features of the images, floats `(n,D)`. Or a mapping with these as `train` and the
-            features of rotated images under the names of views (`rot90`, `rot180`, `rot270`); without them the rotated
-            images of Boost-SSDD start with the features of the upright ones. Or the teacher itself, a function from
+            features of rotated images under the names of views (`rot90`, `rot180`, `rot270`); without these Boost-SSDD
+            distils the upright images only. Or the teacher itself, a function from
             uint8 images `(k,H,W,C)` to features `(k,D)`, which is applied to all images and the views that are needed.
         N: Budget: the set must fit in the storage of N images and their features.
         method: `boost` (the default), `krr_st`, `mkdt`, or a subset: `random`, `kmeans`, `high_loss`.
@@ -119,7 +120,7 @@ def distill(
         run = _run(chosen, pathlib.Path(folder), dataset, features, say)
         for stage in samples.preparations(chosen, run.problem, run.method):
             stage.run(run)
-        return _learn(run._replace(chosen=samples.samples_of(run)), watch)
+        return _learn(samples.settled(run._replace(chosen=samples.samples_of(run))), watch)
 
 
 def _plain(value: Any) -> Any:
@@ -219,6 +220,9 @@ def _run(
         dataset.image_shape, precomputed.train.shape[1], len(images), mesh=methods.mesh_of(config)
     )
     method = methods.make(config, problem)
+    if not _is_function(teacher_features):
+        config = feature_stage.only_known_views(config, method, precomputed, say)
+        method = methods.make(config, problem)
     # There is no work dir to change in a call from Python.
     method = method._replace(advice=method.advice.replace(" in another --workdir", ""))
     return Run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,10 +37,12 @@ class Samples(NamedTuple):
     Attributes:
         rows: Indices of the training images, int32 `(M,)`.
         views: Features float32 `(views,M,D)`.
+        changes: Changes to the config that the data decide, dotted keys to values: see `Method.settle`.
     """
 
     rows: np.ndarray
     views: np.ndarray
+    changes: Mapping[str, Any] = {}
 
 
 class Brought(NamedTuple):
@@ -185,12 +187,12 @@ def of_samples(brought: Brought, samples: np.ndarray, views: tuple[str, ...]) ->
     Args:
         brought: The precomputed features.
         samples: Indices of training images `(M,)`.
-        views: Names of the views; a view without precomputed features has those of the unchanged image.
+        views: Names of the views, of which all but the first have features of their own.
 
     Returns:
         Features `(views,M,D)`.
     """
-    return np.stack([brought.views.get(name, brought.train)[samples] for name in views])
+    return np.stack([brought.train[samples], *(brought.views[name][samples] for name in views[1:])])
 
 
 def save(folder: pathlib.Path, features: Features, images: str) -> None:
@@ -240,9 +242,11 @@ def load(folder: pathlib.Path, images: str) -> Features:
 def save_samples(folder: pathlib.Path, samples: Samples) -> None:
     """Write samples to a folder; `rows.npy` comes last and marks the folder as complete."""
     files.write_array(folder / "views.npy", samples.views)
+    files.write_json(folder / "changes.json", dict(samples.changes))
     files.write_array(folder / "rows.npy", samples.rows)
 
 
 def load_samples(folder: pathlib.Path) -> Samples:
     """Read the samples that `save_samples` wrote."""
-    return Samples(files.read_array(folder / "rows.npy"), files.read_array(folder / "views.npy"))
+    arrays = files.read_array(folder / "rows.npy"), files.read_array(folder / "views.npy")
+    return Samples(*arrays, files.read_json(folder / "changes.json"))

@@ -194,6 +194,9 @@ class Method(NamedTuple):
         look: `(key, n) -> indices`: the training images that `init` reads in addition to the samples, int `(k,)`, for
             the key that `init` receives; it returns None to request all n in order. None if `init` reads no others.
         after: Method-specific stages between the export and the evaluation; each writes a `results.json` to its folder.
+        settle: `(source) -> changes`: changes to the config, dotted keys to values, that depend on the data, such as
+            numbers of bases; the samples of the source are some hundreds of random images. None if the shapes of the
+            data decide everything.
         advice: Hint printed when the loss becomes NaN.
         show: `(state) -> pictures`: snapshots of a state by name: `images` `(M,H,W,C)` as network inputs, and `bases`
             `(U,h,w,C)` if it has any. None if nothing is learned.
@@ -222,6 +225,7 @@ class Method(NamedTuple):
     feed: Callable[[Run], Feed | None] | None = None
     look: Callable[[Array, int], Array | None] | None = None
     after: tuple[Stage, ...] = ()
+    settle: Callable[[Source], Mapping[str, Any]] | None = None
     advice: str = "try a smaller config.distill.learning_rate in another --workdir"
     show: Callable[[Any], Mapping[str, Array]] | None = None
     spread: Callable[[Mesh, Any], Any] | None = None

@@ -3,9 +3,12 @@ Augmentation, and Approximation", ICLR 2025): parameterized pairs under fixed vi
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import approximate, augment, decoder, distilled
@@ -17,9 +20,36 @@ Array = jax.Array
 
 # Principal components are computed from at most this many images: more hardly change them, and could exhaust memory.
 START_IMAGES = 50_000
+# Every fifth image is held out from the bases whose error determines their numbers.
+FOLDS = 5
 # Number of steps of the fit that the dry run times.
 TRIED = 100
 TITLE = "Boost-SSDD"
+
+
+class Joint(NamedTuple):
+    """Parameters of a set whose further views are predicted throughout the distillation, as they are when it is stored.
+
+    Attributes:
+        params: The decoder's parameters; `feature_coefficients` are those of the first view alone, `(1,M,V)`.
+        networks: One approximation network per further view.
+    """
+
+    params: decoder.Params
+    networks: approximate.Networks
+
+    def decoder(self) -> decoder.Params:
+        """Return the decoder's parameters with the predicted coefficients of all views `(views,M,V)`."""
+        coefficients = approximate.apply(self.networks, self.params.feature_coefficients[0])
+        return dataclasses.replace(self.params, feature_coefficients=coefficients)
+
+    def pairs(self) -> tuple[Array, Array]:
+        """Decode images `(views*M,H,W,C)` and targets `(views*M,D)`."""
+        return decoder.decode_pairs(self.decoder())
+
+    def learned(self) -> Joint:
+        """Return a mask like the parameters: True for all but the means."""
+        return Joint(decoder.learned(self.params), jax.tree.map(lambda _: True, self.networks))
 
 
 def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
@@ -75,20 +105,39 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             start=config.distill.start,
         )
 
+    def settle(source: Source) -> dict[str, int]:
+        free = [name for name in ("M", "U", "V") if not config.storage[name]]
+        chosen = budget.fit(plan, *_errors(plan, source), free=free, most=problem.images)
+        return {"storage.M": chosen.M, "storage.U": chosen.U, "storage.V": chosen.V}
+
+    joint = bool(config.approximate.joint) and len(views) > 1
+    fit = approximate.Settings(config.storage.hidden, config.approximate.steps, config.approximate.learning_rate)
+
+    def start_joint(key: Array, source: Source) -> Joint:
+        key_params, key_networks = jax.random.split(key)
+        params = start(key_params, source)
+        coefficients = params.feature_coefficients
+        networks = approximate.fit(key_networks, coefficients, bases=params.feature_bases, settings=fit)
+        return Joint(dataclasses.replace(params, feature_coefficients=coefficients[:1]), networks)
+
     def export(key: Array, state: bilevel.State, source: Source) -> distilled.DistilledSet:
+        if joint:
+            tied: Joint = state.outer.params
+            return distilled.from_params(tied.decoder(), tied.networks, source.preprocessing)
         # Views other than the first are stored as networks that predict their coefficients from those of the first.
         params = state.outer.params
-        networks = approximate.fit(
-            key,
-            params.feature_coefficients,
-            bases=params.feature_bases,
-            settings=approximate.Settings(
-                config.storage.hidden, config.approximate.steps, config.approximate.learning_rate
-            ),
-        )
-        return distilled.from_params(params, networks, source.preprocessing)
+        networks = approximate.fit(key, params.feature_coefficients, bases=params.feature_bases, settings=fit)
+        lost = approximate.unexplained(networks, params.feature_coefficients, params.feature_bases)
+        by_view = dict(zip(views[1:], np.asarray(lost).round(4).tolist(), strict=True))
+        return distilled.from_params(params, networks, source.preprocessing, approximation_error=by_view)
 
-    functions = bilevel.make(config, problem, start=start, decode=decoder.decode_pairs, learned=decoder.learned)
+    functions = bilevel.make(
+        config,
+        problem,
+        start=start_joint if joint else start,
+        decode=Joint.pairs if joint else decoder.decode_pairs,
+        learned=Joint.learned if joint else decoder.learned,
+    )
     return Method(
         functions.init,
         functions.step,
@@ -99,6 +148,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         views=views,
         feed=functions.feed,
         look=_look,
+        settle=settle if not (config.storage.M and config.storage.U and config.storage.V) else None,
         advice=bilevel.ADVICE,
         show=_show,
         spread=bilevel.spread,
@@ -107,6 +157,31 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         shapes=(*_shapes(plan), *bilevel.shapes(config, problem)),
         trials=bilevel.trials(config) | {"approximate": _fit_trials},
     )
+
+
+def _errors(plan: budget.Sizes, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the share of the variance of images and of targets that bases leave, on examples not fitted to.
+
+    Returns:
+        Errors of 0, 1, ... bases, as many as the data can span: `(most_U+1,)` and `(most_V+1,)`.
+    """
+
+    @jax.jit
+    def of_images(images: Array) -> Array:
+        low = decoder.downsample(source.preprocessing.images(images), plan.base_size).reshape(len(images), -1)
+        equal = jnp.full(len(low), 1 / len(low), low.dtype)
+        return decoder.unexplained(low, equal, np.arange(len(low)) % FOLDS == 0, min(low.shape[1], len(low) - 1))
+
+    @jax.jit
+    def of_targets(targets: Array, view_targets: Array) -> Array:
+        vectors, weights = decoder.weighted_features(targets, view_targets)
+        # An image is held out in all of its views.
+        held_out = np.arange(len(targets)) % FOLDS == 0
+        others = np.tile(np.arange(view_targets.shape[1]) % FOLDS == 0, plan.views - 1)
+        most = min(plan.dim, len(targets) - 1)
+        return decoder.unexplained(vectors, weights, np.concatenate([held_out, others]), most)
+
+    return np.asarray(of_images(source.images)), np.asarray(of_targets(source.targets, source.view_targets))
 
 
 def _shapes(plan: budget.Sizes) -> tuple[tuple[str, str], ...]:
@@ -143,13 +218,14 @@ def _look(key: Array, count: int) -> Array | None:
 
 def _show(state: bilevel.State) -> dict[str, Array]:
     params = state.outer.params
+    params = params.params if isinstance(params, Joint) else params
     return {"images": decoder.decode_images(params), "bases": params.image_bases}
 
 
 DEFINITION = Definition(
     make,
-    titles={"boost": TITLE},
-    editions={"boost": {}},
+    titles={"boost": TITLE, "boost_plus": f"{TITLE}+"},
+    editions={"boost": {}, "boost_plus": {"method": "boost", "approximate.joint": True}},
     pooled=True,
     cpu_steps=(500, 800),
     lower="config.pool.vectorize, config.distill.batch_size or config.storage.M",

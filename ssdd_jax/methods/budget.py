@@ -7,14 +7,21 @@ of the teacher's features.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from ssdd_jax import approximate
 from ssdd_jax.errors import UserError
 
-# By default a set decodes into this many images per image of the budget.
+# Without data a set is planned to decode into this many images per image of the budget.
 IMAGES_PER_N = 4
+# With data, into one of these many, whose error may exceed that of as many images as the budget by `TOLERANCE`.
+MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16)
+TOLERANCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +138,56 @@ def plan(
             f"N (HWC + D) with N={N}; lower M, U, V or hidden, or raise N"
         )
     return chosen
+
+
+def fit(sizes: Sizes, image_errors: np.ndarray, feature_errors: np.ndarray, *, free: Sequence[str], most: int) -> Sizes:
+    """Choose sizes by the error of decoded images and targets at the budget.
+
+    For a given M, U and V are those with the least sum of the two errors. M is the largest of `MULTIPLES` times N at
+    which that sum is at most `TOLERANCE` above its value for M = N: more images for almost the same error.
+
+    Args:
+        sizes: Sizes that fit the budget, from `plan`; those that are not free stay as they are.
+        image_errors: The error of images with 0, 1, ... bases, as a share of their variance, `(most_U+1,)`.
+        feature_errors: Likewise that of targets, `(most_V+1,)`.
+        free: Which of `M`, `U` and `V` to choose.
+        most: Number of training images, which limits M.
+
+    Returns:
+        The sizes.
+    """
+    multiples = [min(multiple * sizes.N, most) for multiple in MULTIPLES] if "M" in free else [sizes.M]
+    found = [
+        _spend(dataclasses.replace(sizes, M=M), image_errors, feature_errors, free) for M in dict.fromkeys(multiples)
+    ]
+    fitting = [(one, error) for one, error in found if np.isfinite(error)]
+    if not fitting:
+        return sizes
+    allowed = fitting[0][1] + TOLERANCE
+    return next(one for one, error in reversed(fitting) if error <= allowed)
+
+
+def _spend(
+    sizes: Sizes, image_errors: np.ndarray, feature_errors: np.ndarray, free: Sequence[str]
+) -> tuple[Sizes, float]:
+    """Choose U and V with the least error for a given M; the error is infinite if nothing fits."""
+
+    def fits(U: int, V: int) -> bool:
+        candidate = dataclasses.replace(sizes, U=U, V=V)
+        return candidate.numbers <= candidate.budget
+
+    best, least = sizes, np.inf
+    for U in range(1, len(image_errors)) if "U" in free else (sizes.U,):
+        # As many feature bases as fit beside U image bases: the numbers grow with both.
+        candidates = range(1, len(feature_errors)) if "V" in free else (sizes.V,)
+        number = bisect.bisect_left(candidates, True, key=lambda V, U=U: not fits(U, V))
+        if not number:
+            break
+        V = candidates[number - 1]
+        error = float(image_errors[U] + feature_errors[V])
+        if error < least:
+            best, least = dataclasses.replace(sizes, U=U, V=V), error
+    return best, least
 
 
 def check_pairs(N: int, images: int) -> int:

@@ -15,13 +15,14 @@ from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime import devices
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import fingerprint
-from ssdd_jax.stages import distill, teacher
+from ssdd_jax.stages import distill, samples, teacher
 
 
 def export(run: Run) -> None:
     """Complete the set, for example by its approximation networks, and write it; skipped if it exists."""
     if (run.work.distilled / distilled.DESCRIPTION).exists():
         return
+    run = samples.settled(run)
     start = run.start()
     # Every process takes part in the distillation; the export needs only one.
     state = distill.state_of(run, start)
@@ -30,6 +31,10 @@ def export(run: Run) -> None:
     if not devices.is_first():
         return
     distilled_set = set_of(run, state, start)
+    lost = distilled_set.about.get("approximation_error", {})
+    if lost:
+        shares = ", ".join(f"{view} {100 * share:.1f} %" for view, share in lost.items())
+        run.say(f"approximate: energy of the targets that the networks lose: {shares}")
     size = distilled_set.save(run.work.distilled)
     run.say(f"approximate: {distilled_set.numbers_stored():,} numbers, {size:,} bytes in {run.work.distilled}")
 
@@ -64,4 +69,4 @@ def set_of(run: Run, state: Any, start: methods.Source) -> distilled.DistilledSe
     not_finite = [name for name, array in distilled_set.arrays.items() if not np.isfinite(np.asarray(array)).all()]
     if not_finite:
         raise UserError(f"approximate: {', '.join(not_finite)} is not finite: {run.method.advice}")
-    return dataclasses.replace(distilled_set, about=about)
+    return dataclasses.replace(distilled_set, about={**about, **distilled_set.about})

@@ -12,7 +12,7 @@ import jax
 from ssdd_jax import distilled, methods
 from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime import devices
-from ssdd_jax.stages import forms, snapshots
+from ssdd_jax.stages import forms, samples, snapshots
 from ssdd_jax.training import loop
 from ssdd_jax.training.checkpoints import Checkpoints
 
@@ -20,7 +20,7 @@ from ssdd_jax.training.checkpoints import Checkpoints
 def distill(run: Run) -> None:
     """Run the method's outer steps, unless it has none or the set exists."""
     if run.method.step is not None and not (run.work.distilled / distilled.DESCRIPTION).exists():
-        state_of(run, run.start())
+        state_of(samples.settled(run), run.start())
 
 
 def state_of(run: Run, start: methods.Source) -> Any:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ssdd_jax import data, teacher
 from ssdd_jax.data import features
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods.base import Run
+from ssdd_jax.methods.base import Method, Run, Say
 from ssdd_jax.runtime import devices
 from ssdd_jax.runtime.workdir import fingerprint
 
@@ -81,6 +81,27 @@ def read_brought(config: ConfigDict, dataset: data.Dataset) -> features.Brought:
         test=len(dataset.test_images),
         views=tuple(config.views),
     )
+
+
+def only_known_views(config: ConfigDict, method: Method, brought: features.Brought, say: Say) -> ConfigDict:
+    """Leave out views without precomputed features: the features of the unchanged image would be wrong targets.
+
+    Args:
+        config: The run's config.
+        method: The method that it describes.
+        brought: The precomputed features.
+        say: Called with the names of the views that are left out.
+
+    Returns:
+        The config, changed if views of the method are left out.
+    """
+    missing = [name for name in method.views[1:] if name not in brought.views]
+    if not missing:
+        return config
+    changed = config.copy_and_resolve_references()
+    changed.views = tuple(name for name in config.views if name not in missing)
+    say(f"features: there are none of the views {', '.join(missing)}: distilling {', '.join(changed.views)} only")
+    return changed
 
 
 def brought_of(run: Run) -> features.Brought | None:

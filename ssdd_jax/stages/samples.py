@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssdd_jax import augment
+from ssdd_jax import augment, methods
 from ssdd_jax.data import features
 from ssdd_jax.data.preprocess import parts
 from ssdd_jax.methods.base import Method, Problem, Run, Stage
@@ -18,6 +19,9 @@ from ssdd_jax.methods.mkdt import stage as expert_stage
 from ssdd_jax.stages import features as teacher_features
 
 Array = jax.Array
+
+# Images whose views a method's data-dependent settings are chosen by.
+PILOT = 1000
 
 
 def preparations(config: ConfigDict, problem: Problem, method: Method) -> list[Stage]:
@@ -51,19 +55,40 @@ def samples_of(run: Run) -> features.Samples:
         run: A run with complete features and `preparations`.
 
     Returns:
-        Indices `(M,)` and features `(views,M,D)`.
+        Indices `(M,)`, features `(views,M,D)`, and the changes to the config that the data decide.
 
     Raises:
         UserError: If the features of a view are not finite.
     """
-    indices, views = indices_of(run, run.method.samples), run.method.views
+    changes: Mapping[str, Any] = {}
+    if run.method.settle is not None:
+        key = jax.random.fold_in(run.key("samples"), PILOT)
+        pilot = _random(run, key, min(PILOT, run.problem.images))
+        changes = run.method.settle(run._replace(chosen=_with_views(run, np.asarray(pilot, np.int32))).start())
+        run.say(f"samples: chosen by the data: {', '.join(f'{key}={value}' for key, value in changes.items())}")
+        run = _changed(run, changes)
+    return _with_views(run, indices_of(run, run.method.samples))._replace(changes=changes)
+
+
+def settled(run: Run) -> Run:
+    """Apply the changes to the config that the data decide; the stage `samples` must be complete."""
+    return _changed(run, run.samples().changes)
+
+
+def _changed(run: Run, changes: Mapping[str, Any]) -> Run:
+    if not changes:
+        return run
+    config = run.config.copy_and_resolve_references()
+    config.update_from_flattened_dict(dict(changes))
+    return run._replace(config=config, method=methods.make(config, run.problem)._replace(advice=run.method.advice))
+
+
+def _with_views(run: Run, indices: np.ndarray) -> features.Samples:
+    views = run.method.views
     if len(views) == 1:
         return features.Samples(indices, run.features().train[indices][None])
     precomputed = teacher_features.brought_of(run)
     if precomputed is not None:
-        missing = [name for name in views[1:] if name not in precomputed.views]
-        if missing:
-            run.say(f"features: there are none of the views {', '.join(missing)}: these start with those of the images")
         return features.Samples(indices, features.of_samples(precomputed, indices, views))
     # The teacher is run on every view but the first, whose features the previous stage has computed.
     images = run.dataset.train_images[indices]

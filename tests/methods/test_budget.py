@@ -1,5 +1,6 @@
 """The plan of a parameterized set and its budget."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -96,6 +97,49 @@ def test_more_images_than_the_budget_holds():
     plan = budget.plan(N=100, **CIFAR)
     assert plan.M >= 100 * budget.IMAGES_PER_N >= 200
     assert plan.numbers > 0.99 * plan.budget == 0.99 * 100 * (32 * 32 * 3 + 512)
+
+
+def errors(most, decay):
+    """An error that falls by a constant factor with every base."""
+    return decay ** np.arange(most + 1.0)
+
+
+def test_bases_are_spent_where_they_save_most():
+    """Of all pairs that fit, the one with the least sum: images that need few bases leave the budget to targets."""
+    start = budget.plan(N=10, M=20, **CIFAR)
+    for image_decay, feature_decay in ((0.7, 0.97), (0.97, 0.9), (0.9, 0.9)):
+        images, targets = errors(768, image_decay), errors(512, feature_decay)
+        found = budget.fit(start, images, targets, free=("U", "V"), most=50_000)
+        sizes = [dataclasses.replace(start, U=U, V=V) for U in range(1, 40) for V in range(1, 60)]
+        least = min(images[one.U] + targets[one.V] for one in sizes if fits_sizes(one))
+        assert fits_sizes(found) and found.M == 20
+        assert images[found.U] + targets[found.V] <= least + 1e-12
+
+
+def fits_sizes(sizes):
+    return sizes.numbers <= sizes.budget
+
+
+def test_as_many_images_as_cost_little_error():
+    """M grows while the error stays within the tolerance of that of M = N, and no further."""
+    start = budget.plan(N=100, **CIFAR)
+    easy = budget.fit(start, errors(768, 0.8), errors(512, 0.8), free=("M", "U", "V"), most=50_000)
+    assert easy.M == 100 * budget.MULTIPLES[-1] and fits_sizes(easy)
+    hard = budget.fit(start, errors(768, 0.99), errors(512, 0.99), free=("M", "U", "V"), most=50_000)
+    assert 100 <= hard.M < easy.M
+    errors_of = []
+    for M in (100, hard.M, 100 * budget.MULTIPLES[budget.MULTIPLES.index(hard.M // 100) + 1]):
+        one = budget.fit(dataclasses.replace(start, M=M), errors(768, 0.99), errors(512, 0.99), free=("U", "V"), most=M)
+        errors_of.append(0.99**one.U + 0.99**one.V)
+    assert errors_of[1] <= errors_of[0] + budget.TOLERANCE < errors_of[2]
+    few = budget.fit(start, errors(768, 0.8), errors(512, 0.8), free=("M", "U", "V"), most=250)
+    assert few.M == 250
+
+
+def test_what_is_given_stays():
+    start = budget.plan(N=100, M=150, U=80, **CIFAR)
+    found = budget.fit(start, errors(768, 0.9), errors(512, 0.9), free=("V",), most=50_000)
+    assert (found.M, found.U) == (150, 80) and fits_sizes(found)
 
 
 @pytest.mark.parametrize(

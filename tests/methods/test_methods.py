@@ -182,6 +182,27 @@ def chosen_pairs(made):
     )
 
 
+@pytest.mark.medium
+def test_joint_networks_are_learned_and_stored_as_they_are(tmp_path):
+    """What is stored decodes to what was trained, and the networks have moved from their first fit."""
+    chosen = small_config()
+    chosen.approximate.joint = True
+    run = prepare(make_run(tmp_path, chosen))
+    source = run.source()
+    state = jax.jit(run.method.init)(jax.random.key(0), source)
+    after, _ = jax.jit(run.method.step)(state, source)
+    stored = run.method.export(jax.random.key(1), after, source)
+    for found, expected in zip(stored.pairs(), after.outer.params.pairs(), strict=True):
+        close(found, expected)
+    assert all(
+        not np.array_equal(one, other)
+        for one, other in zip(state.outer.params.networks, after.outer.params.networks, strict=True)
+    )
+    assert after.outer.params.params.feature_coefficients.shape[0] == 1
+    close(after.outer.params.params.image_mean, state.outer.params.params.image_mean)
+    assert stored.numbers_stored() == sum(run.method.parts.values())
+
+
 def test_krr_st_moves_pixels_and_targets_and_both_decay(make):
     """Decay takes `rate * weight_decay` of each off; everything else of a step is the same without it."""
     made = make("krr_st")

@@ -10,6 +10,7 @@ from ssdd_jax.data import features
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.workdir import fingerprint
+from ssdd_jax.stages import features as teacher_features
 from ssdd_jax.stages import samples as sampling
 
 CLUSTERS = 5
@@ -145,3 +146,28 @@ def test_experts_that_cannot_halve_the_images_are_refused():
     chosen.distill.samples, chosen.experts.widths = "high_loss", (4, 4, 4, 4)
     with pytest.raises(UserError, match="^config.experts.widths: images of 8x8 cannot be halved 4 times"):
         preparations(chosen)
+
+
+def test_the_data_decide_the_sizes_once(tmp_path):
+    """They are kept with the samples, whose number is among them; a run that comes back reads them."""
+    made = make_run(tmp_path, small_config())
+    teacher_features.compute(made)
+    lines = []
+    sampling.choose(made._replace(say=lines.append))
+    kept = files.read_json(tmp_path / "samples" / "changes.json")
+    assert set(kept) == {"storage.M", "storage.U", "storage.V"} and "chosen by the data" in lines[-1]
+    settled = sampling.settled(made)
+    assert [settled.config.storage[name] for name in "MUV"] == [kept[f"storage.{name}"] for name in "MUV"]
+    assert settled.method.samples == len(made.samples().rows) == kept["storage.M"]
+    assert made.samples().views.shape[:2] == (2, kept["storage.M"])
+    assert sum(settled.method.parts.values()) <= 6 * (8 * 8 * 3 + 16)
+
+
+def test_given_sizes_are_not_chosen_again(tmp_path):
+    chosen = small_config()
+    chosen.storage.update(M=7, U=3, V=2)
+    made = make_run(tmp_path, chosen)
+    teacher_features.compute(made)
+    sampling.choose(made)
+    assert made.samples().changes == {} and len(made.samples().rows) == 7
+    assert sampling.settled(made) is made
