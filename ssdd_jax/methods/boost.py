@@ -107,7 +107,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     def settle(source: Source) -> dict[str, int]:
         free = [name for name in ("M", "U", "V") if not config.storage[name]]
-        chosen = budget.fit(plan, *_errors(plan, source), free=free, most=problem.images)
+        chosen = budget.fit(plan, *errors(plan, source), free=free, most=problem.images)
         return {"storage.M": chosen.M, "storage.U": chosen.U, "storage.V": chosen.V}
 
     joint = bool(config.approximate.joint) and len(views) > 1
@@ -159,7 +159,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     )
 
 
-def _errors(plan: budget.Sizes, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def errors(plan: budget.Sizes, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Measure the share of the variance of images and of targets that bases leave, on examples not fitted to.
 
     Returns:

@@ -62,12 +62,17 @@ def samples_of(run: Run) -> features.Samples:
     """
     changes: Mapping[str, Any] = {}
     if run.method.settle is not None:
-        key = jax.random.fold_in(run.key("samples"), PILOT)
-        pilot = _random(run, key, min(PILOT, run.problem.images))
-        changes = run.method.settle(run._replace(chosen=_with_views(run, np.asarray(pilot, np.int32))).start())
+        changes = run.method.settle(pilot(run).start())
         run.say(f"samples: chosen by the data: {', '.join(f'{key}={value}' for key, value in changes.items())}")
         run = _changed(run, changes)
     return _with_views(run, indices_of(run, run.method.samples))._replace(changes=changes)
+
+
+def pilot(run: Run) -> Run:
+    """Return a run whose samples are up to `PILOT` random images, with the features of their views."""
+    key = jax.random.fold_in(run.key("samples"), PILOT)
+    indices = _random(run, key, min(PILOT, run.problem.images))
+    return run._replace(chosen=_with_views(run, np.asarray(indices, np.int32)))
 
 
 def settled(run: Run) -> Run:
