@@ -6,7 +6,8 @@ steps, from 1,000 (CIFAR-100) or 2,000 (Tiny ImageNet) random images with the te
 
 Differences: the published loop crops and flips the real images at random and runs the teacher on them at every step;
 here they are not augmented, and the teacher's features are computed once. Targets are centred and scaled instead of
-raw, and pixels start normalised.
+raw, and pixels start normalised. The published loop never resets the counter of a pool model that has reached its last
+step, so that such a model is drawn afresh at every later turn; here, as in the paper, a fresh model starts at age 0.
 """
 
 from __future__ import annotations

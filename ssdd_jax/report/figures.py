@@ -102,8 +102,9 @@ def results_figure(path: pathlib.Path, results: Mapping[str, Any]) -> None:
         axes.barh(list(rows), means, xerr=errors, color=colors, capsize=3)
         axes.invert_yaxis()
         # The range covers the differences between entries instead of starting at 0, where bars would look alike.
-        low, high = min(means), max(means)
-        axes.set_xlim(low - 0.35 * (high - low or 1), high + 0.15 * (high - low or 1))
+        low = min(mean - error for mean, error in zip(means, errors, strict=True))
+        high = max(mean + error for mean, error in zip(means, errors, strict=True))
+        axes.set_xlim(low - 0.2 * (high - low or 1), high + 0.1 * (high - low or 1))
         axes.set_title(TITLES[measure], fontsize=10)
         axes.grid(axis="x", alpha=0.3)
     save(figure, path)
