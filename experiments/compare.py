@@ -152,6 +152,7 @@ def run_all(options: Options) -> Comparison:
         refused,
         options.seeds,
         max(seconds["teacher"] + seconds["features"] for seconds in seconds_by_run),
+        references[0].get("teacher", ""),
     )
 
 
@@ -213,6 +214,7 @@ def write(options: Options, found: Comparison) -> str:
         "references": found.references,
         "refused": found.refused,
         "teacher_seconds": found.teacher_seconds,
+        "teacher": found.teacher,
     }
     files.write_json(options.folder / "comparison.json", content)
     words = table(found)

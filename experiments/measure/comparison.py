@@ -12,6 +12,7 @@ from ssdd_jax import methods, report
 from ssdd_jax.evaluate import statistics
 from ssdd_jax.report import labels as words
 from ssdd_jax.runtime import files
+from ssdd_jax.teacher import description
 
 REFERENCES = ("random_init", "full_data", "teacher")
 MEASURES = ("linear", "linear_krr_st", "few_shot", "feature_r2", "feature_r2_whitened")
@@ -37,13 +38,15 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Rows, values of the reference entries by measure, reasons of methods that cannot run, and the teacher's time."""
+    """Rows, values of the reference entries by measure, reasons of methods that cannot run, the teacher's time, and its
+    summary."""
 
     rows: list[Row]
     references: dict[str, dict[str, list[float]]]
     refused: list[str]
     seeds: int
     teacher_seconds: float
+    teacher: str = ""
 
 
 def label(name: str) -> str:
@@ -115,10 +118,14 @@ def differences_note(found: Comparison) -> str:
 
 
 def table(found: Comparison) -> str:
-    """Format the comparison as Markdown: mean and sample standard deviation over the networks of all seeds."""
+    """Format the comparison as Markdown: mean and sample standard deviation over the networks of all seeds.
+
+    The heading says so where the teacher was supervised.
+    """
     measures = _measured(found)
+    heading = description.heading(found.teacher)
     lines = [
-        "| | N | numbers stored | " + "".join(f"{report.TITLES[m]} | " for m in measures) + "seconds |",
+        f"| {heading}{' ' if heading else ''}| N | numbers stored | " + "".join(f"{report.TITLES[m]} | " for m in measures) + "seconds |",
         "|---|---:|---:|" + "---:|" * (len(measures) + 1),
     ]
     for row in found.rows:

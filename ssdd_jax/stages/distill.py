@@ -38,7 +38,9 @@ def state_of(run: Run, start: methods.Source) -> Any:
     with Checkpoints(run.work.checkpoints, say=run.say) as checkpoints:
         # The start may take minutes, for example to train the model pool, before the progress bar appears.
         if not checkpoints.steps():
-            run.say("distill: preparing the start")
+            pool = f", {run.config.pool.size} models trained for up to {run.config.pool.steps:,} steps"
+            pooled = methods.METHODS[run.config.method].pooled
+            run.say(f"distill: preparing the start{pool if pooled else ''}")
         watch = snapshots.watcher(run, start.preprocessing)
         return learn(run, start, checkpoints=checkpoints, metrics=run.work.metrics, watch=watch)
 

@@ -79,15 +79,19 @@ def test_no_notebook_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("repository", "gpu", "expected"),
+    ("repository", "driver", "plugin", "expected"),
     [
-        ("", False, "{clone}"),
-        ("", True, "{clone}[cuda]"),
-        ("/else/where", False, "/else/where"),
-        ("https://host/it.git", True, "ssdd_jax[cuda] @ git+https://host/it.git"),
+        ("", None, "", "{clone}"),
+        ("", "580.65.06", "", "{clone}[cuda13]"),
+        ("", "535.104.05", "", "{clone}[cuda12]"),
+        ("", "470.256.02", "", "{clone}"),
+        ("", "580.65.06", "jax_cuda12_plugin", "{clone}[cuda12]"),
+        ("/else/where", None, "", "/else/where"),
+        ("https://host/it.git", "580.65.06", "", "ssdd_jax[cuda13] @ git+https://host/it.git"),
     ],
 )
-def test_installs_what_is_missing(repository, gpu, expected, monkeypatch):
+def test_installs_what_is_missing(repository, driver, plugin, expected, monkeypatch, capsys):
+    """What the machine's driver can run, said before it is installed."""
     source = next(cell.source for cell in read("distil_digits").cells if cell.id == "install")
     source = source.replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}")
     lines = []
@@ -96,14 +100,17 @@ def test_installs_what_is_missing(repository, gpu, expected, monkeypatch):
         def run_line_magic(self, name, line):
             lines.append((name, line))
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi" if gpu else None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == plugin or None)
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi" if driver else None)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], 0, f"{driver}\n"))
     monkeypatch.setattr("glob.glob", lambda pattern: [])
     monkeypatch.chdir(FOLDER)
     names = {"get_ipython": Shell}
     exec(TransformerManager().transform_cell(source), names)
     assert lines == [("pip", 'install --quiet "{requirement}"')]
     assert names["requirement"] == expected.format(clone=ROOT)
+    said = capsys.readouterr().out
+    assert f"installing {names['requirement']}" in said and (driver is None or plugin or driver in said)
 
 
 @pytest.mark.slow

@@ -291,6 +291,9 @@ def test_differences_are_paired_by_distillation():
     words = comparison.table(found)
     assert "| Boost-SSDD − KRR-ST | 4 | +3.3 [" in words and "3 sets are few for them: --seeds=5" in words
     assert not comparison.differences_table(found._replace(seeds=1))[1]
+    assert words.startswith("| | N |")
+    supervised = comparison.table(found._replace(teacher="supervised ResNet-56"))
+    assert supervised.startswith("| supervised teacher | N |")
 
 
 def test_five_sets_by_default():
