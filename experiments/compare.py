@@ -1,7 +1,7 @@
 """Compare all methods at equal storage: same data, teacher and evaluator, several seeds and sizes, one table and plot.
 
     python -m experiments.compare [--config=configs/digits.py] [--methods=boost,krr_st,...] [--N=10,20] [--seeds=5]
-                                  [--workdir=runs/compare-digits] [--config.KEY=VALUE ...]
+                                  [--workdir=runs/compare-digits] [--equal_seconds] [--config.KEY=VALUE ...]
 
 A seed is a distillation: its set, and the networks trained on it. Differences between methods are paired by seed.
 
@@ -9,6 +9,9 @@ Every run has its own folder in the work dir; the teacher, its features, MKDT's 
 once and shared. The same command resumes an interrupted comparison; with more methods, sizes or seeds it adds the
 missing runs. A method that cannot run, for example because a size is too small for it, is listed below the table.
 Finally comparison.json, comparison.md, comparison.png and report.html are written to the work dir.
+
+With --equal_seconds a second table compares the first method with the others that learn against the model pool, each
+with as many outer steps as take the first one's time on this machine. Their numbers of steps are kept in steps.json.
 
 If the config sets M, the number of decoded images, M is scaled in proportion to N.
 """
@@ -35,7 +38,7 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 
 SCHEMA = 2  # of comparison.json; without the number the measure `linear` is KRR-ST's
-USAGE = "--config=FILE --methods=A,B --N=10,20 --seeds=5 --workdir=DIR and --config.KEY=VALUE are understood"
+USAGE = "--config=FILE --methods=A,B --N=10,20 --seeds=5 --workdir=DIR --equal_seconds and --config.KEY=VALUE are known"
 # Config keys that distinguish the runs, and the options that set them: they cannot be changed for all runs.
 OWNED = {
     "method": "--methods",
@@ -47,7 +50,8 @@ OWNED = {
 
 
 class Options(NamedTuple):
-    """Options of a comparison: config file, methods (its editions), sizes N, seeds, folder, and further changes."""
+    """Options of a comparison: config file, methods (its editions), sizes N, seeds, folder, further changes, and
+    whether methods are also compared at equal seconds."""
 
     config: str = commandline.DEFAULT
     methods: tuple[str, ...] = tuple(configuration.EDITIONS)
@@ -55,6 +59,7 @@ class Options(NamedTuple):
     seeds: int = SETS
     workdir: str = ""
     changes: tuple[str, ...] = ()
+    equal_seconds: bool = False
 
     @property
     def folder(self) -> pathlib.Path:
@@ -77,6 +82,8 @@ def parse(arguments: Sequence[str]) -> Options:
             values["methods"] = tuple(dict.fromkeys(filter(None, value.split(","))))
         elif name == "--N" and all(part.isdecimal() and int(part) for part in value.split(",")):
             values["sizes"] = tuple(sorted({int(part) for part in value.split(",")}))
+        elif argument == "--equal_seconds":
+            values["equal_seconds"] = True
         elif name == "--seeds" and value.isdecimal() and int(value):
             values["seeds"] = int(value)
         else:
@@ -156,8 +163,45 @@ def run_all(options: Options) -> Comparison:
     )
 
 
-def _run(options: Options, name: str, method: str, N: int, seed: int, entries: tuple[str, ...] = ()) -> dict[str, Any]:
+def run_equal(options: Options, found: Comparison) -> tuple[Comparison, list[str]]:
+    """Run the methods with a model pool for as long as the first method takes.
+
+    Args:
+        options: The options of the comparison.
+        found: The complete comparison at the configured steps.
+
+    Returns:
+        The rows of the first method and of the others at its time, and the numbers of steps in words.
+    """
+    by_key = {(row.method, row.N): row for row in found.rows}
+    first = options.methods[0]
+    path = options.folder / "steps.json"
+    # The times of another start would give other numbers of steps, and with them other runs.
+    kept = files.read_json(path) if path.exists() else {}
+    rows, words = [], []
+    for N in options.sizes:
+        if (first, N) not in by_key:
+            continue
+        rows.append(by_key[first, N])
+        for method in options.methods[1:]:
+            config = config_of(options, method, N, 0)
+            if (method, N) not in by_key or not methods.METHODS[config.method].pooled:
+                continue
+            share = by_key[first, N].seconds / max(by_key[method, N].seconds, 1e-3)
+            name = f"{method}-N{N}"
+            steps = kept.setdefault(name, max(1, round(share * config.distill.steps)))
+            files.write_json(path, kept)
+            results = [_run(options, f"{name}-equal", method, N, seed, steps=steps) for seed in range(options.seeds)]
+            rows.append(_row(method, N, results, {}))
+            words.append(f"{label(method)} at N = {N} takes {steps:,} steps instead of {config.distill.steps:,}.")
+    return found._replace(rows=rows, references={name: {} for name in REFERENCES}, refused=[]), words
+
+
+def _run(
+    options: Options, name: str, method: str, N: int, seed: int, entries: tuple[str, ...] = (), *, steps: int = 0
+) -> dict[str, Any]:
     config = config_of(options, method, N, seed)
+    config.distill.steps = steps or config.distill.steps
     config.evaluate.entries = ("distilled", *entries)
     folder = _folder(options, name, seed)
     results = _finished(folder, config)
@@ -202,8 +246,8 @@ def _row(method: str, N: int, results: list[dict[str, Any]], prepared: dict[str,
     )
 
 
-def write(options: Options, found: Comparison) -> str:
-    """Write comparison.json, .md and .png, and return the table."""
+def write(options: Options, found: Comparison, equal: tuple[Comparison, list[str]] | None = None) -> str:
+    """Write comparison.json, .md and .png, and return the tables; `equal` is the result of `run_equal`."""
     content = {
         "schema": SCHEMA,
         "config": options.config,
@@ -216,8 +260,12 @@ def write(options: Options, found: Comparison) -> str:
         "teacher_seconds": found.teacher_seconds,
         "teacher": found.teacher,
     }
-    files.write_json(options.folder / "comparison.json", content)
     words = table(found)
+    if equal is not None and len(equal[0].rows) > 1:
+        rows = [row._asdict() for row in equal[0].rows]
+        content["equal_seconds"] = {"rows": rows, "differences": comparison.differences(equal[0])}
+        words += f"\n\nAt the seconds of {label(options.methods[0])}: {' '.join(equal[1])}\n\n{table(equal[0])}"
+    files.write_json(options.folder / "comparison.json", content)
     files.write_bytes(options.folder / "comparison.md", (words + "\n").encode())
     draw(options.folder / "comparison.png", found)
     return words
@@ -264,7 +312,8 @@ def _compare(arguments: Sequence[str]) -> None:
         # The runs of a method differ in seed and size only: they share compiled programs.
         jax.config.update("jax_compilation_cache_dir", str((options.folder / "compiled").absolute()))
     results = run_all(options)
-    words = write(options, results)
+    equal = run_equal(options, results) if options.equal_seconds else None
+    words = write(options, results, equal)
     write_page(options, results, arguments)
     print(f"\n{words}\n\ncomparison.json, .md and .png and report.html are in {options.folder}", flush=True)
 

@@ -125,7 +125,9 @@ def table(found: Comparison) -> str:
     measures = _measured(found)
     heading = description.heading(found.teacher)
     lines = [
-        f"| {heading}{' ' if heading else ''}| N | numbers stored | " + "".join(f"{report.TITLES[m]} | " for m in measures) + "seconds |",
+        f"| {heading}{' ' if heading else ''}| N | numbers stored | "
+        + "".join(f"{report.TITLES[m]} | " for m in measures)
+        + "seconds |",
         "|---|---:|---:|" + "---:|" * (len(measures) + 1),
     ]
     for row in found.rows:

@@ -296,6 +296,35 @@ def test_differences_are_paired_by_distillation():
     assert supervised.startswith("| supervised teacher | N |")
 
 
+def test_equal_seconds(tmp_path, monkeypatch):
+    """As many steps as take the first method's time, the same ones after a restart; only methods with a pool."""
+    taken = []
+
+    def run(options, name, method, N, seed, entries=(), *, steps=0):
+        taken.append((name, seed, steps))
+        seconds = {"samples": 0.0, "distill": 30.0, "approximate": 0.0}
+        return {"seconds": seconds, "storage": {"numbers": 1, "budget": 2}, "linear": {"distilled": {"values": [1.0]}}}
+
+    monkeypatch.setattr(compare, "_run", run)
+    options = compare.parse(
+        ["--methods=boost,krr_st,random", "--N=4", "--seeds=2", "--equal_seconds", f"--workdir={tmp_path}"]
+    )
+    rows = [row("boost", 4, 30.0, {"linear": [2.0, 2.0]}), row("krr_st", 4, 10.0, {}), row("random", 4, 1.0, {})]
+    found = comparison.Comparison(rows, {name: {} for name in comparison.REFERENCES}, [], 2, 0.0)
+    equal, words = compare.run_equal(options, found)
+    steps = 3 * compare.config_of(options, "krr_st", 4, 0).distill.steps
+    assert taken == [("krr_st-N4-equal", seed, steps) for seed in (0, 1)]
+    assert [(one.method, one.seconds) for one in equal.rows] == [("boost", 30.0), ("krr_st", 30.0)]
+    assert words == [f"KRR-ST at N = 4 takes {steps:,} steps instead of {steps // 3:,}."]
+    # Other times, measured later, change nothing.
+    compare.run_equal(options, found._replace(rows=[rows[0], rows[1]._replace(seconds=11.0)]))
+    assert {one[2] for one in taken} == {steps}
+    text = compare.write(options, found, (equal, words))
+    assert f"At the seconds of Boost-SSDD: {words[0]}" in text
+    content = json.loads((tmp_path / "comparison.json").read_text())["equal_seconds"]
+    assert [one["method"] for one in content["rows"]] == ["boost", "krr_st"]
+
+
 def test_five_sets_by_default():
     assert compare.parse([]).seeds == 5
 
