@@ -6,7 +6,8 @@
 #   bash experiments/offline_gpu.sh run FOLDER OUTPUT PART... on the GPU machine, in a checkout that holds FOLDER
 #
 # Parts: accelerator (experiments.accelerator), teacher (experiments.train_teacher, small enough to ship), job
-# (configs/cifar10.py in full with that teacher). Each ends after the seconds in LIMIT_<PART>, keeps what it has, and
+# (configs/cifar10.py in full with that teacher), compare (experiments.compare of cifar10.py:cpu with the teacher that
+# the repository holds; one run after the other, because processes that share a GPU wait for each other). Each ends after the seconds in LIMIT_<PART>, keeps what it has, and
 # writes its log to OUTPUT. FOLDER stays below 64 MB: CIFAR-10 in JPEG takes 50.
 set -uo pipefail
 verb=${1:?pack or run}
@@ -64,6 +65,14 @@ run() {
           ${JOB_ARGUMENTS:-}
         mkdir -p "$output/job"
         (cd "$site/job" && tar czf "$output/job/job.tgz" --exclude=checkpoints --exclude=features --exclude=data .)
+        ;;
+      compare)
+        # One network per set, and no time lost to tuning convolutions for each of the many small programs.
+        XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_autotune_level=0" part compare "${LIMIT_COMPARE:-800}" \
+          python3 -m experiments.compare --config=configs/cifar10.py:cpu --N=20,50 --config.data.name="npz:$data" \
+          --config.evaluate.seeds=1 --workdir="$site/compare" ${COMPARE_ARGUMENTS:---methods=boost,krr_st,random}
+        (cd "$site/compare" && tar czf "$output/compare.tgz" --exclude=checkpoints --exclude=features --exclude=compiled \
+          --exclude=data --exclude=figures --exclude=report.html --exclude=experts .)
         ;;
       *) echo "there is no part $name" ;;
     esac
