@@ -144,7 +144,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         export,
         steps=config.distill.steps,
         samples=plan.M,
-        title=TITLE,
+        title=f"{TITLE}+" if joint else TITLE,
         views=views,
         feed=functions.feed,
         look=_look,
@@ -155,12 +155,16 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         forms=bilevel.forms(config),
         parts=plan.parts,
         shapes=(*_shapes(plan), *bilevel.shapes(config, problem)),
-        trials=bilevel.trials(config) | {"approximate": _fit_trials},
+        trials=bilevel.trials(config) | ({} if joint else {"approximate": _fit_trials}),
     )
 
 
 def errors(plan: budget.Sizes, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Measure the share of the variance of images and of targets that bases leave, on examples not fitted to.
+
+    Args:
+        plan: Sizes, of which those of the data count.
+        source: The data; its samples are the images whose views are known.
 
     Returns:
         Errors of 0, 1, ... bases, as many as the data can span: `(most_U+1,)` and `(most_V+1,)`.
@@ -177,7 +181,7 @@ def errors(plan: budget.Sizes, source: Source) -> tuple[np.ndarray, np.ndarray]:
         vectors, weights = decoder.weighted_features(targets, view_targets)
         # An image is held out in all of its views.
         held_out = np.arange(len(targets)) % FOLDS == 0
-        others = np.tile(np.arange(view_targets.shape[1]) % FOLDS == 0, plan.views - 1)
+        others = np.tile(np.asarray(source.samples) % FOLDS == 0, plan.views - 1)
         most = min(plan.dim, len(targets) - 1)
         return decoder.unexplained(vectors, weights, np.concatenate([held_out, others]), most)
 
