@@ -56,6 +56,7 @@ def taught(tmp_path_factory):
 # The costs of the method's own stage, and how often the first of them is left to do.
 OWN = {
     "krr_st": ("distill", 1),
+    "boost_plus": ("distill", 1),
     "mkdt": ("experts", 3 * 3),  # three side by side: 3 epochs (starts before the second, two more) of 3 steps
     "scdd": ("post_training", 2),
     "kmeans": ("samples", 120),
