@@ -12,7 +12,7 @@ from ssdd_jax.errors import UserError
 
 # Any value of their type is allowed here: names and paths, which are checked where they are used, and a switch.
 FREE = {"method", "data.name", "data.data_dir", "data.train_split", "data.test_split", "teacher.features"}
-FREE |= {"evaluate.own_rate", "data.cache_dir", "teacher.source"}
+FREE |= {"evaluate.own_rate", "data.cache_dir", "teacher.source", "approximate.joint"}
 SHIPPED = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 SHIPPED = [path for path in SHIPPED if path.stem != "folder"]  # which needs one: tests/test_folder_config.py
 
@@ -184,7 +184,8 @@ def test_every_edition_of_a_shipped_config_can_work(path, edition):
     assert method.samples <= images
     for name in edition.split(","):
         subsets = dict.fromkeys(("random", "kmeans", "high_loss"), "subset")
-        wanted = ({"": "boost", "cpu": None, "all_models": None} | subsets).get(name, name)
+        presets = {"": "boost", "boost_plus": "boost", "cpu": None, "all_models": None}
+        wanted = (presets | subsets).get(name, name)
         assert wanted in (None, found.method)
     assert found.pool.models_per_step == (found.pool.size if "all_models" in edition else 1)
     if "high_loss" in edition or "mkdt" in edition:

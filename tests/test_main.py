@@ -110,7 +110,7 @@ def test_the_sum_is_written_out(folder, capsys):
         (["--config=configs/nothing.py"], "configs/digits.py"),
         (
             ["--config=configs/cifar10.py:gpu"],
-            "unknown edition 'gpu': there are cpu, all_models, boost, krr_st, mkdt, scdd",
+            "unknown edition 'gpu': there are cpu, all_models, boost, boost_plus, krr_st",
         ),
         (["--config=configs/digits.py:mkdt,magic"], "unknown edition 'magic': there are krr_st, mkdt"),
         (["--confg=1"], "unknown option --confg"),

@@ -191,7 +191,7 @@ def refusal(capsys, line):
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--methods=random,magic", "unknown method 'magic': there are boost, krr_st"),
+        ("--methods=random,magic", "unknown method 'magic': there are boost, boost_plus"),
         ("--methods=,", "no method is named"),
         ("--N=ten", "cannot read '--N=ten'"),
         ("--N=0", "cannot read '--N=0'"),
@@ -233,7 +233,7 @@ def test_a_method_named_twice_runs_once(folder):
 
 
 def test_M_grows_with_N(folder):
-    options = compare.parse(["--config=configs/digits.py", "--methods=boost", "--N=1,10,40"])
+    options = compare.parse(["--methods=boost", "--N=1,10,40", "--config.storage.M=60"])
     assert [compare.config_of(options, "boost", N, 0).storage.M for N in (1, 10, 40)] == [3, 30, 120]
     few = compare.parse(["--methods=boost", "--config.storage.M=5"])
     assert compare.config_of(few, "boost", 1, 0).storage.M == 1, "0 would leave M to be chosen"

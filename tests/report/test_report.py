@@ -214,7 +214,7 @@ def test_what_a_run_records(finished, record):
     assert record.calls[-1]["command"] == commandline.typed(tiny_runs.arguments(finished.parent))
     assert list(record.snapshots) == [5, 15, 25, 40]
     for seen in record.snapshots.values():
-        assert seen["images"].shape == (8, 8, 8, 1) and seen["images"].dtype == np.uint8
+        assert seen["images"].shape == (min(8, len(record.images)), 8, 8, 1) and seen["images"].dtype == np.uint8
         assert seen["bases"].shape[1:] == record.bases.shape[1:]
     np.testing.assert_array_equal(record.snapshots[40]["images"], record.images[:8])
     assert (record.snapshots[5]["images"] != record.images[:8]).any()
