@@ -217,6 +217,8 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     count, shape = len(dataset.train_images), dataset.image_shape
     say(f"data: {dataset.name}, {count:,} training and {len(dataset.test_images):,} test images of "
         f"{shape[0]}x{shape[1]}x{shape[2]}")  # fmt: skip
+    for note in dataset.notes:
+        say(f"data: {note}")
     try:
         check_divisible(shape[:2], len(config.student.widths))
     except ValueError as error:

@@ -30,6 +30,10 @@ DAMAGE = (
     IndexError,
     KeyError,
     RuntimeError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
@@ -96,6 +100,9 @@ class EncodedImages:
         try:
             return self.fetch(indices)
         except DAMAGE as error:
+            # One after the other, to name the one that fails.
+            for index in indices if len(indices) > 1 else ():
+                self._fetch([index])
             raise UserError(f"{self.describe(indices[0])} cannot be read: {one_line(error)}") from error
 
     def _decode(self, index: int, encoded: bytes) -> np.ndarray:

@@ -77,6 +77,7 @@ def load(settings: ConfigDict) -> Dataset:
         test_images=read("test_images", test, test_indices) if has_test else None,
         test_labels=test.labels[test_indices] if has_test and test.labels is not None else None,
         class_names=source.class_names,
+        notes=source.notes,
     )
 
 

@@ -36,11 +36,13 @@ class ImageSource(NamedTuple):
         train: The training part.
         test: The test part, or None when the source has none.
         class_names: One name per class, empty without labels.
+        notes: What a user should know about the source, such as images that are not read; one line each.
     """
 
     train: Part
     test: Part | None
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def hold_out(count: int, labels: np.ndarray | None, fraction: float) -> tuple[np.ndarray, np.ndarray]:
