@@ -88,7 +88,7 @@ def distill(
         N: Budget: the set must fit in the storage of N images and their features.
         method: `boost` (the default), `krr_st`, `mkdt`, or a subset: `random`, `kmeans`, `high_loss`.
         steps: Outer steps.
-        seed: Seed of the choice of samples and of the method; default 0.
+        seed: Seed of the choice of samples and of the method, from 0 to 2**32 - 1; default 0.
         config: Other settings: a mapping of dotted keys such as `{"pool.size": 4}` (`python -m ssdd_jax.main
             --help_config` lists them) that overrides the chosen defaults, or a complete `ConfigDict` like those of
             config files, which replaces them.

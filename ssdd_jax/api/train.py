@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ssdd_jax import inner, models
+from ssdd_jax import config, inner, models
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
@@ -64,7 +64,7 @@ def train(
         distilled: The set.
         model: An architecture of `ssdd_jax.models.architectures`, such as `convnet`, `resnet18` or, for a CPU,
             `convnet_32_64_128_bn`.
-        seed: Seed of the initialization and of the order of the pairs.
+        seed: Seed of the initialization and of the order of the pairs, from 0 to 2**32 - 1.
         epochs: Passes over the pairs.
         batch_size: Pairs per step.
         learning_rate: Rate of SGD. Default: the rate stored in the set (MKDT), otherwise 0.1.
@@ -84,6 +84,8 @@ def train(
         raise UserError(str(error)) from None
     if epochs < 1 or batch_size < 2:
         raise UserError(f"epochs={epochs}, batch_size={batch_size}: train for at least one epoch, two pairs at a time")
+    if not 0 <= seed <= config.LARGEST_SEED:
+        raise UserError(f"seed={seed} is out of range: it must be between 0 and {config.LARGEST_SEED}")
     if learning_rate is None:
         learning_rate = float(distilled.statics.get("learning_rate", inner.Settings().learning_rate))
     rate = float(learning_rate)

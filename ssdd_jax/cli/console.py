@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -33,6 +36,9 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
     Returns:
         The exit status: 0, or 2 for an error that the user can fix.
     """
+    # Names of files need not be UTF-8, and a terminal need not have every character: what it has not is escaped.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Signal handlers can be set only in the main thread; a command called from another thread runs without one.
     try:
         signal.signal(signal.SIGTERM, _stop)
@@ -51,8 +57,30 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
             return _report(name, f"no space left on the disk: {error}; free some and start the same command again")
         if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
             return _report(name, f"the device's memory is full: lower {memory}; what was saved is intact")
+        if _of_backend(error):
+            return _report(name, _backend_line(error))
+        if isinstance(error, RuntimeError) and "determine home directory" in str(error):
+            return _report(name, "a path begins with ~ and a name that is no user's: check it, or write it in full")
         raise
     return 0
+
+
+def _of_backend(error: Exception) -> bool:
+    """Return whether JAX failed to start a backend; for a missing plugin it raises a bare AssertionError."""
+    place = traceback.extract_tb(error.__traceback__)
+    return bool(place) and os.path.basename(place[-1].filename) == "xla_bridge.py"
+
+
+def _backend_line(error: Exception) -> str:
+    """Explain in one line that JAX has no backend."""
+    # JAX appends advice in parentheses, which the line gives itself.
+    reason = str(error).partition(" (")[0].rstrip(".") or "its plugin is not installed, or finds no device"
+    if named := os.environ.get("JAX_PLATFORMS"):
+        return (
+            f"JAX_PLATFORMS={named} names a backend that JAX cannot start here ({reason}): unset it, or install the "
+            "backend, for example with pip install 'ssdd_jax[cuda]'"
+        )
+    return f"JAX cannot start a backend ({reason}): check the driver, or set JAX_PLATFORMS=cpu"
 
 
 def _report(name: str, line: str) -> int:
