@@ -22,7 +22,7 @@ def open_npy(path: pathlib.Path, image_size: int) -> ImageSource:
         image_size: The height and width to resize to, or 0.
 
     Returns:
-        The source, with class names "0", "1", ... if the labels have no names.
+        The source, with classes as in `npz.open_npz`.
 
     Raises:
         UserError: If the folder or its training images are missing, or an array is not as described.

@@ -8,8 +8,9 @@ import zlib
 
 import numpy as np
 
+from ssdd_jax.data import labels as label_table
 from ssdd_jax.data.images import array_part, one_line
-from ssdd_jax.data.source import ImageSource, Part
+from ssdd_jax.data.source import ImageSource
 from ssdd_jax.errors import UserError
 
 # Accepted names of each array; the first one present is used.
@@ -31,11 +32,12 @@ def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
         path: The archive. Images are under `train_images`, `images`, `x_train` or `x`, their labels under
             `train_labels`, `labels`, `y_train` or `y`, the test part under `test_images` or `x_test` and
             `test_labels` or `y_test`, names of the classes under `class_names`; only images are needed.
-            Images are `(n, H, W, C)` or `(n, H, W)`, uint8 or floats in [0, 1]; labels are integers `(n,)`.
+            Images are `(n, H, W, C)` or `(n, H, W)`, uint8 or floats in [0, 1]; labels are whole numbers or text
+            `(n,)`.
         image_size: The height and width to resize to, or 0.
 
     Returns:
-        The source, with class names "0", "1", ... if the labels have no names.
+        The source. Its classes are the labels that occur, named by themselves if they have no names.
 
     Raises:
         UserError: If the file is missing or damaged, or its arrays are not as described.
@@ -49,7 +51,7 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
     Args:
         path: The file or folder of the arrays, for messages.
         arrays: Arrays under the first of the names that `open_npz` accepts: images `(n, H, W, C)` or `(n, H, W)`,
-            labels `(n,)`.
+            labels `(n,)`, names of classes as text.
         image_size: The height and width to resize to, or 0.
 
     Returns:
@@ -63,17 +65,17 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
         raise UserError(f"{path} holds no images: name the array one of {', '.join(_KEYS['train_images'])}")
     if "test_labels" in arrays and "test_images" not in arrays:
         raise UserError(f"{path} holds test labels but no test images ({' or '.join(_KEYS['test_images'])})")
-    train = _part(path, arrays["train_images"], arrays.get("train_labels"), image_size)
-    test = None
-    if "test_images" in arrays:
-        test = _part(path, arrays["test_images"], arrays.get("test_labels"), image_size)
-    names: tuple[str, ...] = ()
-    if "class_names" in arrays:
-        names = tuple(str(name) for name in arrays["class_names"].ravel())
-    elif train.labels is not None:
-        labels = [part.labels for part in (train, test) if part is not None and part.labels is not None]
-        names = tuple(str(label) for label in range(1 + max(int(values.max()) for values in labels)))
-    return ImageSource(train, test, names)
+    train_images = _images(path, arrays["train_images"])
+    test_images = _images(path, arrays["test_images"]) if "test_images" in arrays else None
+    given = [
+        label_table.check(str(path), arrays[name], len(images)) if name in arrays and images is not None else None
+        for name, images in (("train_labels", train_images), ("test_labels", test_images))
+    ]
+    names = tuple(str(name) for name in arrays["class_names"].ravel()) if "class_names" in arrays else ()
+    (train_labels, test_labels), found, notes = label_table.classes(str(path), given, names)
+    train = array_part(train_images, train_labels, image_size)
+    test = None if test_images is None else array_part(test_images, test_labels, image_size)
+    return ImageSource(train, test, found or names, notes)
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -106,11 +108,6 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not an .npz archive, or a damaged one: {one_line(error)}") from error
 
 
-def _part(path: pathlib.Path, images: np.ndarray, labels: np.ndarray | None, image_size: int) -> Part:
-    images = _images(path, images)
-    return array_part(images, None if labels is None else _labels(path, labels, len(images)), image_size)
-
-
 def _images(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
     """Check images and convert them to `(n, H, W, C)` uint8."""
     if images.ndim == 3:
@@ -137,19 +134,3 @@ def _images(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
         block = images[start : start + _FLOAT_BLOCK].astype(np.float32)
         converted[start : start + _FLOAT_BLOCK] = np.rint(block * 255)
     return converted
-
-
-def _labels(path: pathlib.Path, labels: np.ndarray, count: int) -> np.ndarray:
-    """Check labels and convert them to `(n,)` int32."""
-    # Keras stores the labels of CIFAR as a column.
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(
-            f"{path} holds labels as {labels.dtype} of shape {labels.shape}; one integer per image is needed"
-        )
-    if len(labels) != count:
-        raise UserError(f"{path} holds {len(labels)} labels for {count} images")
-    if labels.min() < 0 or labels.max() >= 2**31:
-        raise UserError(f"{path} holds labels from {labels.min()} to {labels.max()}; they must count from 0")
-    return labels.astype(np.int32)

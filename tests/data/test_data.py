@@ -197,8 +197,13 @@ def test_npz_class_names_floats_and_grey(tmp_path):
         ({"x": np.full((2, 8, 8, 3), np.nan)}, "float64 with values from nan"),
         ({"x": np.full((2, 8, 8, 3), "a")}, "no numbers"),
         ({"x": IMAGES, "y": LABELS - 1}, "labels from -1 to 0"),
-        ({"x": IMAGES, "y": LABELS.astype(float)}, "labels as float64"),
-        ({"x": IMAGES, "y": np.eye(4, dtype=np.int32)}, r"shape \(4, 4\)"),
+        ({"x": IMAGES, "y": LABELS + 0.5}, "labels as float64 .*one whole number or name per image"),
+        ({"x": IMAGES, "y": np.array([0, 1, np.nan, 1])}, "labels as float64"),
+        ({"x": IMAGES, "y": np.eye(4, dtype=np.int32)}, r"shape \(4, 4\).*labels.argmax\(1\), if these are one-hot"),
+        (
+            {"x": IMAGES, "y": LABELS, "x_test": IMAGES, "y_test": LABELS.astype(str)},
+            "names and labels that are numbers",
+        ),
         (
             {"x": IMAGES, "y": LABELS[:3], "x_test": IMAGES, "y_test": LABELS},
             "3 labels for 4 images",
