@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ssdd_jax import config, inner, models
+from ssdd_jax.data import conversion
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
@@ -36,15 +37,16 @@ class Student(NamedTuple):
     variables: Any
     preprocessing: Preprocessing
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Extract features `(n,F)`, float32, of uint8 images `(n,H,W,C)`, batch by batch.
+    def features(self, images: Any) -> np.ndarray:
+        """Extract features `(n,F)`, float32, of images `(n,H,W,C)`, batch by batch.
+
+        Args:
+            images: uint8, or whatever `ssdd_jax.data.conversion.to_images` takes.
 
         Raises:
-            UserError: If the images are not uint8, or their features do not fit in memory.
+            UserError: If the images are of another form, or their features do not fit in memory.
         """
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise UserError(f"images must be uint8 (n, height, width, channels), not {images.dtype} {images.shape}")
+        images = conversion.to_images("images", images)
         mean, std = np.asarray(self.preprocessing.image_mean), np.asarray(self.preprocessing.image_std)
         return training.extract(self.network, self.variables, images, mean=mean, std=std)
 

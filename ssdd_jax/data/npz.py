@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 
+from ssdd_jax.data import conversion
 from ssdd_jax.data import labels as label_table
 from ssdd_jax.data.images import array_part, one_line
 from ssdd_jax.data.source import ImageSource
@@ -21,8 +22,6 @@ _KEYS = {
     "test_labels": ("test_labels", "y_test"),
     "class_names": ("class_names",),
 }
-# Images converted from floats at a time.
-_FLOAT_BLOCK = 4096
 
 
 def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
@@ -32,7 +31,7 @@ def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
         path: The archive. Images are under `train_images`, `images`, `x_train` or `x`, their labels under
             `train_labels`, `labels`, `y_train` or `y`, the test part under `test_images` or `x_test` and
             `test_labels` or `y_test`, names of the classes under `class_names`; only images are needed.
-            Images are `(n, H, W, C)` or `(n, H, W)`, uint8 or floats in [0, 1]; labels are whole numbers or text
+            Images are as for `conversion.to_images`, usually uint8 `(n, H, W, C)`; labels are whole numbers or text
             `(n,)`.
         image_size: The height and width to resize to, or 0.
 
@@ -65,8 +64,10 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
         raise UserError(f"{path} holds no images: name the array one of {', '.join(_KEYS['train_images'])}")
     if "test_labels" in arrays and "test_images" not in arrays:
         raise UserError(f"{path} holds test labels but no test images ({' or '.join(_KEYS['test_images'])})")
-    train_images = _images(path, arrays["train_images"])
-    test_images = _images(path, arrays["test_images"]) if "test_images" in arrays else None
+    train_images = conversion.to_images(f"the images in {path}", arrays["train_images"])
+    test_images = None
+    if "test_images" in arrays:
+        test_images = conversion.to_images(f"the test images in {path}", arrays["test_images"])
     given = [
         label_table.check(str(path), arrays[name], len(images)) if name in arrays and images is not None else None
         for name, images in (("train_labels", train_images), ("test_labels", test_images))
@@ -106,31 +107,3 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
                 "arrays with numpy.savez"
             ) from error
         raise UserError(f"{path} is not an .npz archive, or a damaged one: {one_line(error)}") from error
-
-
-def _images(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-    """Check images and convert them to `(n, H, W, C)` uint8."""
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
-        raise UserError(
-            f"{path} holds images of shape {images.shape}, channels first: save images.transpose(0, 2, 3, 1)"
-        )
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.size == 0:
-        raise UserError(
-            f"{path} holds images of shape {images.shape}; (n, height, width) or (n, height, width, 1 or 3) is needed"
-        )
-    if images.dtype == np.uint8:
-        return images
-    numeric = np.issubdtype(images.dtype, np.number) and not np.issubdtype(images.dtype, np.complexfloating)
-    values = f"values from {images.min()} to {images.max()}" if numeric else "no numbers"
-    # Comparisons with NaN are false, so an array that contains one is refused.
-    if not (np.issubdtype(images.dtype, np.floating) and images.min() >= 0 and images.max() <= 1):
-        raise UserError(
-            f"{path} holds images as {images.dtype} with {values}; uint8, or floats from 0 to 1, are needed"
-        )
-    converted = np.empty(images.shape, np.uint8)
-    for start in range(0, len(images), _FLOAT_BLOCK):  # in blocks, to bound the float32 copy
-        block = images[start : start + _FLOAT_BLOCK].astype(np.float32)
-        converted[start : start + _FLOAT_BLOCK] = np.rint(block * 255)
-    return converted
