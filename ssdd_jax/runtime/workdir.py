@@ -7,7 +7,7 @@ import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,22 @@ try:
 except ImportError:  # not on Windows, where the user must avoid two runs in one folder
     fcntl = None  # type: ignore[assignment]
 
-
 # Config keys within the groups that outputs depend on which do not affect the outputs: paths, and how often to save.
 CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call", "teacher.gate"}
+# Config keys that name places. A run does not depend on them but on what lies there, which is compared itself.
+PLACES = ("data.name", "data.data_dir", "data.cache_dir", "teacher.features", "teacher.source")
+# Names of data that are paths begin with one of these.
+PATHS = ("folder:", "npz:", "npy:")
+# Inputs up to this size are hashed as a whole, which takes a second.
+HASHED = 1 << 30
+# Inputs of a run by name, and the groups of config keys that say where they are.
+INPUTS = {
+    "training images": "data",
+    "test images": "data",
+    "labels": "data",
+    "features": "teacher",
+    "weights": "teacher",
+}
 
 
 class Workdir:
@@ -43,6 +56,8 @@ class Workdir:
         if self.shared.resolve() == self.folder.resolve():
             self.shared = self.folder
         self.config = self.folder / "config.json"
+        self.inputs = self.folder / "inputs.json"
+        self.current: Mapping[str, str] = {}
         self.teacher = self.shared / "teacher"
         self.features = self.shared / "features"
         self.gate = self.folder / "gate.json"
@@ -88,12 +103,39 @@ class Workdir:
             {key: value for key, value in flat.items() if not key.startswith("devices.") and key != "teacher.gate"}
             for flat in (configuration.flatten(config), files.read_json(self.config))
         )
+        # Without a record of what lay there, as in folders of older versions, a place stands for its content.
+        if self.inputs.exists():
+            new, stored = _without_places(new, stored)
         _compare(self.folder, new, stored, "choose another --workdir")
 
+    def check_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Check that a run's images, features and weights are those that its folder was made with; nothing is written.
+
+        Args:
+            inputs: Hashes by what they are of, such as `training images`. What cannot be read any more, because the run
+                has converted it, is left out.
+
+        Raises:
+            UserError: If the folder was made with others.
+        """
+        self.current = dict(inputs)
+        if self.inputs.exists():
+            _compare_inputs(self.folder, inputs, files.read_json(self.inputs), "choose another --workdir")
+
     def record(self, config: ConfigDict) -> None:
-        """Bind the folder to its config; called once the config is known to work, so that mistakes can be corrected."""
-        if not self.config.exists():
-            files.write_json(self.config, configuration.flatten(config))
+        """Bind the folder to its config and inputs; called once they work, so that mistakes can be corrected.
+
+        The new places of data that have moved are written down, so that an evaluation finds them.
+        """
+        if not devices.is_first():
+            return
+        new = configuration.flatten(config)
+        stored = files.read_json(self.config) if self.config.exists() else new
+        if not self.inputs.exists() and self.current:
+            files.write_json(self.inputs, dict(self.current))
+        placed = stored | {key: new[key] for key in PLACES if key in new}
+        if placed != stored or not self.config.exists():
+            files.write_json(self.config, placed)
 
     def own(self, stage: str, *, shared: bool) -> pathlib.Path:
         """Return the folder of a stage that a method defines, in the shared folder or in the run's folder."""
@@ -130,7 +172,9 @@ class Workdir:
                     fcntl.flock(lock, fcntl.LOCK_EX)
             # Written before the stage starts: an interrupted output is never continued with other values.
             if not self.agrees(stage, config, parts):
-                files.write_json(path, _of_parts(configuration.flatten(config), parts))
+                inputs = self._inputs_of(parts)
+                record = _of_parts(configuration.flatten(config), parts)
+                files.write_json(path, record | ({"inputs": inputs} if inputs else {}))
             yield
 
     def agrees(self, stage: str, config: ConfigDict, parts: tuple[str, ...]) -> bool:
@@ -144,9 +188,20 @@ class Workdir:
         record = path if path.exists() else self.shared / "config.json"
         if not (folder.exists() and record.exists()):
             return False
-        new = _of_parts(configuration.flatten(config), parts)
-        _compare(folder, new, _of_parts(files.read_json(record), parts), "delete it, choose another --shared")
+        new, content = _of_parts(configuration.flatten(config), parts), files.read_json(record)
+        stored, advice = _of_parts(content, parts), "delete it, choose another --shared"
+        beside = self.shared / self.inputs.name
+        made_of = content.get("inputs", files.read_json(beside) if record != path and beside.exists() else {})
+        inputs = self._inputs_of(parts)
+        if made_of and inputs:
+            new, stored = _without_places(new, stored)
+            _compare_inputs(folder, inputs, made_of, advice)
+        _compare(folder, new, stored, advice)
         return True
+
+    def _inputs_of(self, parts: tuple[str, ...]) -> dict[str, str]:
+        """Return the hashes of the inputs that an output depends on, by its groups of config keys."""
+        return {name: mark for name, mark in self.current.items() if INPUTS[name] in parts}
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -215,6 +270,57 @@ def _compare(folder: pathlib.Path, new: dict[str, Any], stored: dict[str, Any], 
         raise UserError(
             f"{folder} was made with another config: {', '.join(different)}; {advice}, or go back to that config"
         )
+
+
+def _without_places(new: dict[str, Any], stored: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Leave out the places that both configs name, wherever they are."""
+    same = {key for key in PLACES if _place(key, new.get(key)) == _place(key, stored.get(key))}
+    # A network may be gone once it has been converted, but another place of it has to exist.
+    source = new.get("teacher.source")
+    if source and source != stored.get("teacher.source") and not os.path.exists(os.path.expanduser(source)):
+        same.discard("teacher.source")
+    pair = [{key: value for key, value in flat.items() if key not in same} for flat in (new, stored)]
+    return pair[0], pair[1]
+
+
+def _place(key: str, value: Any) -> Any:
+    """Return what a config key's value says besides a path."""
+    if key == "data.name":
+        return "" if str(value).startswith(PATHS) else value
+    return bool(value) if key.startswith("teacher.") else ""
+
+
+def _compare_inputs(folder: pathlib.Path, new: Mapping[str, str], stored: Mapping[str, str], advice: str) -> None:
+    different = [name for name, mark in new.items() if name in stored and stored[name] != mark]
+    if different:
+        raise UserError(
+            f"{folder} was made with other {' and '.join(different)} than there are now: {advice}, or restore them"
+        )
+
+
+def hashes(**inputs: Any) -> dict[str, str]:
+    """Return the hashes of a run's inputs, for `Workdir.check_inputs`; inputs that are None are left out.
+
+    Args:
+        **inputs: By name, with underscores: an array `(n,...)`, a tuple of arrays or None, or a hash.
+    """
+    marks: dict[str, str] = {}
+    for name, value in inputs.items():
+        if isinstance(value, tuple):
+            value = hashlib.sha256(repr([None if part is None else _mark(part) for part in value]).encode()).hexdigest()
+        if value is not None:
+            marks[name.replace("_", " ")] = value if isinstance(value, str) else _mark(value)
+    return marks
+
+
+def _mark(array: np.ndarray) -> str:
+    """Hash an array, or a sample of its entries if it is large."""
+    if array.nbytes > HASHED:
+        return fingerprint(array)
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    for begin in range(0, len(array), 1000):  # in blocks: it may be mapped from disk
+        digest.update(np.ascontiguousarray(array[begin : begin + 1000]).tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(images: np.ndarray) -> str:
