@@ -127,6 +127,8 @@ class _Found(NamedTuple):
 
 def _look(path: pathlib.Path, train_split: str, test_split: str) -> _Found:
     """List the images of both parts and the classes of a folder."""
+    if path.is_file():
+        raise UserError(f"{path} is a file, not a folder: unpack it if it is an archive, and name the folder")
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: check its name, or --config.data.name")
     place, split, notes = _split(path, train_split, test_split)
@@ -149,6 +151,11 @@ def _look(path: pathlib.Path, train_split: str, test_split: str) -> _Found:
     if names and (empty := sorted(set(subfolders(train.root, links=False)) - set(names))):
         notes.append(f"no class, as there are no images in it: {_list(empty)} in {train.root}")
     test = None
+    if split and split.test and (place / "wnids.txt").is_file():
+        raise UserError(
+            f"{place} is Tiny ImageNet, which has its test labels in a file: set --config.data.name=tiny_imagenet and "
+            f"--config.data.data_dir={place}"
+        )
     if split and split.test is not None:
         # A folder around the classes is around those of the test images too, such as test/seg_test.
         test, _ = _inner(_images(place / split.test), levels)
@@ -197,7 +204,9 @@ def _images(path: pathlib.Path) -> Files:
     """List the image files below a folder."""
     files = files_below(path, is_image)
     if not files.paths:
-        raise UserError(f"{path} holds no images (files that end in {', '.join(EXTENSIONS)})")
+        instead = [f"{count:,} {ending}" for ending, count in files.others.items()][:LISTED]
+        beside = f"; there are {', '.join(instead)}, to be converted first if these are images" if instead else ""
+        raise UserError(f"{path} holds no images (files that end in {', '.join(EXTENSIONS)}){beside}")
     return files
 
 

@@ -14,14 +14,10 @@ from ssdd_jax.data.images import array_part, one_line
 from ssdd_jax.data.source import ImageSource
 from ssdd_jax.errors import UserError
 
-# Accepted names of each array; the first one present is used.
-_KEYS = {
-    "train_images": ("train_images", "images", "x_train", "x"),
-    "train_labels": ("train_labels", "labels", "y_train", "y"),
-    "test_images": ("test_images", "x_test"),
-    "test_labels": ("test_labels", "y_test"),
-    "class_names": ("class_names",),
-}
+# Accepted names of the images and labels of each part, in pairs; the first pair whose images are present is used.
+_TRAIN = (("train_images", "train_labels"), ("images", "labels"), ("x_train", "y_train"), ("x", "y"))
+_TEST = (("test_images", "test_labels"), ("x_test", "y_test"), ("val_images", "val_labels"), ("x_val", "y_val"))
+_NAMES = "class_names"
 
 
 def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
@@ -29,19 +25,24 @@ def open_npz(path: pathlib.Path, image_size: int) -> ImageSource:
 
     Args:
         path: The archive. Images are under `train_images`, `images`, `x_train` or `x`, their labels under
-            `train_labels`, `labels`, `y_train` or `y`, the test part under `test_images` or `x_test` and
-            `test_labels` or `y_test`, names of the classes under `class_names`; only images are needed.
+            `train_labels`, `labels`, `y_train` or `y`, the test part under `test_images` or `x_test` (or else
+            `val_images` or `x_val`) and `test_labels` or `y_test`, names of the classes under `class_names`; only
+            images are needed.
             Images are as for `conversion.to_images`, usually uint8 `(n, H, W, C)`; labels are whole numbers or text
             `(n,)`.
         image_size: The height and width to resize to, or 0.
 
     Returns:
-        The source. Its classes are the labels that occur, named by themselves if they have no names.
+        The source. Its classes are the labels that occur, named by themselves if they have no names. A note lists the
+        arrays that are not read.
 
     Raises:
         UserError: If the file is missing or damaged, or its arrays are not as described.
     """
-    return as_source(path, _read(path), image_size)
+    arrays, unread = _read(path)
+    source = as_source(path, arrays, image_size)
+    notes = (f"not read: {', '.join(unread)} in {path}",) if unread else ()
+    return source._replace(notes=source.notes + notes)
 
 
 def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int) -> ImageSource:
@@ -61,9 +62,9 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
     """
     # Labels without images usually mean a misspelt name, so they are refused rather than ignored.
     if "train_images" not in arrays:
-        raise UserError(f"{path} holds no images: name the array one of {', '.join(_KEYS['train_images'])}")
+        raise UserError(f"{path} holds no images: name the array one of {', '.join(name for name, _ in _TRAIN)}")
     if "test_labels" in arrays and "test_images" not in arrays:
-        raise UserError(f"{path} holds test labels but no test images ({' or '.join(_KEYS['test_images'])})")
+        raise UserError(f"{path} holds test labels but no test images ({' or '.join(name for name, _ in _TEST[:2])})")
     train_images = conversion.to_images(f"the images in {path}", arrays["train_images"])
     test_images = None
     if "test_images" in arrays:
@@ -79,8 +80,8 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
     return ImageSource(train, test, found or names, notes)
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Load the arrays that the archive has, under the names of `_KEYS`."""
+def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Load the arrays of both parts under the first names that `as_source` takes; returns the names of others too."""
     if not path.is_file():
         raise UserError(f"{path} is not a file: check --config.data.name")
     try:
@@ -89,8 +90,10 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path} holds a single array: save it with numpy.savez as train_images")
             # An archive decompresses an array when it is indexed: arrays of other names are not read.
-            stored = {name: next((key for key in keys if key in archive.files), None) for name, keys in _KEYS.items()}
-            return {name: archive[key] for name, key in stored.items() if key is not None}
+            chosen = {_NAMES: _NAMES, **_pair(_TRAIN, archive.files), **_pair(_TEST, archive.files)}
+            chosen = {name: key for name, key in chosen.items() if key in archive.files}
+            unread = [key for key in archive.files if key not in chosen.values()]
+            return {name: archive[key] for name, key in chosen.items()}, unread
     except (
         OSError,
         EOFError,
@@ -107,3 +110,9 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
                 "arrays with numpy.savez"
             ) from error
         raise UserError(f"{path} is not an .npz archive, or a damaged one: {one_line(error)}") from error
+
+
+def _pair(pairs: tuple[tuple[str, str], ...], stored: list[str]) -> dict[str, str]:
+    """Choose the names under which a part's images and labels are stored, by the first of their names."""
+    present = [pair for pair in pairs if pair[0] in stored] or [pair for pair in pairs if pair[1] in stored]
+    return dict(zip(pairs[0], (present or pairs)[0], strict=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import pathlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
 
     Args:
         name: `NAME`, `NAME/CONFIG` or either with `:VERSION`, such as `cifar10` or `imagenet_resized/64x64`.
-        data_dir: Folder of the prepared TFDS data sets; "" is the default of TFDS.
+        data_dir: Folder of the prepared TFDS data sets, or of this one; "" is the default of TFDS.
         train_split: A split of the data set, or a slice such as `train[:90%]`.
         test_split: A split or slice, as above; "test" also matches "validation" and "val"; "" reads no test part.
         image_size: The height and width to resize to, or 0.
@@ -71,12 +72,21 @@ def _builder(name: str, data_dir: str) -> Any:
     match = _NAME.fullmatch(name)
     if not match:
         raise UserError(f"tfds:{name} is not a data set's name; write tfds:NAME or tfds:NAME/CONFIG")
+    data_dir = _around(data_dir, match["dataset"])
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except tfds.core.registered.DatasetNotFoundError:
         raise _why_not_found(name, match["dataset"], match["config"], data_dir) from None
     except Exception as error:  # a damaged folder: TFDS, protobuf and JSON each have their own errors
         raise UserError(f"the prepared folder of tfds:{name} cannot be read: {one_line(error)}") from error
+
+
+def _around(data_dir: str, dataset: str) -> str:
+    """Return the folder of all data sets, also if `data_dir` is that of this data set or of a version of it."""
+    place = pathlib.Path(data_dir).absolute()
+    if not data_dir or (place / dataset).is_dir():
+        return data_dir
+    return next((str(part.parent) for part in (place, *place.parents) if part.name == dataset), data_dir)
 
 
 def _why_not_found(name: str, dataset: str, config: str | None, data_dir: str) -> UserError:

@@ -219,6 +219,23 @@ def test_npz_refused(tmp_path, arrays, text):
     refused(text, save(tmp_path / "a.npz", **arrays))
 
 
+def test_npz_parts_under_other_names(tmp_path):
+    """A validation part stands for a missing test part, and what is not read is named."""
+    parts = {"x_train": IMAGES, "y_train": LABELS, "x_val": IMAGES[:2] + 1, "y_val": LABELS[:2]}
+    dataset = load(settings(save(tmp_path / "a.npz", **parts)))
+    np.testing.assert_array_equal(dataset.test_images, IMAGES[:2] + 1)
+    assert dataset.notes == ()
+    more = parts | {"x_test": IMAGES[2:], "y_test": LABELS[2:], "ids": np.arange(4)}
+    dataset = load(settings(save(tmp_path / "a.npz", **more)))
+    np.testing.assert_array_equal(dataset.test_images, IMAGES[2:])
+    assert dataset.notes == (f"not read: x_val, y_val, ids in {tmp_path / 'a.npz'}",)
+
+
+def test_one_file_of_images(tmp_path):
+    np.save(tmp_path / "images.npy", np.repeat(IMAGES, 3, 0))
+    assert load(settings(f"npy:{tmp_path / 'images.npy'}")).train_images.shape == (10, 2, 2, 3)
+
+
 def test_npz_damaged(tmp_path):
     path = tmp_path / "a.npz"
     refused("is not a file", f"npz:{path}")

@@ -189,6 +189,29 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     refused("cannot be read: Permission denied", tmp_path)
 
 
+def test_what_is_there_instead_of_images(tmp_path):
+    for index in range(3):
+        (tmp_path / f"{index}.HEIC").write_bytes(b"")
+    refused("holds no images .*; there are 3 .heic, to be converted first", tmp_path)
+    refused("is a file, not a folder: unpack it", tmp_path / "0.HEIC")
+
+
+def test_tiny_imagenet_is_no_folder_of_classes(tmp_path):
+    for name in CLASSES:
+        write(tmp_path / "train" / name / "images")
+    write(tmp_path / "val" / "images")
+    refused("the training images have not", tmp_path)
+    (tmp_path / "wnids.txt").write_text("\n".join(CLASSES))
+    refused("is Tiny ImageNet.*--config.data.name=tiny_imagenet and --config.data.data_dir=", tmp_path)
+    assert load(settings(tmp_path, test_split="")).classes == 2
+
+
+def test_an_image_that_is_too_large_is_called_that(tmp_path, monkeypatch):
+    write(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
+    refused("0.png is too large to be decoded safely: it has 16 pixels, and 14 are the most: reduce it", tmp_path)
+
+
 ODD = os.fsdecode(b"caf\xe9")
 
 

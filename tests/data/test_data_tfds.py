@@ -89,6 +89,16 @@ def prepared(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("inside", ["both", "both/1.0.0"])
+def test_the_folder_may_be_that_of_the_data_set(inside, prepared, monkeypatch):
+    """Or of one of its versions, absolute or relative."""
+    wanted = read("tfds:both", prepared)
+    for data_dir in (prepared / inside, inside):
+        monkeypatch.chdir(prepared)
+        np.testing.assert_array_equal(read("tfds:both", data_dir).train_images, wanted.train_images)
+    refused("tfds:alone is not|no data set 'alone'", "tfds:alone", prepared / inside)
+
+
 def test_prepared_folder(prepared):
     dataset = read("tfds:both", prepared)
     assert dataset.train_images[:, 0, 0, 0].tolist() == [20 * i for i in range(10)]
