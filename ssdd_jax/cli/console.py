@@ -34,11 +34,12 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
         name: Prefix of lines on standard error.
 
     Returns:
-        The exit status: 0, or 2 for an error that the user can fix.
+        The exit status: 0, 1 if the output is not read any more, or 2 for an error that the user can fix.
     """
     # Names of files need not be UTF-8, and a terminal need not have every character: what it has not is escaped.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Signal handlers can be set only in the main thread; a command called from another thread runs without one.
     try:
         signal.signal(signal.SIGTERM, _stop)
@@ -50,6 +51,8 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
         return _report(name, str(error))
     except (Stopped, KeyboardInterrupt) as stop:
         print(f"{name}: {str(stop) or 'stopped'}; the same command continues from there", file=sys.stderr)
+    except BrokenPipeError:
+        return _unread()
     except Exception as error:
         from ssdd_jax.runtime.files import is_full_disk
 
@@ -62,7 +65,22 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
         if isinstance(error, RuntimeError) and "determine home directory" in str(error):
             return _report(name, "a path begins with ~ and a name that is no user's: check it, or write it in full")
         raise
+    return _flushed()
+
+
+def _flushed() -> int:
+    """Write what is printed, before the interpreter fails to at its end; returns the exit status."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _unread()
     return 0
+
+
+def _unread() -> int:
+    """Discard what is still printed when whoever read the output has left, as `head` does; returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _of_backend(error: Exception) -> bool:

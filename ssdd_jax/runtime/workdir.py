@@ -50,11 +50,17 @@ class Workdir:
             folder: The run's folder.
             shared: Folder for the teacher, its features and other outputs that several runs use; by default the run's
                 folder.
+
+        Raises:
+            UserError: If a path is not UTF-8, which the library of the checkpoints needs.
         """
         self.folder = pathlib.Path(folder).expanduser()
         self.shared = self.folder if shared is None else pathlib.Path(shared).expanduser()
         if self.shared.resolve() == self.folder.resolve():
             self.shared = self.folder
+        for path in (self.folder.absolute(), self.shared.absolute()):
+            if not _is_text(path):
+                raise UserError(f"{path} is not UTF-8, which checkpoints need: choose another --workdir or --shared")
         self.config = self.folder / "config.json"
         self.inputs = self.folder / "inputs.json"
         self.current: Mapping[str, str] = {}
@@ -248,6 +254,14 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             except OSError:
                 raise UserError(f"another run is using {folder}: wait for it, or choose another --workdir") from None
         yield
+
+
+def _is_text(path: pathlib.Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _of_parts(flat: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:

@@ -48,3 +48,50 @@ def test_a_home_that_is_nobodys(capsys):
     assert export.main(["--set=~nobody_of_this_name/set", "--form=npz"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all("begins with ~ and a name that is no user's" in line for line in said)
+
+
+@pytest.mark.medium
+def test_a_reader_that_leaves():
+    """As in `--help | head -1`: no traceback, neither then nor at the end of the process."""
+    code = "import sys; from ssdd_jax.cli import console; sys.exit(console.answer(lambda: print('x' * {}), memory=''))"
+    for length in (10, 1_000_000):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code.format(length)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(TIMEOUT) == 1
+
+
+@pytest.mark.medium
+def test_a_locale_without_utf8(tmp_path):
+    """What is read and written is UTF-8 in any locale."""
+    variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    code = f"""
+import locale, pathlib
+assert locale.getpreferredencoding(False) != "utf-8"
+from ssdd_jax.cli import arguments
+from ssdd_jax.report import render
+from ssdd_jax.runtime import files
+folder = pathlib.Path({str(tmp_path)!r})
+(folder / "a.json").write_bytes('{{"name": "caf\\u00e9"}}'.encode())
+assert files.read_json(folder / "a.json") == {{"name": "caf\\u00e9"}}
+assert "digits.py" in arguments.shipped_configs()
+render._environment()
+"""
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, env=os.environ | variables, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_work_dir_that_is_not_utf8(tmp_path, capsys):
+    """It is refused at once, because the library of the checkpoints would fail later."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for line in ([f"--workdir={folder}"], [f"--workdir={tmp_path / 'run'}", f"--shared={folder}"]):
+        assert main.main(line) == 2
+        assert "is not UTF-8, which checkpoints need: choose another --workdir" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
