@@ -49,12 +49,13 @@ class Survey(NamedTuple):
     others: dict[str, int]
 
 
-def survey(path: pathlib.Path, *, train_split: str = "train", test_split: str = "test") -> Survey:
+def survey(path: pathlib.Path, *, train_split: str | None = None, test_split: str = "test") -> Survey:
     """Summarise a folder as `open_folder` would read it.
 
     Args:
         path: The folder.
-        train_split: As for `open_folder`.
+        train_split: As for `open_folder`. None takes "train", or all images if the folder cannot be split so: a config
+            that is chosen by the survey can then still be told how to.
         test_split: As for `open_folder`.
 
     Returns:
@@ -63,7 +64,12 @@ def survey(path: pathlib.Path, *, train_split: str = "train", test_split: str = 
     Raises:
         UserError: If `open_folder` fails, or none of the sampled image files can be read.
     """
-    found = _look(path, train_split, test_split)
+    try:
+        found = _look(path, "train" if train_split is None else train_split, test_split)
+    except UserError:
+        if train_split is not None:
+            raise
+        found = _look(path, "", test_split)
     files = found.train.paths
     # Even the headers of a large folder take long to read; a sample spread over the sorted files is enough.
     step = -(-len(files) // LOOKED_AT)

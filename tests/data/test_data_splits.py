@@ -7,8 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ssdd_jax import config
+from ssdd_jax import config, main
 from ssdd_jax.api import photos
+from ssdd_jax.cli import arguments
 from ssdd_jax.data import folder, load, splits, walk
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats import pictures
@@ -110,6 +111,20 @@ def test_a_choice_is_asked_for(tmp_path):
     assert counts(load(settings(tmp_path, train_split="train2"))) == (2, 2)
     write(tmp_path / "train")
     assert counts(load(settings(tmp_path))) == (2, 2)
+
+
+def test_a_choice_can_be_made_with_the_config_for_photographs(tmp_path, capsys):
+    """Which looks at the folder before its keys are changed."""
+    for part in ("test", "val"):
+        write(tmp_path / "photos" / part, 24)
+    line = [f"--config=configs/folder.py:{tmp_path / 'photos'}", f"--workdir={tmp_path / 'run'}", "--dry_run"]
+    with pytest.raises(UserError, match="none that is named as training images"):
+        folder.survey(tmp_path / "photos", train_split="train")
+    assert main.main([*line, "--stage=data"]) == 2
+    assert "set that to '' if all subfolders are classes" in capsys.readouterr().err
+    chosen = arguments.parse([*line[:2], "--config.data.train_split="]).config
+    assert "2 classes by subfolder" in photos.describe(chosen, accelerator=False)[0]
+    assert load(chosen.data).class_names == ("test", "val")
 
 
 def test_a_folder_in_a_folder_stands_for_its_only_subfolder(tmp_path):
