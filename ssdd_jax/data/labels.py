@@ -94,6 +94,11 @@ def classes(where: str, parts: Sequence[np.ndarray | None], names: Sequence[str]
     return Classes(tuple(None if part is None else _positions(part, occurring) for part in parts), chosen, notes)
 
 
+def rare(labels: np.ndarray, names: Sequence[str], count: int) -> list[str]:
+    """Return the names of the classes that have fewer than `count` of the labels, int32 `(n,)`."""
+    return [names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) < count)]
+
+
 def _of_text(where: str, occurring: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return the labels in the order of the classes, and their names."""
     unknown = sorted(set(occurring.tolist()) - set(names)) if names else []

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
+from ssdd_jax.data import labels
 from ssdd_jax.evaluate import entries, sources, store, suite, training
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.evaluate.protocols import table as protocols
@@ -60,8 +61,7 @@ def _missing_labels(run: Run) -> str:
     """Explain which measures are left out because there are too few labels; empty if none is."""
     if run.dataset.train_labels is None:
         return "there are no labels: only feature_r2 and feature_r2_whitened are measured"
-    counts = np.bincount(run.dataset.train_labels, minlength=run.dataset.classes)
-    few = [run.dataset.class_names[label] for label in np.flatnonzero(counts < probes.SHOTS)]
+    few = labels.rare(run.dataset.train_labels, run.dataset.class_names, probes.SHOTS)
     if not few:
         return ""
     return (

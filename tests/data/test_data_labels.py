@@ -119,6 +119,11 @@ def test_identifiers_of_images_are_doubted():
     assert not labels.classes("here", [np.arange(200) // 2]).notes
 
 
+def test_classes_with_few_images():
+    assert labels.rare(np.array([0, 2, 2, 0, 3], np.int32), NAMES, 2) == ["ant", "cow"]
+    assert labels.rare(np.array([0, 1, 2, 3], np.int32), NAMES, 1) == []
+
+
 def test_every_source_leaves_out_classes_without_images(monkeypatch):
     """Such as EMNIST's letters in TFDS, 1 to 26 of 37 classes."""
     given = (PATTERN + 1).astype(np.int32)
