@@ -96,7 +96,8 @@ def classes(where: str, parts: Sequence[np.ndarray | None], names: Sequence[str]
 
 def rare(labels: np.ndarray, names: Sequence[str], count: int) -> list[str]:
     """Return the names of the classes that have fewer than `count` of the labels, int32 `(n,)`."""
-    return [names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) < count)]
+    counts = np.bincount(labels, minlength=len(names))
+    return [name for name, found in zip(names, counts, strict=True) if found < count]
 
 
 def _of_text(where: str, occurring: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
