@@ -6,6 +6,7 @@ the error says what to do with the values that are there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -58,6 +59,8 @@ def to_features(where: str, given: Any) -> np.ndarray:
     """
     if isinstance(given, str | os.PathLike):
         raise UserError(f"{where} is a path: load its array first, as in numpy.load({os.fspath(given)!r})")
+    if isinstance(given, Mapping):
+        raise UserError(f"{where} is a mapping with {', '.join(map(str, given))}: give one of its arrays")
     if not _is_sequence(given):
         array = to_array(where, given)
     else:
@@ -89,11 +92,15 @@ def to_array(where: str, given: Any) -> np.ndarray:
         return given  # perhaps mapped from disk
     if hasattr(given, "detach") and hasattr(given, "cpu"):  # a tensor of PyTorch
         given = given.detach().cpu()
-        given = given.float() if "bfloat16" in str(given.dtype) else given
+        # Types that NumPy does not have.
+        given = given.float() if str(given.dtype).startswith(("torch.bfloat16", "torch.float8")) else given
     try:
         array = np.asarray(given)
     except Exception as error:  # each library has its own errors
         raise UserError(f"{where} cannot be converted to an array: {pixels.one_line(error)}") from None
+    if array.dtype == object:
+        with contextlib.suppress(ValueError):  # raised for lists of different lengths
+            array = np.array(array.tolist())
     if array.dtype == object and not all(isinstance(item, str) for item in array.ravel()):
         raise UserError(f"{where} must be an array of numbers, not of {type(given).__name__} with other objects")
     return array
@@ -136,6 +143,8 @@ def _is_sequence(given: Any) -> bool:
     """Return whether something has to be read item by item: it is no array, but a list or a data set."""
     if isinstance(given, np.ndarray):
         return given.dtype == object
+    if isinstance(given, memoryview | bytes | bytearray):
+        return False
     # A column of a table may hold images as objects.
     return not hasattr(given, "__array__") or str(getattr(given, "dtype", "")) == "object"
 
@@ -143,6 +152,8 @@ def _is_sequence(given: Any) -> bool:
 def _items(where: str, given: Any) -> list[Any]:
     if isinstance(given, np.ndarray | list | tuple):
         return list(given)
+    if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
+        raise UserError(f"{where} is a {type(given).__name__}: give an array, a list or a data set")
     if isinstance(given, Set) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
         # The order of features must be that of the images: a loader may shuffle, and a generator ends.
         loaded = hasattr(given, "dataset")
@@ -170,6 +181,8 @@ def _image_of(where: str, item: Any) -> Any:
 def _of_one(where: str, index: int, item: Any, grey: bool) -> np.ndarray:
     if isinstance(item, str | os.PathLike) or (isinstance(item, tuple | list) and item and isinstance(item[0], str)):
         raise UserError(f"{where} are paths: open them first, as in [PIL.Image.open(path) for path in paths]")
+    if isinstance(item, bytes):
+        raise UserError(f"{where} are encoded: open them first, as in [PIL.Image.open(io.BytesIO(x)) for x in encoded]")
     if not isinstance(item, Image.Image):
         return to_array(f"{where}: number {index}", item)
     try:

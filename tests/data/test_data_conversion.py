@@ -51,6 +51,8 @@ FORMS = {
     "torch list": [first(IMAGES[i : i + 1])[0] for i in range(12)],
     "torch batches": [first(IMAGES[:7]), first(IMAGES[7:])],
     "nested lists": IMAGES.tolist(),
+    "numbers as objects": IMAGES.astype(object),
+    "memory": memoryview(IMAGES),
     "PIL": PIL,
     "PIL tuple": tuple(PIL),
     "PIL as objects": np.array([*PIL, None], object)[:-1],
@@ -102,6 +104,8 @@ def test_grey_images():
         ("photos", "is a path: .*configs/folder.py:photos"),
         (["a.png", "b.png"], r"are paths: open them first, as in \[PIL.Image.open"),
         ([("a.png", 0), ("b.png", 1)], "are paths"),
+        ([b"\x89PNG"], r"are encoded: open them first, as in \[PIL.Image.open\(io.BytesIO"),
+        (None, "is a NoneType: give an array, a list or a data set"),
         (torch.utils.data.DataLoader(Items(PIL), shuffle=True), "no fixed order.*loader.dataset"),
         ((image for image in PIL), r"a generator has no fixed order.*list\(\.\.\.\)"),
         ({1, 2}, "a set has no fixed order"),
@@ -171,6 +175,8 @@ def test_features_of_half_precision():
         ([FEATURES[0], FEATURES[1, :3]], r"differ in shape: \(5,\) first, and \(3,\) later"),
         ("features.npy", r"is a path: load its array first, as in numpy.load\('features.npy'\)"),
         ([object()], "must be an array of numbers"),
+        ({"pooler_output": FEATURES, "hidden": FEATURES}, "is a mapping with pooler_output, hidden: give one"),
+        (None, "is a NoneType"),
     ],
 )
 def test_features_refused(given, words):
@@ -195,6 +201,11 @@ def test_a_set_is_the_same_of_every_form():
     ]
     for images, features in forms:
         np.testing.assert_array_equal(distil(images, features, seed=torch.tensor(0)).pairs()[0], wanted)
+
+
+def test_a_function_that_returns_all_outputs_of_a_network():
+    with pytest.raises(UserError, match="features is a mapping with pooler_output: give one of its arrays"):
+        distil(IMAGES, lambda images: {"pooler_output": FEATURES[: len(images)]})
 
 
 def test_a_network_of_pytorch_is_no_function_of_images():
