@@ -169,8 +169,9 @@ def _image_of(where: str, item: Any) -> Any:
     if isinstance(item, Mapping):
         key = next((key for key in IMAGE_KEYS if key in item), None)
         if key is None:
+            there = ", ".join(map(str, item))
             raise UserError(
-                f"{where}: there is no image under {', '.join(IMAGE_KEYS)}, only {', '.join(map(str, item))}"
+                f"{where}: there is no image under {', '.join(IMAGE_KEYS)}, only {there}: give one of these"
             )
         return item[key]
     if isinstance(item, tuple | list) and item and not np.isscalar(item[0]) and not isinstance(item[0], list):

@@ -202,8 +202,13 @@ def _inner(files: Files, most: int | None = None) -> tuple[Files, int]:
 
 def _only_subfolder(files: Files) -> str | None:
     """Return the first-level subfolder that holds all files, or None."""
-    first = set(_subfolders(files))
-    return first.pop() if len(first) == 1 else None
+    first: str | None = None
+    for file in files.paths:  # most folders have a second subfolder soon
+        parts = file.relative_to(files.root).parts
+        if len(parts) == 1 or first not in (None, parts[0]):
+            return None
+        first = parts[0]
+    return first
 
 
 def _images(path: pathlib.Path) -> Files:
