@@ -110,6 +110,7 @@ def distill(
             "features is a module of PyTorch, which takes its own inputs: wrap it, as in lambda x: module(normalise("
             "torch.tensor(x).permute(0, 3, 1, 2) / 255)), where x is uint8 (k, H, W, C)"
         )
+    devices.check_backend()
     pixels = conversion.to_images("images", images)
     # Explicit arguments override the config, which overrides the defaults chosen from the images.
     changes = {"method": method, "storage.N": N, "distill.steps": steps, "seed": seed}

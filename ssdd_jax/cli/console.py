@@ -7,7 +7,6 @@ import io
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -54,14 +53,15 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
     except BrokenPipeError:
         return _unread()
     except Exception as error:
+        from ssdd_jax.runtime.devices import backend_missing
         from ssdd_jax.runtime.files import is_full_disk
 
         if isinstance(error, OSError) and is_full_disk(error):
             return _report(name, f"no space left on the disk: {error}; free some and start the same command again")
         if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
             return _report(name, f"the device's memory is full: lower {memory}; what was saved is intact")
-        if _of_backend(error):
-            return _report(name, _backend_line(error))
+        if words := backend_missing(error):
+            return _report(name, words)
         if isinstance(error, RuntimeError) and "determine home directory" in str(error):
             return _report(name, "a path begins with ~ and a name that is no user's: check it, or write it in full")
         raise
@@ -81,24 +81,6 @@ def _unread() -> int:
     """Discard what is still printed when whoever read the output has left, as `head` does; returns the exit status."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
-
-
-def _of_backend(error: Exception) -> bool:
-    """Return whether JAX failed to start a backend; for a missing plugin it raises a bare AssertionError."""
-    place = traceback.extract_tb(error.__traceback__)
-    return bool(place) and os.path.basename(place[-1].filename) == "xla_bridge.py"
-
-
-def _backend_line(error: Exception) -> str:
-    """Explain in one line that JAX has no backend."""
-    # JAX appends advice in parentheses, which the line gives itself.
-    reason = str(error).partition(" (")[0].rstrip(".") or "its plugin is not installed, or finds no device"
-    if named := os.environ.get("JAX_PLATFORMS"):
-        return (
-            f"JAX_PLATFORMS={named} names a backend that JAX cannot start here ({reason}): unset it, or install the "
-            "backend, for example with pip install 'ssdd_jax[cuda]'"
-        )
-    return f"JAX cannot start a backend ({reason}): check the driver, or set JAX_PLATFORMS=cpu"
 
 
 def _report(name: str, line: str) -> int:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -104,6 +105,20 @@ def to_array(where: str, given: Any) -> np.ndarray:
     if array.dtype == object and not all(isinstance(item, str) for item in array.ravel()):
         raise UserError(f"{where} must be an array of numbers, not of {type(given).__name__} with other objects")
     return array
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Convert bfloat16, which NumPy does not count as floating point and stores as bytes, to float32.
+
+    Args:
+        array: An array `(...)` of any type.
+
+    Returns:
+        The array, as float32 if it was bfloat16.
+    """
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None:
+        array = array.view(jnp.bfloat16)
+    return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
 
 
 def _stacked(where: str, given: Any) -> np.ndarray:
@@ -213,10 +228,11 @@ def _levels(where: str, array: np.ndarray) -> np.ndarray:
     """Convert pixels to uint8; the error explains how to convert values that have no clear meaning."""
     if array.dtype == np.uint8:
         return array
-    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+    array = widened(array)
+    if array.dtype.kind not in "biuf":
         raise UserError(f"{where} must be numbers, not {array.dtype}")
     low, high = float(array.min()), float(array.max())
-    floats = array.dtype.kind not in "biu"
+    floats = array.dtype.kind == "f"
     if floats and not (np.isfinite(low) and np.isfinite(high)):
         raise UserError(f"{where} hold values that are not finite")
     if floats and low >= 0 and high <= 1:

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax import augment
@@ -103,7 +102,7 @@ def check(
     if "train" not in arrays:
         raise UserError(f"{where} has no array named train: it holds {', '.join(arrays) or 'nothing'}")
     # Only the views of this method are checked: a file may serve several methods.
-    arrays = {name: _floats(array) for name, array in arrays.items()}
+    arrays = {name: conversion.widened(array) for name, array in arrays.items()}
     expected = {"train": train, "test": test, **dict.fromkeys(views, train)}
     checked = {name: _check(where, name, arrays[name], count) for name, count in expected.items() if name in arrays}
     for name, array in checked.items():
@@ -178,14 +177,6 @@ def varied(where: str, pieces: Iterable[np.ndarray], count: int) -> Iterator[np.
             f"{where}: the features are the same for all {count:,} images: the teacher has collapsed, or was given "
             "other inputs than in its training: take or train another one, or check its preprocessing"
         )
-
-
-def _floats(array: np.ndarray) -> np.ndarray:
-    """Convert bfloat16, which NumPy does not count as floating point and stores as bytes, to float32."""
-    stored = array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None
-    if stored and array.dtype != jnp.bfloat16:
-        array = array.view(jnp.bfloat16)
-    return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
 
 
 def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ssdd_jax.data import splits
 from ssdd_jax.data.encoded import DAMAGE, EncodedImages
+from ssdd_jax.data.images import size
 from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.data.walk import Files, files_below, subfolders
 from ssdd_jax.errors import UserError
@@ -86,8 +86,7 @@ def survey(path: pathlib.Path, *, train_split: str | None = None, test_split: st
 def _shorter_side(file: pathlib.Path) -> int:
     """Return the shorter side in pixels, or 0 for an unreadable file, which is reported when it is decoded."""
     try:
-        with Image.open(file) as image:
-            return min(image.size)
+        return min(size(file))
     except DAMAGE:
         return 0
 
@@ -156,6 +155,9 @@ def _look(path: pathlib.Path, train_split: str, test_split: str) -> _Found:
         notes.append(f"the classes are the subfolders of {train.root}")
     if names and (empty := sorted(set(subfolders(train.root, links=False)) - set(names))):
         notes.append(f"no class, as there are no images in it: {_list(empty)} in {train.root}")
+    second = sorted({parts[1] for file in train.paths if len(parts := file.relative_to(train.root).parts) > 2})
+    if names and (inside := [name for name in second if splits.kind_of(name)]):
+        notes.append(f"read together, as splits inside of classes are not told apart: {_list(inside)} in {train.root}")
     test = None
     if split and split.test and (place / "wnids.txt").is_file():
         raise UserError(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import pathlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -12,6 +15,8 @@ from ssdd_jax.data import metadata
 from ssdd_jax.data.source import Part
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
+
+T = TypeVar("T")
 
 # How to turn an image upright, by its EXIF orientation.
 _TURNS = {
@@ -59,15 +64,33 @@ def upright(encoded: bytes) -> Image.Image:
     Raises:
         OSError: As `decode`.
     """
+    return _without_damaged_metadata(_upright, encoded)
+
+
+def size(file: pathlib.Path) -> tuple[int, int]:
+    """Return the width and height of an image file, as stored, without decoding it.
+
+    Raises:
+        OSError: As `decode`.
+    """
     try:
-        return _upright(encoded)
+        with Image.open(file) as image:
+            return image.size
+    except Exception:
+        return _without_damaged_metadata(lambda encoded: Image.open(io.BytesIO(encoded)).size, file.read_bytes())
+
+
+def _without_damaged_metadata(read: Callable[[bytes], T], encoded: bytes) -> T:
+    """Read an image file; if that fails, without its metadata."""
+    try:
+        return read(encoded)
     except Exception as error:
         # Pillow parses profiles and texts together with the pixels, and fails on the whole file.
         for orientation in (True, False):
             stripped = metadata.without(encoded, orientation=orientation)
             try:
                 if stripped is not None:
-                    return _upright(stripped)
+                    return read(stripped)
             except Exception:
                 continue
         raise error

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ssdd_jax.data import labels as label_table
 from ssdd_jax.data.encoded import EncodedImages
 from ssdd_jax.data.folder import TEST_NAMES
 from ssdd_jax.data.images import one_line
@@ -30,7 +31,8 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
     """Open a data set that TFDS has prepared as ArrayRecord; nothing is downloaded.
 
     The images are the input of TFDS' supervised pair, else the feature named `image`, else the only image feature.
-    The labels are the target of that pair, else the feature named `label`, else the only class label, else none.
+    The labels are the target of that pair, else the feature named `label`, else the only class label, else none. Whole
+    numbers and texts under the first two are labels too if there is no class label.
 
     Args:
         name: `NAME`, `NAME/CONFIG` or either with `:VERSION`, such as `cifar10` or `imagenet_resized/64x64`.
@@ -51,8 +53,16 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
     train = _part(name, builder, train_split, (image, label), image_size)
     test_split = _test_split(name, sorted(builder.info.splits), train_split, test_split)
     test = _part(name, builder, test_split, (image, label), image_size) if test_split else None
-    names = tuple(builder.info.features[label].names) if label else ()
-    return ImageSource(train, test, names)
+    if label is None:
+        return ImageSource(train, test, ())
+    # Labels that are no class labels to TFDS may be any numbers or texts.
+    names = getattr(builder.info.features[label], "names", None) or ()
+    if names:
+        return ImageSource(train, test, tuple(names))
+    parts = [part for part in (train, test) if part is not None]
+    found = label_table.classes(f"tfds:{name}", [part.labels for part in parts])
+    parts = [part._replace(labels=own) for part, own in zip(parts, found.parts, strict=True)]
+    return ImageSource(parts[0], parts[1] if test else None, found.names, found.notes)
 
 
 def prepare_command(name: str, data_dir: str) -> str:
@@ -130,7 +140,7 @@ def _features(name: str, info: Any) -> tuple[str, str | None]:
         key
         for key, feature in features.items()
         if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
-    ]
+    ] or [key for key in (supervised[1], "label") if key in features and _is_label(features[key])]
     image = _choose(images, supervised[0], "image")
     if image is None:
         raise UserError(f"tfds:{name} has no feature that is clearly its image, only {', '.join(features)}")
@@ -140,6 +150,14 @@ def _features(name: str, info: Any) -> tuple[str, str | None]:
             "grey or colour images of 8 bits are needed"
         )
     return image, _choose(labels, supervised[1], "label")
+
+
+def _is_label(feature: Any) -> bool:
+    """Return whether a feature is one whole number or one text."""
+    import tensorflow_datasets as tfds
+
+    whole = feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
+    return whole or isinstance(feature, tfds.features.Text)
 
 
 def _choose(candidates: Sequence[str], supervised: Any, usual: str) -> str | None:
@@ -204,18 +222,18 @@ def _part(name: str, builder: Any, split: str, features: tuple[str, str | None],
 
 
 def _labels(name: str, records: Any, label: str, feature: Any) -> np.ndarray:
-    """Read the labels of all records, `(n,)` int32."""
+    """Read the labels of all records, `(n,)`: int32 of class labels, others as `labels.check` returns them."""
     import tensorflow_datasets as tfds
 
     # The labels are needed at once, for the split into parts; the images of the records are not parsed.
     label_only = tfds.features.FeaturesDict({label: feature})
-    labels = np.empty(len(records), np.int32)
+    labels: list[Any] = []
     try:
-        for start in range(0, len(labels), _LABEL_BLOCK):
-            block = range(start, min(start + _LABEL_BLOCK, len(labels)))
-            labels[block.start : block.stop] = [
-                label_only.deserialize_example_np(record)[label] for record in records.__getitems__(block)
-            ]
+        for start in range(0, len(records), _LABEL_BLOCK):
+            block = range(start, min(start + _LABEL_BLOCK, len(records)))
+            labels += [label_only.deserialize_example_np(record)[label] for record in records.__getitems__(block)]
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the files of tfds:{name} are missing or damaged: {one_line(error)}") from error
-    return labels
+    if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes:
+        return np.array(labels, np.int32)
+    return label_table.check(f"tfds:{name}", np.array(labels), len(records))

@@ -27,6 +27,22 @@ def test_a_backend_that_is_not_there(name, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.medium
+def test_a_backend_that_is_not_there_in_a_call(tmp_path):
+    code = """
+import numpy, ssdd_jax
+images, features = numpy.zeros((4, 8, 8, 3), numpy.uint8), numpy.zeros((4, 3))
+try:
+    ssdd_jax.distill(images, features, method="random")
+except ssdd_jax.UserError as error:
+    print(error)
+"""
+    variables = os.environ | {"JAX_PLATFORMS": "nonsense", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.stdout.startswith("JAX_PLATFORMS=nonsense names a backend") and done.stdout.count("\n") == 1
+
+
 def test_other_errors_keep_their_traceback():
     def fail():
         raise AssertionError("of our own")

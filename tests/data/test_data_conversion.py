@@ -73,6 +73,23 @@ def test_images(name):
     np.testing.assert_array_equal(found, IMAGES)
 
 
+@pytest.mark.parametrize("scale", [1, 255])
+def test_images_of_bfloat16(scale, tmp_path):
+    """In memory, and from a file of NumPy, which stores bytes without a type. The type has eight bits of a fraction."""
+    half = np.asarray(IMAGES / scale).astype(jnp.bfloat16)
+    np.save(tmp_path / "images.npy", half)
+    for given in (half, jnp.asarray(half), np.load(tmp_path / "images.npy")):
+        found = conversion.to_images("images", given)
+        assert found.dtype == np.uint8 and np.abs(found.astype(int) - IMAGES).max() <= 1
+
+
+def test_pairs_of_bfloat16(tmp_path):
+    inputs, targets = (RNG.normal(size=shape).astype(jnp.bfloat16) for shape in ((6, 8, 8, 3), (6, 5)))
+    np.savez(tmp_path / "pairs.npz", images=inputs, targets=targets)
+    for found, wanted in zip(ssdd_jax.load(tmp_path / "pairs.npz").pairs(), (inputs, targets), strict=True):
+        np.testing.assert_array_equal(found, wanted.astype(np.float32))
+
+
 def test_arrays_of_uint8_are_not_copied():
     assert conversion.to_images("images", IMAGES) is IMAGES
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from ssdd_jax.data import metadata
 from ssdd_jax.data.encoded import DAMAGE
-from ssdd_jax.data.images import decode
+from ssdd_jax.data.images import decode, size
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 TURNED = np.rot90(PIXELS, -1)
@@ -92,6 +92,16 @@ def test_chunks_of_png_that_cannot_be_read(chunk):
     np.testing.assert_array_equal(decode(with_chunk(turned, name, body, checksum=checksum), 3), TURNED)
     with pytest.raises(DAMAGE):  # what is critical still counts
         decode(with_chunk(turned, b"IHDR", body), 3)
+
+
+def test_sizes_are_read_without_decoding(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(with_chunk(encoded("PNG"), b"tEXt", b"Comment\0text", checksum=0))
+    (tmp_path / "b.png").write_bytes(encoded("PNG"))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    assert size(tmp_path / "a.png") == size(tmp_path / "b.png") == (9, 6)
+    (tmp_path / "c.png").write_bytes(b"no image")
+    with pytest.raises(DAMAGE):
+        size(tmp_path / "c.png")
 
 
 def test_transparency_survives():

@@ -100,6 +100,15 @@ def test_an_image_beside_the_classes_takes_the_labels_and_it_is_said(tmp_path):
     assert dataset.notes == (f"no labels: cover.png and others lie in {tmp_path}, beside its subfolders daisy, rose",)
 
 
+def test_splits_inside_of_classes_are_read_together_and_it_is_said(tmp_path):
+    for name in CLASSES:
+        for part in ("train", "test"):
+            write(tmp_path / name / part)
+    dataset = load(settings(tmp_path))
+    assert dataset.class_names == CLASSES and counts(dataset) == (8, 0)
+    assert dataset.notes[0].startswith("read together, as splits inside of classes are not told apart: test, train in")
+
+
 def test_a_choice_is_asked_for(tmp_path):
     for part in ("test", "val"):
         write(tmp_path / part)
