@@ -23,7 +23,8 @@ from ssdd_jax.methods import Stage
 from ssdd_jax.methods.base import Run, Say
 from ssdd_jax.models.convnet import check_divisible
 from ssdd_jax.runtime import devices, files, history, lapack
-from ssdd_jax.runtime.workdir import Workdir, hashes
+from ssdd_jax.runtime.inputs import hashes
+from ssdd_jax.runtime.workdir import Workdir
 from ssdd_jax.stages import approximate, distill, evaluate, features, gate, report, samples, teacher
 
 STAGES = ("data", "teacher", "features", "gate", "samples", "distill", "approximate", "evaluate", "report")

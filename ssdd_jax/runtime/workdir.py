@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import devices, files, memory
+from ssdd_jax.runtime import devices, files, inputs, memory
 
 try:
     import fcntl
@@ -24,20 +24,6 @@ except ImportError:  # not on Windows, where the user must avoid two runs in one
 
 # Config keys within the groups that outputs depend on which do not affect the outputs: paths, and how often to save.
 CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call", "teacher.gate"}
-# Config keys that name places. A run does not depend on them but on what lies there, which is compared itself.
-PLACES = ("data.name", "data.data_dir", "data.cache_dir", "teacher.features", "teacher.source")
-# Names of data that are paths begin with one of these.
-PATHS = ("folder:", "npz:", "npy:")
-# Inputs up to this size are hashed as a whole, which takes a second.
-HASHED = 1 << 30
-# Inputs of a run by name, and the groups of config keys that say where they are.
-INPUTS = {
-    "training images": "data",
-    "test images": "data",
-    "labels": "data",
-    "features": "teacher",
-    "weights": "teacher",
-}
 
 
 class Workdir:
@@ -111,22 +97,22 @@ class Workdir:
         )
         # Without a record of what lay there, as in folders of older versions, a place stands for its content.
         if self.inputs.exists():
-            new, stored = _without_places(new, stored)
+            new, stored = inputs.without_places(new, stored)
         _compare(self.folder, new, stored, "choose another --workdir")
 
-    def check_inputs(self, inputs: Mapping[str, str]) -> None:
+    def check_inputs(self, hashes: Mapping[str, str]) -> None:
         """Check that a run's images, features and weights are those that its folder was made with; nothing is written.
 
         Args:
-            inputs: Hashes by what they are of, such as `training images`. What cannot be read any more, because the run
-                has converted it, is left out.
+            hashes: Hashes of the inputs by name, from `inputs.hashes`. What is gone since the run has converted it is
+                left out.
 
         Raises:
             UserError: If the folder was made with others.
         """
-        self.current = dict(inputs)
+        self.current = dict(hashes)
         if self.inputs.exists():
-            _compare_inputs(self.folder, inputs, files.read_json(self.inputs), "choose another --workdir")
+            inputs.compare(self.folder, hashes, files.read_json(self.inputs), "choose another --workdir")
 
     def record(self, config: ConfigDict) -> None:
         """Bind the folder to its config and inputs; called once they work, so that mistakes can be corrected.
@@ -139,7 +125,7 @@ class Workdir:
         stored = files.read_json(self.config) if self.config.exists() else new
         if not self.inputs.exists() and self.current:
             files.write_json(self.inputs, dict(self.current))
-        placed = stored | {key: new[key] for key in PLACES if key in new}
+        placed = stored | {key: new[key] for key in inputs.PLACES if key in new}
         if placed != stored or not self.config.exists():
             files.write_json(self.config, placed)
 
@@ -178,9 +164,9 @@ class Workdir:
                     fcntl.flock(lock, fcntl.LOCK_EX)
             # Written before the stage starts: an interrupted output is never continued with other values.
             if not self.agrees(stage, config, parts):
-                inputs = self._inputs_of(parts)
+                made_of = self._inputs_of(parts)
                 record = _of_parts(configuration.flatten(config), parts)
-                files.write_json(path, record | ({"inputs": inputs} if inputs else {}))
+                files.write_json(path, record | ({"inputs": made_of} if made_of else {}))
             yield
 
     def agrees(self, stage: str, config: ConfigDict, parts: tuple[str, ...]) -> bool:
@@ -198,16 +184,16 @@ class Workdir:
         stored, advice = _of_parts(content, parts), "delete it, choose another --shared"
         beside = self.shared / self.inputs.name
         made_of = content.get("inputs", files.read_json(beside) if record != path and beside.exists() else {})
-        inputs = self._inputs_of(parts)
-        if made_of and inputs:
-            new, stored = _without_places(new, stored)
-            _compare_inputs(folder, inputs, made_of, advice)
+        current = self._inputs_of(parts)
+        if made_of and current:
+            new, stored = inputs.without_places(new, stored)
+            inputs.compare(folder, current, made_of, advice)
         _compare(folder, new, stored, advice)
         return True
 
     def _inputs_of(self, parts: tuple[str, ...]) -> dict[str, str]:
         """Return the hashes of the inputs that an output depends on, by its groups of config keys."""
-        return {name: mark for name, mark in self.current.items() if INPUTS[name] in parts}
+        return {name: mark for name, mark in self.current.items() if inputs.PARTS[name] in parts}
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -284,57 +270,6 @@ def _compare(folder: pathlib.Path, new: dict[str, Any], stored: dict[str, Any], 
         raise UserError(
             f"{folder} was made with another config: {', '.join(different)}; {advice}, or go back to that config"
         )
-
-
-def _without_places(new: dict[str, Any], stored: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Leave out the places that both configs name, wherever they are."""
-    same = {key for key in PLACES if _place(key, new.get(key)) == _place(key, stored.get(key))}
-    # A network may be gone once it has been converted, but another place of it has to exist.
-    source = new.get("teacher.source")
-    if source and source != stored.get("teacher.source") and not os.path.exists(os.path.expanduser(source)):
-        same.discard("teacher.source")
-    pair = [{key: value for key, value in flat.items() if key not in same} for flat in (new, stored)]
-    return pair[0], pair[1]
-
-
-def _place(key: str, value: Any) -> Any:
-    """Return what a config key's value says besides a path."""
-    if key == "data.name":
-        return "" if str(value).startswith(PATHS) else value
-    return bool(value) if key.startswith("teacher.") else ""
-
-
-def _compare_inputs(folder: pathlib.Path, new: Mapping[str, str], stored: Mapping[str, str], advice: str) -> None:
-    different = [name for name, mark in new.items() if name in stored and stored[name] != mark]
-    if different:
-        raise UserError(
-            f"{folder} was made with other {' and '.join(different)} than there are now: {advice}, or restore them"
-        )
-
-
-def hashes(**inputs: Any) -> dict[str, str]:
-    """Return the hashes of a run's inputs, for `Workdir.check_inputs`; inputs that are None are left out.
-
-    Args:
-        **inputs: By name, with underscores: an array `(n,...)`, a tuple of arrays or None, or a hash.
-    """
-    marks: dict[str, str] = {}
-    for name, value in inputs.items():
-        if isinstance(value, tuple):
-            value = hashlib.sha256(repr([None if part is None else _mark(part) for part in value]).encode()).hexdigest()
-        if value is not None:
-            marks[name.replace("_", " ")] = value if isinstance(value, str) else _mark(value)
-    return marks
-
-
-def _mark(array: np.ndarray) -> str:
-    """Hash an array, or a sample of its entries if it is large."""
-    if array.nbytes > HASHED:
-        return fingerprint(array)
-    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    for begin in range(0, len(array), 1000):  # in blocks: it may be mapped from disk
-        digest.update(np.ascontiguousarray(array[begin : begin + 1000]).tobytes())
-    return digest.hexdigest()
 
 
 def fingerprint(images: np.ndarray) -> str:

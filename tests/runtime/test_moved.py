@@ -12,7 +12,9 @@ from ssdd_jax import main
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import sources
 from ssdd_jax.runtime import files
-from ssdd_jax.runtime.workdir import Workdir, hashes
+from ssdd_jax.runtime import inputs as inputs_module
+from ssdd_jax.runtime.inputs import hashes
+from ssdd_jax.runtime.workdir import Workdir
 
 
 def start(capsys, place, run, *, stage="data", **changes):
@@ -132,6 +134,17 @@ def test_shared_outputs_and_the_source_of_an_evaluation(moved, tmp_path, capsys)
     change(tmp_path / "job3" / "images.npz", train_images=((60, 0, 0, 0), 3))
     assert on(tmp_path / "job3", "three") == 2
     assert "shared/features was made with other training images" in capsys.readouterr().err
+
+
+def test_large_arrays_are_sampled(monkeypatch):
+    array = np.arange(4000.0).reshape(1000, 4)
+    whole = hashes(features=array)
+    monkeypatch.setattr(inputs_module, "HASHED", 100)
+    monkeypatch.setattr(inputs_module, "SAMPLE", 11)
+    sampled = hashes(features=array)
+    assert sampled != whole and sampled == hashes(features=np.asfortranarray(array))
+    array[999] = 0
+    assert hashes(features=array) != sampled
 
 
 def test_hashes():
