@@ -21,6 +21,8 @@ from ssdd_jax.errors import UserError
 
 # Keys under which data sets of PyTorch, TFDS and Hugging Face have an image.
 IMAGE_KEYS = ("image", "img", "images", "pixel_values", "x")
+# The largest value of pixels in 0..255 is at least this.
+LEAST_WHITE = 64
 # Values converted at a time.
 _BLOCK = 4096
 
@@ -32,8 +34,8 @@ def to_images(where: str, given: Any) -> np.ndarray:
         where: Name of the argument, for messages.
         given: Images of one size: an array of NumPy, JAX or PyTorch, `(n,H,W,C)`, `(n,C,H,W)` or `(n,H,W)` with C 1 or
             3; a sequence of such images or of PIL images; or a data set with a length, whose items are images, tuples
-            that begin with one, or mappings with one. Values are uint8, whole numbers of any type from 0 to 255, or
-            floats in [0, 1].
+            that begin with one, or mappings with one. Values are uint8, other numbers from 0 to 255, or floats in
+            [0, 1].
 
     Returns:
         uint8 `(n,H,W,C)`; the given array itself if it is that already.
@@ -238,25 +240,28 @@ def _levels(where: str, array: np.ndarray) -> np.ndarray:
     if floats and low >= 0 and high <= 1:
         return _in_blocks(array, 255)
     whole = not floats or all((array[at] == np.rint(array[at])).all() for at in _blocks(array))
-    # Floats slightly above 1 are pixels in 0..1 that were resized with overshoot.
-    if low >= 0 and 1 < high <= 255 and (whole or high > 2):
+    # Images that are all dark may as well have another white, or be normalised.
+    if low >= 0 and LEAST_WHITE <= high <= 255:
         return _in_blocks(array, 1)
     raise UserError(
-        f"{where} must be uint8, 0 to 255, not {array.dtype} from {low:g} to {high:g}: {_advice(low, high)}"
+        f"{where} must be uint8, 0 to 255, not {array.dtype} from {low:g} to {high:g}: {_advice(low, high, whole)}"
     )
 
 
-def _advice(low: float, high: float) -> str:
+def _advice(low: float, high: float, whole: bool) -> str:
     """Say how pixels in a range that is not 0..255 become uint8."""
     if low >= 0 and high <= 1:
         return "if 1 is white, (255 * images).astype('uint8')"
-    if low >= 0 and high <= 2:
+    if low >= 0 and high <= 2 and not whole:  # resized with overshoot
         return "if these are pixels in 0..1, (255 * images.clip(0, 1)).round().astype('uint8')"
-    if low >= 0 and (bits := next((bits for bits in (10, 12, 14, 16) if high < 2**bits), 0)):
+    if low >= 0 and high < LEAST_WHITE and whole:
+        scaled = f"(images * (255 / {high:g})).round().astype('uint8')"
+        return f"if {high:g} is white, {scaled}; if 255 is, images.astype('uint8')"
+    if low >= 0 and high > 255 and (bits := next((bits for bits in (10, 12, 14, 16) if high < 2**bits), 0)):
         return f"if these are pixels of {bits} bits, (images * (255 / {2**bits - 1})).round().astype('uint8')"
     if -1 <= low and high <= 1:
         return "if these are pixels in -1..1, ((images + 1) * 127.5).round().astype('uint8')"
-    if -5 <= low and high <= 5:
+    if -LEAST_WHITE < low and high < LEAST_WHITE and not whole:
         return (
             "if they were normalised, undo it first: (255 * (images * std + mean)).round().clip(0, 255).astype('uint8')"
         )

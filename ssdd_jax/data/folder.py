@@ -139,25 +139,14 @@ def _look(path: pathlib.Path, train_split: str, test_split: str) -> _Found:
     place, split, notes = _split(path, train_split, test_split)
     train = _images(place / split.train if split else place)
     train, levels = _inner(train)
-    # The training part alone defines the classes; their order is alphabetical, as in torchvision's `ImageFolder`.
-    by_file = _subfolders(train)
-    names = tuple(sorted({name for name in by_file if name is not None}))
-    if None in by_file and names:
-        beside = next(file for file, name in zip(train.paths, by_file, strict=True) if name is None)
-        notes.append(f"no labels: {beside.name} and others lie in {train.root}, beside its subfolders {_list(names)}")
-    if None in by_file or len(names) < 2:
-        names = ()
+    names, more = _classes(train)
+    notes += more
     if split and (split.train != train_split or split.test not in (test_split, None)):
         notes.append(
             f"{split.train} holds the training images" + (f", {split.test} the test images" if split.test else "")
         )
-    if names and train.root not in (path, place / split.train if split else path):
+    if names and levels:
         notes.append(f"the classes are the subfolders of {train.root}")
-    if names and (empty := sorted(set(subfolders(train.root, links=False)) - set(names))):
-        notes.append(f"no class, as there are no images in it: {_list(empty)} in {train.root}")
-    second = sorted({parts[1] for file in train.paths if len(parts := file.relative_to(train.root).parts) > 2})
-    if names and (inside := [name for name in second if splits.kind_of(name)]):
-        notes.append(f"read together, as splits inside of classes are not told apart: {_list(inside)} in {train.root}")
     test = None
     if split and split.test and (place / "wnids.txt").is_file():
         raise UserError(
@@ -175,6 +164,24 @@ def _look(path: pathlib.Path, train_split: str, test_split: str) -> _Found:
     if repeated := train.repeated + (test.repeated if test else 0):
         notes.append(f"links that are left out, as they lead to files or folders that are read already: {repeated:,}")
     return _Found(train, test, names, tuple(notes))
+
+
+def _classes(train: Files) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the classes, and what a user should know about them."""
+    # The training part alone defines the classes; their order is alphabetical, as in torchvision's `ImageFolder`.
+    by_file = _subfolders(train)
+    names = tuple(sorted({name for name in by_file if name is not None}))
+    if None in by_file or len(names) < 2:
+        beside = next((file.name for file, name in zip(train.paths, by_file, strict=True) if name is None), "")
+        words = f"no labels: {beside} and others lie in {train.root}, beside its subfolders {_list(names)}"
+        return (), [words] if names and beside else []
+    notes = []
+    if empty := sorted(set(subfolders(train.root, links=False)) - set(names)):
+        notes.append(f"no class, as there are no images in it: {_list(empty)} in {train.root}")
+    second = sorted({parts[1] for file in train.paths if len(parts := file.relative_to(train.root).parts) > 2})
+    if inside := [name for name in second if splits.kind_of(name)]:
+        notes.append(f"read together, as splits inside of classes are not told apart: {_list(inside)} in {train.root}")
+    return names, notes
 
 
 def _split(

@@ -15,6 +15,7 @@ from ssdd_jax.errors import UserError
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (12, 8, 10, 3), np.uint8)
 FEATURES = RNG.normal(size=(12, 5)).astype(np.float32)
+SPAN = np.linspace(0, 1, IMAGES.size).reshape(IMAGES.shape)
 PIL = [Image.fromarray(image) for image in IMAGES]
 
 
@@ -117,6 +118,8 @@ def test_grey_images():
         (np.zeros((3, 8, 8, 4), np.uint8), r"with transparency: leave it out, as in images\[\.\.\., :3\]"),
         (IMAGES.reshape(12, -1), r"must have the shape .* not \(12, 240\)"),
         (IMAGES * np.nan, "not finite"),
+        (4.3 * SPAN, r"from 0 to 4.3: if they were normalised, undo it first"),
+        (5 * SPAN - 2, r"from -2 to 3: if they were normalised, undo it first"),
         (IMAGES + 1j, "must be numbers, not complex128"),
         ("photos", "is a path: .*configs/folder.py:photos"),
         (["a.png", "b.png"], r"are paths: open them first, as in \[PIL.Image.open"),
@@ -137,26 +140,25 @@ def test_images_refused(given, words):
     assert "\n" not in str(caught.value) and str(caught.value).startswith("images")
 
 
-SPAN = np.linspace(0, 1, IMAGES.size).reshape(IMAGES.shape)
-
-
 @pytest.mark.parametrize(
     ("images", "pixels"),
     [
         (SPAN > 0.5, 255.0 * (SPAN > 0.5)),
         ((SPAN > 0.5).astype(int), 255.0 * (SPAN > 0.5)),
+        (np.rint(16 * SPAN), 255 / 16 * np.rint(16 * SPAN)),
+        (np.rint(16 * SPAN).astype(np.uint16), 255 / 16 * np.rint(16 * SPAN)),
         (SPAN * 1.02, 255 * np.clip(SPAN * 1.02, 0, 1)),
         (2 * SPAN - 1, 255 * SPAN),
         (np.rint(1023 * SPAN).astype(np.uint16), 255 * SPAN),
         (np.rint(65535 * SPAN).astype(np.uint16), 255 * SPAN),
     ],
-    ids=["booleans", "zeros and ones", "overshoot", "-1..1", "10 bits", "16 bits"],
+    ids=["booleans", "zeros and ones", "digits", "digits as numbers", "overshoot", "-1..1", "10 bits", "16 bits"],
 )
 def test_the_advice_is_right_for_the_values(images, pixels):
     """What the message says to do gives the pixels that these values stand for."""
     with pytest.raises(UserError) as caught:
         conversion.to_images("images", images)
-    advice = re.search(r"(\(.*astype\('uint8'\))", str(caught.value).partition(": ")[2]).group(1)
+    advice = re.search(r"(\(.*?astype\('uint8'\))", str(caught.value).partition(": ")[2]).group(1)
     followed = eval(advice, {"images": images})
     assert followed.dtype == np.uint8
     assert np.abs(followed.astype(float) - pixels).max() <= 1
