@@ -86,8 +86,8 @@ def train(
         raise UserError(str(error)) from None
     if epochs < 1 or batch_size < 2:
         raise UserError(f"epochs={epochs}, batch_size={batch_size}: train for at least one epoch, two pairs at a time")
-    if not 0 <= seed <= config.LARGEST_SEED:
-        raise UserError(f"seed={seed} is out of range: it must be between 0 and {config.LARGEST_SEED}")
+    if not hasattr(seed, "__index__") or not 0 <= seed <= config.LARGEST_SEED:
+        raise UserError(f"seed={seed} is out of range: it must be a whole number between 0 and {config.LARGEST_SEED}")
     if learning_rate is None:
         learning_rate = float(distilled.statics.get("learning_rate", inner.Settings().learning_rate))
     rate = float(learning_rate)
@@ -95,7 +95,7 @@ def train(
         raise UserError(f"learning_rate={rate:g} must be above 0")
     # `training.train` trains networks side by side: here one, whose leading axis is dropped below.
     stacked = training.train(
-        jax.random.split(jax.random.key(seed), 1),
+        jax.random.split(jax.random.key(int(seed)), 1),
         network,
         (inputs, targets),
         preprocessing=distilled.preprocessing,

@@ -51,8 +51,7 @@ def check(where: str, labels: np.ndarray, count: int) -> np.ndarray:
         )
     if labels.dtype == object and all(isinstance(label, str) for label in labels.ravel()):
         labels = labels.astype(str)
-    if labels.dtype.kind == "S":
-        labels = np.char.decode(labels, "utf-8", "backslashreplace")
+    labels = text(labels)
     whole = labels.dtype.kind == "f" and bool(np.isfinite(labels).all()) and bool((labels == np.rint(labels)).all())
     if labels.ndim != 1 or not (labels.dtype.kind in "iubU" or whole):
         raise UserError(
@@ -62,6 +61,11 @@ def check(where: str, labels: np.ndarray, count: int) -> np.ndarray:
     if len(labels) != count:
         raise UserError(f"{where} holds {len(labels)} labels for {count} images")
     return labels if labels.dtype.kind in "uU" else labels.astype(np.int64)
+
+
+def text(array: np.ndarray) -> np.ndarray:
+    """Decode an array `(...)` of byte strings as UTF-8, with other bytes escaped; others are returned as they are."""
+    return np.char.decode(array, "utf-8", "backslashreplace") if array.dtype.kind == "S" else array
 
 
 def classes(where: str, parts: Sequence[np.ndarray | None], names: Sequence[str] = ()) -> Classes:

@@ -73,7 +73,7 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
         label_table.check(str(path), arrays[name], len(images)) if name in arrays and images is not None else None
         for name, images in (("train_labels", train_images), ("test_labels", test_images))
     ]
-    names = tuple(str(name) for name in arrays["class_names"].ravel()) if "class_names" in arrays else ()
+    names = tuple(str(name) for name in label_table.text(arrays.get(_NAMES, np.zeros(0, str))).ravel())
     (train_labels, test_labels), found, notes = label_table.classes(str(path), given, names)
     train = array_part(train_images, train_labels, image_size)
     test = None if test_images is None else array_part(test_images, test_labels, image_size)

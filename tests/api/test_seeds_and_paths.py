@@ -21,13 +21,20 @@ def test_seeds_that_jax_would_cut(seed):
     """`jax.random.key` takes the lower 32 bits, and two seeds of a study would give one run."""
     with pytest.raises(UserError, match=r"config\.seed=.* must be between 0 and 4294967295"):
         made(seed=seed)
-    with pytest.raises(UserError, match=r"^seed=.* must be between 0 and 4294967295"):
+    with pytest.raises(UserError, match=r"^seed=.* must be a whole number between 0 and 4294967295"):
         ssdd_jax.train(made(), "convnet_4_bn", seed=seed)
     chosen = configuration.default()
     if seed in (2**32, -1):
         chosen.teacher.seed = seed
         with pytest.raises(UserError, match=r"config\.teacher\.seed=.* must be between 0 and"):
             configuration.validate(chosen)
+
+
+def test_a_seed_that_is_no_whole_number():
+    with pytest.raises(UserError, match=r"seed=1\.5 is not an int"):
+        made(seed=1.5)
+    with pytest.raises(UserError, match=r"^seed=1\.5 is out of range: it must be a whole number"):
+        ssdd_jax.train(made(), "convnet_4_bn", seed=1.5)
 
 
 def test_the_largest_seeds_differ():

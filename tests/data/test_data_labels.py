@@ -107,6 +107,11 @@ def test_labels_can_be_recovered(given):
     assert sorted(set(found.parts[0].tolist())) == list(range(len(found.names)))
 
 
+def test_names_of_bytes(tmp_path):
+    names = np.array([b"ant", "caf\u00e9".encode(), b"caf\xe9"])
+    assert read(tmp_path, **parts(PATTERN), class_names=names).class_names == ("ant", "caf\u00e9", "caf\\xe9")
+
+
 def test_labels_that_count_from_0_stay_as_they_are():
     found = labels.classes("here", [PATTERN], NAMES[:3])
     np.testing.assert_array_equal(found.parts[0], PATTERN)
