@@ -246,8 +246,8 @@ _RATES = (
     "experts.learning_rate mkdt.rate scdd.post_learning_rate scdd.temperature"
 ).split()
 _NOT_NEGATIVE = (
-    "seed data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
-    "storage.V inner.weight_decay distill.weight_decay teacher.seed experts.weight_decay "
+    "data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
+    "storage.V inner.weight_decay distill.weight_decay experts.weight_decay "
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
     "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
     "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads"
@@ -257,6 +257,8 @@ _NOT_NEGATIVE = (
 CALIBRATE = ("none", "untrained", "all")
 ENTRIES = ("distilled", "random_real", "random_init", "full_data", "teacher")
 SAMPLES = ("random", "kmeans", "high_loss")
+# JAX takes the lower 32 bits of a seed, so that larger ones would repeat the runs of smaller ones.
+LARGEST_SEED = 2**32 - 1
 PREPROCESSING = ("auto", "dataset", "imagenet", "half", "unit", "cifar10", "cifar100")
 FEATURES = (".npy", ".npz")
 
@@ -264,6 +266,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{key: _at_least(1) for key in _COUNTS},
     **{key: _positive() for key in _RATES},
     **{key: _at_least(0) for key in _NOT_NEGATIVE},
+    **dict.fromkeys(("seed", "teacher.seed"), _between(0, LARGEST_SEED)),
     "data.test_fraction": _between(0.01, 0.9),
     "devices.hosts": (_hosts, "auto, or ADDRESS:PORT,COUNT,INDEX with INDEX below COUNT, such as node1:8476,2,0"),
     "teacher.batch_size": _at_least(2),

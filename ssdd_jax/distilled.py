@@ -71,7 +71,7 @@ class DistilledSet:
         """Write the set.
 
         Args:
-            path: The folder to create or overwrite.
+            path: The folder to create or overwrite; `~` is the home directory, as for `load`.
 
         Returns:
             Size of the two files in bytes.
@@ -79,7 +79,7 @@ class DistilledSet:
         Raises:
             UserError: If the disk is full or cannot be written to.
         """
-        folder = pathlib.Path(path)
+        folder = pathlib.Path(path).expanduser()
         tensors = {"arrays": dict(self.arrays), "preprocessing": self.preprocessing._asdict()}
         # The description is written last: a folder that has one holds a complete set.
         checksum = files.write_tensors(folder / TENSORS, tensors)

@@ -52,7 +52,7 @@ def _run(arguments: list[str]) -> None:
     source = pathlib.Path(options.set).expanduser()
     # The parent of "." or "x/.." in writing is not the folder that holds it.
     parent = source.parent if source.name not in ("", "..") else source.resolve().parent
-    out = pathlib.Path(options.out) if options.out else parent / f"export-{options.form}"
+    out = pathlib.Path(options.out).expanduser() if options.out else parent / f"export-{options.form}"
     distilled = formats.read(source)
     summary = formats.write(distilled, out, options.form)
     images, targets = distilled.pairs()

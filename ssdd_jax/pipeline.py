@@ -23,6 +23,7 @@ from ssdd_jax.methods import Stage
 from ssdd_jax.methods.base import Run, Say
 from ssdd_jax.models.convnet import check_divisible
 from ssdd_jax.runtime import devices, files, history, lapack
+from ssdd_jax.runtime.inputs import hashes
 from ssdd_jax.runtime.workdir import Workdir
 from ssdd_jax.stages import approximate, distill, evaluate, features, gate, report, samples, teacher
 
@@ -217,22 +218,34 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     count, shape = len(dataset.train_images), dataset.image_shape
     say(f"data: {dataset.name}, {count:,} training and {len(dataset.test_images):,} test images of "
         f"{shape[0]}x{shape[1]}x{shape[2]}")  # fmt: skip
+    for note in dataset.notes:
+        say(f"data: {note}")
     try:
         check_divisible(shape[:2], len(config.student.widths))
     except ValueError as error:
         raise UserError(f"{error}; set config.data.image_size, or fewer student.widths") from None
     # The feature length of a teacher that is not trained yet follows from its config or its files.
     brought = features.read_brought(config, dataset) if config.teacher.features else None
-    if brought is not None:
-        dim, batch_norm = brought.train.shape[1], False
-    else:
-        dim, batch_norm = teacher.known(config, work, dataset, say)
+    known = (
+        teacher.known(config, work, dataset, say) if brought is None else teacher.Known(brought.train.shape[1], False)
+    )
+    work.check_inputs(
+        hashes(
+            training_images=dataset.train_images,
+            test_images=dataset.test_images,
+            labels=(dataset.train_labels, dataset.test_labels),
+            features=brought and (brought.train, brought.test, *brought.views.values()),
+            weights=known.weights,
+        )
+    )
     mesh = methods.mesh_of(config)
     if mesh is not None:
         say(devices.words(mesh))
     # `batch_norm` is False for precomputed features, which methods that need a network reject.
     network = brought is None
-    problem = methods.Problem(shape, dim, count, dataset.classes, network=network, batch_norm=batch_norm, mesh=mesh)
+    problem = methods.Problem(
+        shape, known.dim, count, dataset.classes, network=network, batch_norm=known.batch_norm, mesh=mesh
+    )
     method = methods.make(config, problem)
     if brought is not None:
         config = features.only_known_views(config, method, brought, say)

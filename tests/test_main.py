@@ -165,7 +165,7 @@ def test_other_images_are_refused(folder, tmp_path, capsys):
         arrays = dict(archive)
     np.savez(tmp_path / "images.npz", **{**arrays, "train_images": 255 - arrays["train_images"]})
     capsys.readouterr()
-    assert "features of other images" in refusal(capsys, line)
+    assert "was made with other training images than there are now" in refusal(capsys, line)
 
 
 @pytest.mark.slow

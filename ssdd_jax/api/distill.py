@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from ssdd_jax import augment, data, methods
 from ssdd_jax import config as configuration
 from ssdd_jax.api import defaults
-from ssdd_jax.data import features
+from ssdd_jax.data import conversion, features
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import budget
@@ -81,7 +81,8 @@ def distill(
     On a CPU, the same config, images, features and seed give the same set as `python -m ssdd_jax.main`, bit by bit.
 
     Args:
-        images: uint8 `(n,H,W,C)` or `(n,H,W)`, C being 1 or 3.
+        images: uint8 `(n,H,W,C)` or `(n,H,W)`, C being 1 or 3. Also what `ssdd_jax.data.conversion.to_images` takes:
+            tensors, lists of PIL images, data sets of PyTorch or Hugging Face, pixels of other types.
         features: The teacher's features of the images, floats `(n,D)`. Or a mapping with these as `train` and the
             features of rotated images under the names of views (`rot90`, `rot180`, `rot270`); without these Boost-SSDD
             distils the upright images only. Or the teacher itself, a function from
@@ -89,7 +90,7 @@ def distill(
         N: Budget: the set must fit in the storage of N images and their features.
         method: `boost` (the default), `krr_st`, `mkdt`, or a subset: `random`, `kmeans`, `high_loss`.
         steps: Outer steps.
-        seed: Seed of the choice of samples and of the method; default 0.
+        seed: Seed of the choice of samples and of the method, from 0 to 2**32 - 1; default 0.
         config: Other settings: a mapping of dotted keys such as `{"pool.size": 4}` (`python -m ssdd_jax.main
             --help_config` lists them) that overrides the chosen defaults, or a complete `ConfigDict` like those of
             config files, which replaces them.
@@ -105,7 +106,13 @@ def distill(
         UserError: If images or features are not of these forms or not finite, or the settings do not fit them.
         ssdd_jax.errors.Stopped: On SIGINT or SIGTERM.
     """
-    pixels = _pixels(images)
+    if _is_module(features):
+        raise UserError(
+            "features is a module of PyTorch, which takes its own inputs: wrap it, as in lambda x: module(normalise("
+            "torch.tensor(x).permute(0, 3, 1, 2) / 255)), where x is uint8 (k, H, W, C)"
+        )
+    devices.check_backend()
+    pixels = conversion.to_images("images", images)
     # Explicit arguments override the config, which overrides the defaults chosen from the images.
     changes = {"method": method, "storage.N": N, "distill.steps": steps, "seed": seed}
     named = {key: _plain(value) for key, value in changes.items() if value is not None}
@@ -124,28 +131,18 @@ def distill(
 
 
 def _plain(value: Any) -> Any:
-    """Convert NumPy scalars to Python scalars."""
-    return value.item() if isinstance(value, np.generic) else value
+    """Convert scalars of NumPy, JAX and PyTorch to Python scalars."""
+    return value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+
+
+def _is_module(given: Any) -> bool:
+    """Return whether this is a network of PyTorch, which is not imported for it."""
+    return callable(given) and hasattr(given, "forward") and hasattr(given, "state_dict")
 
 
 def _is_function(teacher_features: Any) -> bool:
     """Return whether the features are a function, that is, the teacher itself."""
     return callable(teacher_features) and not isinstance(teacher_features, Mapping)
-
-
-def _pixels(array: Any) -> np.ndarray:
-    images = np.asarray(array)
-    if images.dtype != np.uint8:
-        raise UserError(
-            f"images must be uint8, 0 to 255, not {images.dtype}: pixels in 0..1 become that by "
-            "(255 * images).round().astype('uint8')"
-        )
-    images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-        raise UserError(
-            f"images must have the shape (n, height, width), or with 1 or 3 channels last, not {np.shape(array)}"
-        )
-    return images
 
 
 def _config(overrides: Mapping[str, Any] | ConfigDict | None, named: dict[str, Any], images: np.ndarray) -> ConfigDict:
@@ -243,9 +240,11 @@ def _precomputed(values: Any, config: ConfigDict, images: np.ndarray) -> feature
         unknown = [name for name in values if name not in ("train", *augment.VIEWS)]
         if unknown:
             raise UserError(f"features[{unknown[0]!r}] is neither train nor a view: {', '.join(augment.VIEWS)}")
-        arrays = {name: np.asarray(array) for name, array in values.items()}
+        arrays = {name: conversion.to_features(f"features[{name!r}]", array) for name, array in values.items()}
     else:
-        arrays = {"train": _apply(values, images) if _is_function(values) else np.asarray(values)}
+        arrays = {
+            "train": _apply(values, images) if _is_function(values) else conversion.to_features("features", values)
+        }
     return features.check("features", arrays, train=len(images), views=tuple(config.views))
 
 
@@ -254,7 +253,7 @@ def _apply(teacher: Teacher, images: np.ndarray) -> np.ndarray:
     batches = []
     for begin in range(0, len(images), BATCH):
         batch = images[begin : begin + BATCH]
-        batches.append(np.asarray(teacher(batch)))
+        batches.append(conversion.to_features("features", teacher(batch)))
         shape = batches[-1].shape
         # All batches must agree in D with the first.
         if len(shape) != 2 or len(batches[-1]) != len(batch) or shape != (len(batch), batches[0].shape[1]):

@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ssdd_jax import inner, models
+from ssdd_jax import config, inner, models
+from ssdd_jax.data import conversion
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
@@ -36,15 +37,16 @@ class Student(NamedTuple):
     variables: Any
     preprocessing: Preprocessing
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Extract features `(n,F)`, float32, of uint8 images `(n,H,W,C)`, batch by batch.
+    def features(self, images: Any) -> np.ndarray:
+        """Extract features `(n,F)`, float32, of images `(n,H,W,C)`, batch by batch.
+
+        Args:
+            images: uint8, or whatever `ssdd_jax.data.conversion.to_images` takes.
 
         Raises:
-            UserError: If the images are not uint8, or their features do not fit in memory.
+            UserError: If the images are of another form, or their features do not fit in memory.
         """
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise UserError(f"images must be uint8 (n, height, width, channels), not {images.dtype} {images.shape}")
+        images = conversion.to_images("images", images)
         mean, std = np.asarray(self.preprocessing.image_mean), np.asarray(self.preprocessing.image_std)
         return training.extract(self.network, self.variables, images, mean=mean, std=std)
 
@@ -64,7 +66,7 @@ def train(
         distilled: The set.
         model: An architecture of `ssdd_jax.models.architectures`, such as `convnet`, `resnet18` or, for a CPU,
             `convnet_32_64_128_bn`.
-        seed: Seed of the initialization and of the order of the pairs.
+        seed: Seed of the initialization and of the order of the pairs, from 0 to 2**32 - 1.
         epochs: Passes over the pairs.
         batch_size: Pairs per step.
         learning_rate: Rate of SGD. Default: the rate stored in the set (MKDT), otherwise 0.1.
@@ -84,6 +86,8 @@ def train(
         raise UserError(str(error)) from None
     if epochs < 1 or batch_size < 2:
         raise UserError(f"epochs={epochs}, batch_size={batch_size}: train for at least one epoch, two pairs at a time")
+    if not hasattr(seed, "__index__") or not 0 <= seed <= config.LARGEST_SEED:
+        raise UserError(f"seed={seed} is out of range: it must be a whole number between 0 and {config.LARGEST_SEED}")
     if learning_rate is None:
         learning_rate = float(distilled.statics.get("learning_rate", inner.Settings().learning_rate))
     rate = float(learning_rate)
@@ -91,7 +95,7 @@ def train(
         raise UserError(f"learning_rate={rate:g} must be above 0")
     # `training.train` trains networks side by side: here one, whose leading axis is dropped below.
     stacked = training.train(
-        jax.random.split(jax.random.key(seed), 1),
+        jax.random.split(jax.random.key(int(seed)), 1),
         network,
         (inputs, targets),
         preprocessing=distilled.preprocessing,

@@ -187,7 +187,7 @@ def shipped_configs() -> str:
     lines = []
     for folder in configuration.shipped_folders()[:1]:
         for file in sorted(folder.glob("*.py")):
-            first = file.read_text().split('"""')[1].strip().splitlines()[0]
+            first = file.read_text(encoding="utf-8").split('"""')[1].strip().splitlines()[0]
             lines.append(f"    configs/{file.name:<16} {first}")
     return "\n".join(lines)
 

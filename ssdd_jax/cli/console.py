@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -31,8 +33,12 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
         name: Prefix of lines on standard error.
 
     Returns:
-        The exit status: 0, or 2 for an error that the user can fix.
+        The exit status: 0, 1 if the output is not read any more, or 2 for an error that the user can fix.
     """
+    # Names of files need not be UTF-8, and a terminal need not have every character: what it has not is escaped.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Signal handlers can be set only in the main thread; a command called from another thread runs without one.
     try:
         signal.signal(signal.SIGTERM, _stop)
@@ -44,15 +50,37 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
         return _report(name, str(error))
     except (Stopped, KeyboardInterrupt) as stop:
         print(f"{name}: {str(stop) or 'stopped'}; the same command continues from there", file=sys.stderr)
+    except BrokenPipeError:
+        return _unread()
     except Exception as error:
+        from ssdd_jax.runtime.devices import backend_missing
         from ssdd_jax.runtime.files import is_full_disk
 
         if isinstance(error, OSError) and is_full_disk(error):
             return _report(name, f"no space left on the disk: {error}; free some and start the same command again")
         if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
             return _report(name, f"the device's memory is full: lower {memory}; what was saved is intact")
+        if words := backend_missing(error):
+            return _report(name, words)
+        if isinstance(error, RuntimeError) and "determine home directory" in str(error):
+            return _report(name, "a path begins with ~ and a name that is no user's: check it, or write it in full")
         raise
+    return _flushed()
+
+
+def _flushed() -> int:
+    """Write what is printed, before the interpreter fails to at its end; returns the exit status."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _unread()
     return 0
+
+
+def _unread() -> int:
+    """Discard what is still printed when whoever read the output has left, as `head` does; returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _report(name: str, line: str) -> int:

@@ -24,6 +24,7 @@ class Dataset:
         test_labels: `(m,)` int32 in `[0, classes)`; present exactly when the training labels and the test
             images both are.
         class_names: One name per class, in the order of the labels; empty when there are no labels.
+        notes: What a user should know about the data set, such as images that are not read; one line each.
 
     Raises:
         UserError: If the arrays do not fit this description.
@@ -35,6 +36,7 @@ class Dataset:
     test_images: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_images("training", self.train_images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -30,6 +31,10 @@ DAMAGE = (
     IndexError,
     KeyError,
     RuntimeError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
@@ -96,17 +101,29 @@ class EncodedImages:
         try:
             return self.fetch(indices)
         except DAMAGE as error:
+            # One after the other, to name the one that fails.
+            for index in indices if len(indices) > 1 else ():
+                self._fetch([index])
             raise UserError(f"{self.describe(indices[0])} cannot be read: {one_line(error)}") from error
 
     def _decode(self, index: int, encoded: bytes) -> np.ndarray:
         try:
             return decode(encoded, self.channels, self.image_size)
+        except Image.DecompressionBombError as error:
+            raise UserError(f"{self.describe(index)} is too large to be decoded safely: {_pixels(error)}") from error
         except DAMAGE as error:
             cause = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
             raise UserError(
                 f"{self.describe(index)} is not an image that can be read, or a damaged one ({cause}): "
                 "replace it or take it away"
             ) from error
+
+
+def _pixels(error: Image.DecompressionBombError) -> str:
+    """Say how large an image may be; Pillow's text speaks of an attack."""
+    size = re.search(r"\((\d+) pixels\)", str(error))
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return f"it has {int(size[1]) if size else most:,} pixels, and {most:,} are the most: reduce it, or take it away"
 
 
 def _size(image: np.ndarray) -> str:

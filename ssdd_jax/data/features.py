@@ -7,10 +7,10 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax.data import mapped
+from ssdd_jax import augment
+from ssdd_jax.data import conversion, mapped
 from ssdd_jax.data.preprocess import parts
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
@@ -64,7 +64,8 @@ def read(path: str, *, train: int, test: int, views: tuple[str, ...]) -> Brought
 
     A `.npy` file holds the features of the training images and stays on disk if they are float32. A `.npz` file holds
     `train`, and optionally `test` and, under the names of views (`rot90`, ...), the features of the training images in
-    these views.
+    these views; a single array of any other name is taken for `train`. A `.pt` file of PyTorch holds one tensor, or
+    tensors by these names.
 
     Args:
         path: The file.
@@ -103,7 +104,7 @@ def check(
     if "train" not in arrays:
         raise UserError(f"{where} has no array named train: it holds {', '.join(arrays) or 'nothing'}")
     # Only the views of this method are checked: a file may serve several methods.
-    arrays = {name: _floats(array) for name, array in arrays.items()}
+    arrays = {name: conversion.widened(array) for name, array in arrays.items()}
     expected = {"train": train, "test": test, **dict.fromkeys(views, train)}
     checked = {name: _check(where, name, arrays[name], count) for name, count in expected.items() if name in arrays}
     for name, array in checked.items():
@@ -121,14 +122,40 @@ def _arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise UserError(f"teacher.features: there is no file {file}")
     if file.suffix == ".npy":
-        return {"train": mapped.read(file)}
-    if file.suffix != ".npz":
-        raise UserError(f"teacher.features: {file} is neither .npy nor .npz")
+        arrays = {"train": mapped.read(file)}
+    elif file.suffix == ".npz":
+        arrays = _of_archive(file)
+    elif file.suffix in (".pt", ".pth"):
+        arrays = _of_torch(file)
+    else:
+        raise UserError(f"teacher.features: {file} is not .npy, .npz or .pt: save the array with numpy.save")
+    if len(arrays) == 1 and not {"test", *augment.VIEWS} & set(arrays):
+        arrays = {"train": next(iter(arrays.values()))}
+    # The last layer of a convolutional network has one pixel.
+    return {name: array[:, :, 0, 0] if array.shape[2:] == (1, 1) else array for name, array in arrays.items()}
+
+
+def _of_archive(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is not a readable .npz file of numbers: {error}") from None
+
+
+def _of_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{file} needs torch, which is missing: pip install 'ssdd_jax[torch]'") from None
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the zip reader, the unpickler and PyTorch
+        raise UserError(
+            f"{file} is not a file of tensors, or is damaged: {' '.join(str(error).split())[:120]}"
+        ) from None
+    named = content if isinstance(content, Mapping) else {"train": content}
+    return {str(name): conversion.to_features(f"{name} in {file}", tensor) for name, tensor in named.items()}
 
 
 def varied(where: str, pieces: Iterable[np.ndarray], count: int) -> Iterator[np.ndarray]:
@@ -152,14 +179,6 @@ def varied(where: str, pieces: Iterable[np.ndarray], count: int) -> Iterator[np.
             f"{where}: the features are the same for all {count:,} images: the teacher has collapsed, or was given "
             "other inputs than in its training: take or train another one, or check its preprocessing"
         )
-
-
-def _floats(array: np.ndarray) -> np.ndarray:
-    """Convert bfloat16, which NumPy does not count as floating point and stores as bytes, to float32."""
-    stored = array.dtype.kind == "V" and array.dtype.itemsize == 2 and array.dtype.names is None
-    if stored and array.dtype != jnp.bfloat16:
-        array = array.view(jnp.bfloat16)
-    return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
 
 
 def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import io
 import math
+import pathlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
+from ssdd_jax.data import metadata
 from ssdd_jax.data.source import Part
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
+
+T = TypeVar("T")
+
+# How to turn an image upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
@@ -27,15 +44,68 @@ def decode(encoded: bytes, channels: int, image_size: int = 0) -> np.ndarray:
 
     Raises:
         OSError: If the content is not an image or is damaged. Pillow's decoders raise further types of error for
-            damaged content: see `encoded.DAMAGE`.
+            damaged content: see `encoded.DAMAGE`. Damaged metadata are ignored.
     """
-    with Image.open(io.BytesIO(encoded)) as opened:
-        # Cameras store a rotation in EXIF instead of rotating the pixels.
-        image = _eight_bit(ImageOps.exif_transpose(opened))
-        image = image.convert("L" if channels == 1 else "RGB")
-        if image_size:
-            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(image.height, image.width, channels)
+    image = eight_bit(upright(encoded)).convert("L" if channels == 1 else "RGB")
+    if image_size:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def upright(encoded: bytes) -> Image.Image:
+    """Decode the pixels of an image file, and turn them by the orientation in its metadata if that is readable.
+
+    Args:
+        encoded: The content of the file.
+
+    Returns:
+        The image, in its own mode.
+
+    Raises:
+        OSError: As `decode`.
+    """
+    return _without_damaged_metadata(_upright, encoded)
+
+
+def size(file: pathlib.Path) -> tuple[int, int]:
+    """Return the width and height of an image file, as stored, without decoding it.
+
+    Raises:
+        OSError: As `decode`.
+    """
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except Exception:
+        return _without_damaged_metadata(lambda encoded: Image.open(io.BytesIO(encoded)).size, file.read_bytes())
+
+
+def _without_damaged_metadata(read: Callable[[bytes], T], encoded: bytes) -> T:
+    """Read an image file; if that fails, without its metadata."""
+    try:
+        return read(encoded)
+    except Exception as error:
+        # Pillow parses profiles and texts together with the pixels, and fails on the whole file.
+        for orientation in (True, False):
+            stripped = metadata.without(encoded, orientation=orientation)
+            try:
+                if stripped is not None:
+                    return read(stripped)
+            except Exception:
+                continue
+        raise error
+
+
+def _upright(encoded: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(encoded)) as image:
+        image.load()
+        # Cameras store a rotation in EXIF instead of rotating the pixels. `ImageOps.exif_transpose` would also write
+        # the EXIF block anew, which fails for blocks with other faults.
+        try:
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        except Exception:  # parsers of metadata raise errors of many types
+            turn = None
+        return image if turn is None else image.transpose(turn)
 
 
 def resize(images: np.ndarray, image_size: int) -> np.ndarray:
@@ -130,8 +200,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Convert an image to 8 bits per channel, grey or colour, without transparency."""
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Convert an image to 8 bits per channel, grey or colour; transparent pixels are composited on white.
+
+    Raises:
+        ValueError: If its values need more than 16 bits, or are floating-point numbers.
+    """
     # Pillow's conversion of mode "I" clips instead of scaling; 257 is 65535 / 255.
     if image.mode.startswith("I"):
         values = np.asarray(image)

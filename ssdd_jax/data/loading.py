@@ -9,7 +9,7 @@ import re
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssdd_jax.data import aircraft_files, tiny_imagenet_files
+from ssdd_jax.data import aircraft_files, labels, tiny_imagenet_files
 from ssdd_jax.data.cache import Cache
 from ssdd_jax.data.dataset import Dataset
 from ssdd_jax.data.digits import open_digits
@@ -58,7 +58,7 @@ def load(settings: ConfigDict) -> Dataset:
             f"--config.data.train_split and test_split are both {settings.test_split!r}: the test images "
             "must not be the training images"
         )
-    source = _open(settings)
+    source = _with_classes_that_occur(settings.name, _open(settings))
     train, test = source.train, source.test
     # A source without a test part is split before `train_limit` applies, so that the held-out images do not
     # depend on the limit.
@@ -77,7 +77,21 @@ def load(settings: ConfigDict) -> Dataset:
         test_images=read("test_images", test, test_indices) if has_test else None,
         test_labels=test.labels[test_indices] if has_test and test.labels is not None else None,
         class_names=source.class_names,
+        notes=source.notes,
     )
+
+
+def _with_classes_that_occur(name: str, source: ImageSource) -> ImageSource:
+    """Leave out classes that have no image in the source, before any images are held out or left out."""
+    parts = [part for part in (source.train, source.test) if part is not None]
+    present = np.unique(np.concatenate([part.labels for part in parts if part.labels is not None] or [np.zeros(0)]))
+    # Labels out of range, such as TFDS' -1 for labels that are not public, are reported by `Dataset`.
+    in_range = len(present) > 0 and present[0] >= 0 and present[-1] < len(source.class_names)
+    if not in_range or len(present) == len(source.class_names):
+        return source
+    found = labels.classes(name, [part.labels for part in parts], source.class_names)
+    train, *test = (part._replace(labels=own) for part, own in zip(parts, found.parts, strict=True))
+    return ImageSource(train, test[0] if test else None, found.names, source.notes + found.notes)
 
 
 def _into_memory(name: str, part: Part, rows: np.ndarray) -> np.ndarray:

@@ -36,11 +36,13 @@ class ImageSource(NamedTuple):
         train: The training part.
         test: The test part, or None when the source has none.
         class_names: One name per class, empty without labels.
+        notes: What a user should know about the source, such as images that are not read; one line each.
     """
 
     train: Part
     test: Part | None
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def hold_out(count: int, labels: np.ndarray | None, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -68,9 +70,9 @@ def hold_out(count: int, labels: np.ndarray | None, fraction: float) -> tuple[np
     if labels is not None:
         # Spread every class evenly over [0, 1), in shuffled order: any prefix then holds its share of each class.
         position = np.empty(count)
-        for label in np.unique(labels):
-            members = order[labels[order] == label]
-            position[members] = (np.arange(len(members)) + 0.5) / len(members)
+        by_class = order[np.argsort(labels[order], kind="stable")]
+        _, first, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+        position[by_class] = (np.arange(count) - np.repeat(first, sizes) + 0.5) / np.repeat(sizes, sizes)
         order = order[np.argsort(position[order], kind="stable")]
     # Ascending, so that both parts keep the order of the source.
     return np.sort(order[held:]), np.sort(order[:held])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import pathlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ssdd_jax.data import labels as label_table
 from ssdd_jax.data.encoded import EncodedImages
 from ssdd_jax.data.folder import TEST_NAMES
 from ssdd_jax.data.images import one_line
@@ -29,11 +31,12 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
     """Open a data set that TFDS has prepared as ArrayRecord; nothing is downloaded.
 
     The images are the input of TFDS' supervised pair, else the feature named `image`, else the only image feature.
-    The labels are the target of that pair, else the feature named `label`, else the only class label, else none.
+    The labels are the target of that pair, else the feature named `label`, else the only class label, else none. Whole
+    numbers and texts under the first two are labels too if there is no class label.
 
     Args:
         name: `NAME`, `NAME/CONFIG` or either with `:VERSION`, such as `cifar10` or `imagenet_resized/64x64`.
-        data_dir: Folder of the prepared TFDS data sets; "" is the default of TFDS.
+        data_dir: Folder of the prepared TFDS data sets, or of this one; "" is the default of TFDS.
         train_split: A split of the data set, or a slice such as `train[:90%]`.
         test_split: A split or slice, as above; "test" also matches "validation" and "val"; "" reads no test part.
         image_size: The height and width to resize to, or 0.
@@ -50,8 +53,16 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
     train = _part(name, builder, train_split, (image, label), image_size)
     test_split = _test_split(name, sorted(builder.info.splits), train_split, test_split)
     test = _part(name, builder, test_split, (image, label), image_size) if test_split else None
-    names = tuple(builder.info.features[label].names) if label else ()
-    return ImageSource(train, test, names)
+    if label is None:
+        return ImageSource(train, test, ())
+    # Labels that are no class labels to TFDS may be any numbers or texts.
+    names = getattr(builder.info.features[label], "names", None) or ()
+    if names:
+        return ImageSource(train, test, tuple(names))
+    parts = [part for part in (train, test) if part is not None]
+    found = label_table.classes(f"tfds:{name}", [part.labels for part in parts])
+    parts = [part._replace(labels=own) for part, own in zip(parts, found.parts, strict=True)]
+    return ImageSource(parts[0], parts[1] if test else None, found.names, found.notes)
 
 
 def prepare_command(name: str, data_dir: str) -> str:
@@ -71,12 +82,21 @@ def _builder(name: str, data_dir: str) -> Any:
     match = _NAME.fullmatch(name)
     if not match:
         raise UserError(f"tfds:{name} is not a data set's name; write tfds:NAME or tfds:NAME/CONFIG")
+    data_dir = _around(data_dir, match["dataset"])
     try:
         return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir or None)
     except tfds.core.registered.DatasetNotFoundError:
         raise _why_not_found(name, match["dataset"], match["config"], data_dir) from None
     except Exception as error:  # a damaged folder: TFDS, protobuf and JSON each have their own errors
         raise UserError(f"the prepared folder of tfds:{name} cannot be read: {one_line(error)}") from error
+
+
+def _around(data_dir: str, dataset: str) -> str:
+    """Return the folder of all data sets, also if `data_dir` is that of this data set or of a version of it."""
+    place = pathlib.Path(data_dir).absolute()
+    if not data_dir or (place / dataset).is_dir():
+        return data_dir
+    return next((str(part.parent) for part in (place, *place.parents) if part.name == dataset), data_dir)
 
 
 def _why_not_found(name: str, dataset: str, config: str | None, data_dir: str) -> UserError:
@@ -120,7 +140,7 @@ def _features(name: str, info: Any) -> tuple[str, str | None]:
         key
         for key, feature in features.items()
         if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
-    ]
+    ] or [key for key in (supervised[1], "label") if key in features and _is_label(features[key])]
     image = _choose(images, supervised[0], "image")
     if image is None:
         raise UserError(f"tfds:{name} has no feature that is clearly its image, only {', '.join(features)}")
@@ -130,6 +150,14 @@ def _features(name: str, info: Any) -> tuple[str, str | None]:
             "grey or colour images of 8 bits are needed"
         )
     return image, _choose(labels, supervised[1], "label")
+
+
+def _is_label(feature: Any) -> bool:
+    """Return whether a feature is one whole number or one text."""
+    import tensorflow_datasets as tfds
+
+    whole = feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
+    return whole or isinstance(feature, tfds.features.Text)
 
 
 def _choose(candidates: Sequence[str], supervised: Any, usual: str) -> str | None:
@@ -194,18 +222,18 @@ def _part(name: str, builder: Any, split: str, features: tuple[str, str | None],
 
 
 def _labels(name: str, records: Any, label: str, feature: Any) -> np.ndarray:
-    """Read the labels of all records, `(n,)` int32."""
+    """Read the labels of all records, `(n,)`: int32 of class labels, others as `labels.check` returns them."""
     import tensorflow_datasets as tfds
 
     # The labels are needed at once, for the split into parts; the images of the records are not parsed.
     label_only = tfds.features.FeaturesDict({label: feature})
-    labels = np.empty(len(records), np.int32)
+    labels: list[Any] = []
     try:
-        for start in range(0, len(labels), _LABEL_BLOCK):
-            block = range(start, min(start + _LABEL_BLOCK, len(labels)))
-            labels[block.start : block.stop] = [
-                label_only.deserialize_example_np(record)[label] for record in records.__getitems__(block)
-            ]
+        for start in range(0, len(records), _LABEL_BLOCK):
+            block = range(start, min(start + _LABEL_BLOCK, len(records)))
+            labels += [label_only.deserialize_example_np(record)[label] for record in records.__getitems__(block)]
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the files of tfds:{name} are missing or damaged: {one_line(error)}") from error
-    return labels
+    if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes:
+        return np.array(labels, np.int32)
+    return label_table.check(f"tfds:{name}", np.array(labels), len(records))

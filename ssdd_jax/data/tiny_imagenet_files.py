@@ -18,6 +18,7 @@ import numpy as np
 from ssdd_jax.data.encoded import EncodedImages
 from ssdd_jax.data.images import one_line
 from ssdd_jax.data.source import ImageSource, Part
+from ssdd_jax.data.walk import files_below
 from ssdd_jax.errors import UserError
 
 _NAME = "tiny-imagenet-200"
@@ -116,7 +117,10 @@ def _part(listing: Listing, images: Sequence[tuple[str, int]], image_size: int) 
 
 def _open_folder(path: pathlib.Path) -> tuple[list[str], Callable[[str], bytes]]:
     """List the names of the files, relative and with "/", and return their reader."""
-    names = [file.relative_to(path).as_posix() for part in ("train", "val") for file in path.glob(f"{part}/**/*.JPEG")]
+    parts = [path / part for part in ("train", "val") if (path / part).is_dir()]
+    # Links to classes are followed, of which some copies consist.
+    found = [file for part in parts for file in files_below(part, lambda name: name.endswith(".JPEG")).paths]
+    names = [file.relative_to(path).as_posix() for file in found]
     names += [name for name in ("words.txt",) if (path / name).is_file()]
     return names, lambda name: (path / name).read_bytes()
 

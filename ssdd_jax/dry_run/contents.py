@@ -54,6 +54,7 @@ def shapes_of(run: Run) -> list[tuple[str, str]]:
         ("teacher's features", f"{problem.images:,} of {problem.dim:,}, {readable(feature_bytes)}"),
         ("pairs", f"{pairs:,} of {size} and {dim:,}"),
         *run.method.shapes,
+        *(("data", note) for note in run.dataset.notes),
     ]
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax import distilled
-from ssdd_jax.data import preprocess
+from ssdd_jax.data import conversion, preprocess
 from ssdd_jax.errors import UserError
 
 CHANNELS = (1, 3)
@@ -108,6 +108,7 @@ def check_targets(where: str, array: np.ndarray) -> np.ndarray:
     Raises:
         UserError: If the array has another shape or type, such as integer labels, or values that are not finite.
     """
+    array = conversion.widened(array)
     # Integers are most likely class labels, the targets of supervised distillation.
     if not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"{where} holds {array.dtype}, apparently labels: target features, floats (P,D), are needed")
@@ -117,6 +118,7 @@ def check_targets(where: str, array: np.ndarray) -> np.ndarray:
 
 
 def _finite(where: str, array: np.ndarray, content: str) -> np.ndarray:
+    array = conversion.widened(array)
     if not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"{where} holds {array.dtype}: {content} as floats are needed")
     # A float64 beyond the range of float32 becomes infinite without a warning, and is refused below.

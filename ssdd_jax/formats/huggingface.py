@@ -134,7 +134,7 @@ def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: lis
         "undo": UNDO,
         "place": "path/to/this/folder",
     }
-    (folder / CARD).write_text(_CARD.format(**fields))
+    (folder / CARD).write_bytes(_CARD.format(**fields).encode(errors="backslashreplace"))
 
 
 def _array(where: str, column: Any, arrow: Any) -> np.ndarray:

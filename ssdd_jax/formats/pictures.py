@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from ssdd_jax.data.encoded import DAMAGE
-from ssdd_jax.data.folder import EXTENSIONS
-from ssdd_jax.data.images import decode, one_line
+from ssdd_jax.data.folder import EXTENSIONS, is_image
+from ssdd_jax.data.images import decode, one_line, upright
+from ssdd_jax.data.walk import files_below
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats import archive, constants
 from ssdd_jax.formats.content import Content, check_targets
@@ -104,11 +105,7 @@ def to_bytes(inputs: np.ndarray, image_mean: np.ndarray, image_std: np.ndarray) 
 
 def _images(path: pathlib.Path) -> np.ndarray:
     # The same order as that of `file_names`; hidden files and folders (thumbnails, say) are ignored.
-    paths = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in EXTENSIONS and not any(p.startswith(".") for p in file.relative_to(path).parts)
-    )
+    paths = files_below(path, is_image).paths
     if not paths:
         raise UserError(f"{path} holds no images (files that end in {', '.join(EXTENSIONS)})")
     # A single colour image makes all of them RGB. A list, so that all files are checked for damage.
@@ -123,8 +120,8 @@ def _images(path: pathlib.Path) -> np.ndarray:
 
 def _is_grey(file: pathlib.Path) -> bool:
     try:
-        with Image.open(file) as opened:
-            return opened.mode in ("1", "L", "LA") or opened.mode.startswith("I")
+        mode = upright(file.read_bytes()).mode
+        return mode in ("1", "L", "LA") or mode.startswith("I")
     except DAMAGE as error:
         raise _unreadable(file, error) from None
 

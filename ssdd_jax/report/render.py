@@ -26,7 +26,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"seconds": labels.seconds, "size": labels.size}
-    environment.globals |= {"version": __version__, "style": (TEMPLATES / "style.css").read_text()}
+    environment.globals |= {"version": __version__, "style": (TEMPLATES / "style.css").read_text(encoding="utf-8")}
     return environment
 
 
@@ -51,4 +51,5 @@ def write(path: pathlib.Path, template: str, content: dict[str, Any]) -> None:
     Raises:
         UserError: If the file cannot be written.
     """
-    files.write_bytes(path, render(template, content).encode())
+    # Names of files need not be UTF-8.
+    files.write_bytes(path, render(template, content).encode(errors="backslashreplace"))

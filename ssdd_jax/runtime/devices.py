@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,6 +63,35 @@ def join(hosts: str) -> None:
     finally:  # JAX installs its own SIGTERM handler, which would end the run without saving
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, handler)
+
+
+def check_backend() -> None:
+    """Start JAX's backend.
+
+    Raises:
+        UserError: If it cannot be started, because `JAX_PLATFORMS` names one that is not installed or has no device.
+    """
+    try:
+        jax.devices()
+    except Exception as error:
+        if words := backend_missing(error):
+            raise UserError(words) from None
+        raise
+
+
+def backend_missing(error: Exception) -> str:
+    """Explain in one line an error of JAX that could not start a backend; empty for other errors."""
+    place = traceback.extract_tb(error.__traceback__)
+    if not place or os.path.basename(place[-1].filename) != "xla_bridge.py":
+        return ""
+    # For a plugin that is missing it is a bare AssertionError. Advice in parentheses is what the line gives itself.
+    reason = str(error).partition(" (")[0].rstrip(".") or "its plugin is not installed, or finds no device"
+    if named := os.environ.get("JAX_PLATFORMS"):
+        return (
+            f"JAX_PLATFORMS={named} names a backend that JAX cannot start here ({reason}): unset it, or install the "
+            "backend, for example with pip install 'ssdd_jax[cuda]'"
+        )
+    return f"JAX cannot start a backend ({reason}): check the driver, or set JAX_PLATFORMS=cpu"
 
 
 def leave(status: int) -> None:

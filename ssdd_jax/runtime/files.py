@@ -103,7 +103,7 @@ def read_json(path: Path) -> Any:
         UserError: If the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
@@ -123,7 +123,7 @@ def append_json_line(path: Path, value: Any) -> None:
 def read_json_lines(path: Path) -> list[Any]:
     """Read a file of JSON lines; incomplete lines are skipped, and a missing file has none."""
     values = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             values.append(json.loads(text))
     return values

@@ -7,7 +7,7 @@ import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,12 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import devices, files, memory
+from ssdd_jax.runtime import devices, files, inputs, memory
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where the user must avoid two runs in one folder
     fcntl = None  # type: ignore[assignment]
-
 
 # Config keys within the groups that outputs depend on which do not affect the outputs: paths, and how often to save.
 CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call", "teacher.gate"}
@@ -37,12 +36,20 @@ class Workdir:
             folder: The run's folder.
             shared: Folder for the teacher, its features and other outputs that several runs use; by default the run's
                 folder.
+
+        Raises:
+            UserError: If a path is not UTF-8, which the library of the checkpoints needs.
         """
         self.folder = pathlib.Path(folder).expanduser()
         self.shared = self.folder if shared is None else pathlib.Path(shared).expanduser()
         if self.shared.resolve() == self.folder.resolve():
             self.shared = self.folder
+        for path in (self.folder.absolute(), self.shared.absolute()):
+            if not _is_text(path):
+                raise UserError(f"{path} is not UTF-8, which checkpoints need: choose another --workdir or --shared")
         self.config = self.folder / "config.json"
+        self.inputs = self.folder / "inputs.json"
+        self.current: Mapping[str, str] = {}
         self.teacher = self.shared / "teacher"
         self.features = self.shared / "features"
         self.gate = self.folder / "gate.json"
@@ -88,12 +95,39 @@ class Workdir:
             {key: value for key, value in flat.items() if not key.startswith("devices.") and key != "teacher.gate"}
             for flat in (configuration.flatten(config), files.read_json(self.config))
         )
+        # Without a record of what lay there, as in folders of older versions, a place stands for its content.
+        if self.inputs.exists():
+            new, stored = inputs.without_places(new, stored)
         _compare(self.folder, new, stored, "choose another --workdir")
 
+    def check_inputs(self, hashes: Mapping[str, str]) -> None:
+        """Check that a run's images, features and weights are those that its folder was made with; nothing is written.
+
+        Args:
+            hashes: Hashes of the inputs by name, from `inputs.hashes`. What is gone since the run has converted it is
+                left out.
+
+        Raises:
+            UserError: If the folder was made with others.
+        """
+        self.current = dict(hashes)
+        if self.inputs.exists():
+            inputs.compare(self.folder, hashes, files.read_json(self.inputs), "choose another --workdir")
+
     def record(self, config: ConfigDict) -> None:
-        """Bind the folder to its config; called once the config is known to work, so that mistakes can be corrected."""
-        if not self.config.exists():
-            files.write_json(self.config, configuration.flatten(config))
+        """Bind the folder to its config and inputs; called once they work, so that mistakes can be corrected.
+
+        The new places of data that have moved are written down, so that an evaluation finds them.
+        """
+        if not devices.is_first():
+            return
+        new = configuration.flatten(config)
+        stored = files.read_json(self.config) if self.config.exists() else new
+        if not self.inputs.exists() and self.current:
+            files.write_json(self.inputs, dict(self.current))
+        placed = stored | {key: new[key] for key in inputs.PLACES if key in new}
+        if placed != stored or not self.config.exists():
+            files.write_json(self.config, placed)
 
     def own(self, stage: str, *, shared: bool) -> pathlib.Path:
         """Return the folder of a stage that a method defines, in the shared folder or in the run's folder."""
@@ -130,7 +164,9 @@ class Workdir:
                     fcntl.flock(lock, fcntl.LOCK_EX)
             # Written before the stage starts: an interrupted output is never continued with other values.
             if not self.agrees(stage, config, parts):
-                files.write_json(path, _of_parts(configuration.flatten(config), parts))
+                made_of = self._inputs_of(parts)
+                record = _of_parts(configuration.flatten(config), parts)
+                files.write_json(path, record | ({"inputs": made_of} if made_of else {}))
             yield
 
     def agrees(self, stage: str, config: ConfigDict, parts: tuple[str, ...]) -> bool:
@@ -144,9 +180,20 @@ class Workdir:
         record = path if path.exists() else self.shared / "config.json"
         if not (folder.exists() and record.exists()):
             return False
-        new = _of_parts(configuration.flatten(config), parts)
-        _compare(folder, new, _of_parts(files.read_json(record), parts), "delete it, choose another --shared")
+        new, content = _of_parts(configuration.flatten(config), parts), files.read_json(record)
+        stored, advice = _of_parts(content, parts), "delete it, choose another --shared"
+        beside = self.shared / self.inputs.name
+        made_of = content.get("inputs", files.read_json(beside) if record != path and beside.exists() else {})
+        current = self._inputs_of(parts)
+        if made_of and current:
+            new, stored = inputs.without_places(new, stored)
+            inputs.compare(folder, current, made_of, advice)
+        _compare(folder, new, stored, advice)
         return True
+
+    def _inputs_of(self, parts: tuple[str, ...]) -> dict[str, str]:
+        """Return the hashes of the inputs that an output depends on, by its groups of config keys."""
+        return {name: mark for name, mark in self.current.items() if inputs.PARTS[name] in parts}
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -193,6 +240,14 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             except OSError:
                 raise UserError(f"another run is using {folder}: wait for it, or choose another --workdir") from None
         yield
+
+
+def _is_text(path: pathlib.Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _of_parts(flat: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
+from ssdd_jax.data import labels
 from ssdd_jax.evaluate import entries, sources, store, suite, training
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.evaluate.protocols import table as protocols
@@ -32,6 +33,8 @@ def measure(run: Run) -> None:
     distilled_set, features = distilled.load(run.work.distilled), run.features()
     if features.test is None:
         run.say("evaluate: there are no features of the test images: feature_r2 and the teacher's row are omitted")
+    if missing := _missing_labels(run):
+        run.say(f"evaluate: {missing}")
     options = run.config.evaluate
     request = suite.Request(
         sets={"distilled": distilled_set},
@@ -52,6 +55,19 @@ def measure(run: Run) -> None:
     # The store holds finished entries, so that an interrupted evaluation resumes with the next one.
     rows = suite.run(request, store.Store(run.work.evaluation), say=run.say)
     files.write_json(run.work.results, _results(run, distilled_set, rows))
+
+
+def _missing_labels(run: Run) -> str:
+    """Explain which measures are left out because there are too few labels; empty if none is."""
+    if run.dataset.train_labels is None:
+        return "there are no labels: only feature_r2 and feature_r2_whitened are measured"
+    few = labels.rare(run.dataset.train_labels, run.dataset.class_names, probes.SHOTS)
+    if not few:
+        return ""
+    return (
+        f"few_shot is left out: it takes {probes.SHOTS} training images of every class, and {len(few):,} of "
+        f"{run.dataset.classes:,} classes have fewer, such as {few[0]!r}"
+    )
 
 
 def student_name(config: ConfigDict) -> str:

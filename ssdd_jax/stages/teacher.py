@@ -6,7 +6,7 @@ import functools
 import hashlib
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,34 +101,50 @@ def from_source(config: ConfigDict, dataset: data.Dataset) -> tuple[Any, Descrip
     )
 
 
-def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) -> tuple[int, bool]:
-    """Determine the feature length D of a teacher before its stage runs, and whether it has batch norm.
+class Known(NamedTuple):
+    """What is known of a teacher before its stage runs.
+
+    Attributes:
+        dim: Length D of its features.
+        batch_norm: Whether it has batch norm.
+        weights: Hash of the weights at `config.teacher.source`; None without a source, or if the source is gone after
+            its conversion.
+    """
+
+    dim: int
+    batch_norm: bool
+    weights: str | None = None
+
+
+def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) -> Known:
+    """Determine the shape of a teacher before its stage runs.
 
     Raises:
         UserError: If the teacher cannot be trained or read, or was converted from weights that have changed since.
     """
     if not config.teacher.source:
         trainer_of(config, dataset)
-        return 8 * config.teacher.width, True
-    path = work.teacher / "teacher.json"
+        return Known(8 * config.teacher.width, True)
+    weights, path = None, work.teacher / "teacher.json"
     if path.exists():
         about = files.read_json(path)
         description = teacher.describe(about, path)
         # The source may have been deleted after the conversion; if it exists, it must be unchanged.
         if pathlib.Path(config.teacher.source).expanduser().exists():
-            digest = _digest(from_source(config, dataset)[0])
-            if digest != about.get("source", digest):
+            weights = _digest(from_source(config, dataset)[0])
+            if weights != about.get("source", weights):
                 raise UserError(
                     f"{path.parent} was made of other weights than teacher.source={config.teacher.source} holds now: "
                     "choose another --workdir (and --shared), or restore the old weights"
                 )
     else:
-        description = from_source(config, dataset)[1]
+        backbone, description = from_source(config, dataset)
+        weights = _digest(backbone)
         say(f"teacher: {description.words}")
         if description.aside:
             shown = ", ".join(description.aside[:SHOWN]) + (", ..." if len(description.aside) > SHOWN else "")
             say(f"teacher: set aside, as it lies outside of the network: {shown}")
-    return description.network.features, isinstance(description.network, ResNet)
+    return Known(description.network.features, isinstance(description.network, ResNet), weights)
 
 
 def _feed(run: Run, trainer: teacher.Trainer, key: jax.Array) -> Feed:

@@ -132,7 +132,7 @@ def bad(array, row):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"images": IMAGES / 255.0}, "images must be uint8, 0 to 255, not float64"),
+        ({"images": IMAGES / 127.5 - 1}, r"images must be uint8, 0 to 255, not float64 from -1 to 1: .*127\.5"),
         ({"images": IMAGES[0, 0]}, r"images must have the shape .* not \(8, 3\)"),
         ({"images": IMAGES[..., :2]}, "with 1 or 3 channels last"),
         ({"images": IMAGES[:, :7]}, "7x8 .* cannot be halved"),
@@ -253,5 +253,6 @@ def test_a_student_learns_the_pairs():
     ]:
         with pytest.raises(UserError, match=words):
             ssdd_jax.train(distilled, **{**options, "epochs": 2, **changes})
+    np.testing.assert_array_equal(trained.features(IMAGES / 255), features)
     with pytest.raises(UserError, match="images must be uint8"):
-        trained.features(IMAGES / 255)
+        trained.features(IMAGES / 255 - 0.5)

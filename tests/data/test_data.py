@@ -189,16 +189,23 @@ def test_npz_class_names_floats_and_grey(tmp_path):
     ("arrays", "text"),
     [
         ({"pictures": IMAGES}, "holds no images: name the array one of train_images"),
-        ({"x": np.zeros((2, 3, 8, 8), np.uint8)}, "channels first: save images.transpose"),
-        ({"x": np.zeros((2, 8), np.uint8)}, r"shape \(2, 8\)"),
-        ({"x": np.zeros((0, 8, 8, 3), np.uint8)}, r"shape \(0, 8, 8, 3\)"),
-        ({"x": IMAGES * 2.0}, "float64 with values from 0.0 to 94.0"),
-        ({"x": IMAGES.astype(np.int64)}, "int64 with values from 0 to 47"),
-        ({"x": np.full((2, 8, 8, 3), np.nan)}, "float64 with values from nan"),
-        ({"x": np.full((2, 8, 8, 3), "a")}, "no numbers"),
+        ({"x": np.zeros((2, 8), np.uint8)}, r"a.npz must have the shape .* not \(2, 8\)"),
+        ({"x": np.zeros((0, 8, 8, 3), np.uint8)}, r"not \(0, 8, 8, 3\)"),
+        (
+            {"x": IMAGES * 8.0},
+            "a.npz must be uint8, 0 to 255, not float64 from 0 to 376: if these are pixels of 10 bits",
+        ),
+        ({"x": IMAGES.astype(np.int64) - 9}, "int64 from -9 to 38: scale them"),
+        ({"x": np.full((2, 8, 8, 3), np.nan)}, "values that are not finite"),
+        ({"x": np.full((2, 8, 8, 3), "a")}, "must be numbers, not <U1"),
         ({"x": IMAGES, "y": LABELS - 1}, "labels from -1 to 0"),
-        ({"x": IMAGES, "y": LABELS.astype(float)}, "labels as float64"),
-        ({"x": IMAGES, "y": np.eye(4, dtype=np.int32)}, r"shape \(4, 4\)"),
+        ({"x": IMAGES, "y": LABELS + 0.5}, "labels as float64 .*one whole number or name per image"),
+        ({"x": IMAGES, "y": np.array([0, 1, np.nan, 1])}, "labels as float64"),
+        ({"x": IMAGES, "y": np.eye(4, dtype=np.int32)}, r"shape \(4, 4\).*labels.argmax\(1\), if these are one-hot"),
+        (
+            {"x": IMAGES, "y": LABELS, "x_test": IMAGES, "y_test": LABELS.astype(str)},
+            "names and labels that are numbers",
+        ),
         (
             {"x": IMAGES, "y": LABELS[:3], "x_test": IMAGES, "y_test": LABELS},
             "3 labels for 4 images",
@@ -210,6 +217,23 @@ def test_npz_class_names_floats_and_grey(tmp_path):
 )
 def test_npz_refused(tmp_path, arrays, text):
     refused(text, save(tmp_path / "a.npz", **arrays))
+
+
+def test_npz_parts_under_other_names(tmp_path):
+    """A validation part stands for a missing test part, and what is not read is named."""
+    parts = {"x_train": IMAGES, "y_train": LABELS, "x_val": IMAGES[:2] + 1, "y_val": LABELS[:2]}
+    dataset = load(settings(save(tmp_path / "a.npz", **parts)))
+    np.testing.assert_array_equal(dataset.test_images, IMAGES[:2] + 1)
+    assert dataset.notes == ()
+    more = parts | {"x_test": IMAGES[2:], "y_test": LABELS[2:], "ids": np.arange(4)}
+    dataset = load(settings(save(tmp_path / "a.npz", **more)))
+    np.testing.assert_array_equal(dataset.test_images, IMAGES[2:])
+    assert dataset.notes == (f"not read: x_val, y_val, ids in {tmp_path / 'a.npz'}",)
+
+
+def test_one_file_of_images(tmp_path):
+    np.save(tmp_path / "images.npy", np.repeat(IMAGES, 3, 0))
+    assert load(settings(f"npy:{tmp_path / 'images.npy'}")).train_images.shape == (10, 2, 2, 3)
 
 
 def test_npz_damaged(tmp_path):

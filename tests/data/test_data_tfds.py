@@ -84,9 +84,23 @@ def prepared(tmp_path_factory):
     store("broken", {"train": [{"image": b"no image"}], "test": mixed}, colour)
     unlabelled = [row | {"label": -1} for row in rows]
     store("hidden", {"train": rows, "test": unlabelled}, colour, label=label)
+    numbered = [row | {"label": 10**12 + 5 * (i % 3)} for i, row in enumerate(rows)]
+    store("numbers", {"train": numbered, "test": numbered[:3]}, colour, label=features.Scalar(np.int64))
+    named = [row | {"label": ("wasp", "ant")[i % 2]} for i, row in enumerate(rows)]
+    store("words", {"train": named, "test": named[:3]}, colour, label=features.Text())
     two = [{"left": row["image"], "image2": row["image"], "image": 1} for row in rows]
     store("two", {"train": two}, features.Scalar(np.int64), left=colour, image2=colour)
     return folder
+
+
+@pytest.mark.parametrize("inside", ["both", "both/1.0.0"])
+def test_the_folder_may_be_that_of_the_data_set(inside, prepared, monkeypatch):
+    """Or of one of its versions, absolute or relative."""
+    wanted = read("tfds:both", prepared)
+    for data_dir in (prepared / inside, inside):
+        monkeypatch.chdir(prepared)
+        np.testing.assert_array_equal(read("tfds:both", data_dir).train_images, wanted.train_images)
+    refused("tfds:alone is not|no data set 'alone'", "tfds:alone", prepared / inside)
 
 
 def test_prepared_folder(prepared):
@@ -97,6 +111,15 @@ def test_prepared_folder(prepared):
     assert read("tfds:both:1.0.0", prepared, image_size=4, train_limit=3).train_images.shape == (3, 4, 4, 3)
     sliced = read("tfds:both", prepared, train_split="train[:50%]", test_split="train[50%:]")
     assert sliced.test_images[0, 0, 0, 0] == 100
+
+
+def test_labels_that_are_no_class_labels(prepared):
+    """Whole numbers, as identifiers, and texts."""
+    dataset = read("tfds:numbers", prepared)
+    assert dataset.class_names == ("1000000000000", "1000000000005", "1000000000010")
+    assert dataset.train_labels.tolist() == [0, 1, 2] * 3 + [0] and dataset.test_labels.tolist() == [0, 1, 2]
+    dataset = read("tfds:words", prepared)
+    assert dataset.class_names == ("ant", "wasp") and dataset.train_labels.tolist() == [1, 0] * 5
 
 
 def test_held_out_where_there_is_one_split(prepared):
@@ -231,6 +254,14 @@ def test_tiny_imagenet_folder_and_archive(tiny, tmp_path):
     assert [path.name for path in elsewhere.iterdir()] == ["tiny-imagenet-200.zip"], "the archive was unpacked"
     (tiny / "words.txt").unlink()
     assert read("tiny_imagenet", tmp_path, image_size=8).class_names == WNIDS
+
+
+def test_classes_of_tiny_imagenet_that_are_links(tiny, tmp_path):
+    """As in a copy that takes some classes of another."""
+    (tiny / "train" / "n1").rename(tmp_path / "n1")
+    (tiny / "train" / "n1").symlink_to(tmp_path / "n1")
+    (tiny / "train" / "again").symlink_to(tiny / "train")
+    check_tiny(read("tiny_imagenet", tiny))
 
 
 def test_tiny_imagenet_refused(tiny, tmp_path):

@@ -1,8 +1,11 @@
 """Precomputed features: types of numbers, and features or images that are all the same."""
 
+import threading
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import ssdd_jax
 from ssdd_jax import data
@@ -39,6 +42,60 @@ def test_bfloat16_features_in_memory(kind):
     # Eight bits of a bfloat16's fraction are all that differs.
     _, wanted = ssdd_jax.distill(IMAGES, FEATURES, N=3, method="random", say=lambda line: None).pairs()
     np.testing.assert_allclose(found.pairs()[1], wanted, atol=0.03)
+
+
+@pytest.mark.parametrize("name", ["features", "arr_0", "embeddings"])
+def test_an_archive_of_one_array_has_the_features(name, tmp_path):
+    np.savez(tmp_path / "features.npz", **{name: FEATURES})
+    np.testing.assert_array_equal(read(tmp_path / "features.npz").train, FEATURES)
+    for other in ({name: FEATURES, "ids": np.arange(COUNT)}, {"rot90": FEATURES}, {"test": FEATURES}):
+        np.savez(tmp_path / "features.npz", **other)
+        with pytest.raises(UserError, match="has no array named train: it holds"):
+            read(tmp_path / "features.npz")
+
+
+@pytest.mark.parametrize("kind", ["tensor", "half with gradients", "by name", "maps"])
+def test_files_of_tensors(kind, tmp_path):
+    tensor = torch.tensor(FEATURES)
+    content = {
+        "tensor": tensor,
+        "half with gradients": tensor.bfloat16().requires_grad_(),
+        "by name": {"train": tensor, "rot90": -tensor},
+        "maps": tensor[:, :, None, None],
+    }[kind]
+    torch.save(content, tmp_path / "features.pt")
+    found = read(tmp_path / "features.pt")
+    wanted = tensor.bfloat16().float() if "half" in kind else tensor
+    np.testing.assert_array_equal(found.train, wanted.numpy())
+    assert ("rot90" in found.views) == (kind == "by name")
+
+
+def test_what_is_no_file_of_features(tmp_path):
+    (tmp_path / "features.csv").write_text("1,2")
+    (tmp_path / "features.pt").write_bytes(b"damaged")
+    torch.save(threading.Lock, tmp_path / "features.pth")
+    for name, words in (
+        ("features.csv", "is not .npy, .npz or .pt: save the array with numpy.save"),
+        ("features.pt", "is not a file of tensors, or is damaged"),
+        ("features.pth", "is not a file of tensors, or is damaged"),
+        ("none.npy", "there is no file"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            read(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_order_in_memory_changes_nothing(order, tmp_path):
+    """Of arrays that scikit-learn returns by columns, in files and in a set that is saved."""
+    given = np.array(FEATURES, order=order)
+    np.save(tmp_path / "features.npy", given)
+    np.testing.assert_array_equal(read(tmp_path / "features.npy").train, FEATURES)
+    made = ssdd_jax.distill(np.array(IMAGES, order=order), given, N=3, method="random", say=lambda line: None)
+    made.save(tmp_path / "set")
+    plain = ssdd_jax.distill(IMAGES, FEATURES, N=3, method="random", say=lambda line: None)
+    for found, wanted in zip(ssdd_jax.load(tmp_path / "set").pairs(), plain.pairs(), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_integers_are_no_features(tmp_path):

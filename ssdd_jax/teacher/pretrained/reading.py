@@ -120,6 +120,8 @@ def _folder(path: Path) -> Weights:
             return Weights(folder, _flat(tensors), {"about": about})
     if (path / "config.json").is_file():
         return _huggingface(path)
+    if revision := _revision(path):
+        return _folder(revision)
     for folder in (path, path / "default"):
         if (folder / "_METADATA").is_file():
             return Weights(path, _orbax(folder), {})
@@ -128,6 +130,15 @@ def _folder(path: Path) -> Weights:
     if steps:
         return _folder(steps[-1][1])
     raise UserError(f"teacher.source: {path} is not in a supported format: {KNOWN}")
+
+
+def _revision(path: Path) -> Path | None:
+    """Return the folder of the main or only revision in a cache of the Hugging Face hub; None for other folders."""
+    main = path / "refs" / "main"
+    if main.is_file() and (named := path / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir():
+        return named
+    revisions = [part for part in (path / "snapshots").glob("*") if part.is_dir()]
+    return revisions[0] if len(revisions) == 1 else None
 
 
 def _huggingface(path: Path) -> Weights:

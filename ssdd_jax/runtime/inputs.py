@@ -1,0 +1,95 @@
+"""Inputs of a run: its images, labels, features and weights, recognised by their content wherever they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ssdd_jax.errors import UserError
+
+# Inputs by name, and the groups of config keys that say where they are.
+PARTS = {
+    "training images": "data",
+    "test images": "data",
+    "labels": "data",
+    "features": "teacher",
+    "weights": "teacher",
+}
+# Config keys that name places. A run does not depend on them but on what lies there, which is compared itself.
+PLACES = ("data.name", "data.data_dir", "data.cache_dir", "teacher.features", "teacher.source")
+# Names of data that are paths begin with one of these.
+PATHS = ("folder:", "npz:", "npy:")
+# Arrays up to this size are hashed as a whole, which takes a second; of larger ones as many entries as SAMPLE.
+HASHED, SAMPLE = 1 << 30, 2000
+
+
+def hashes(**inputs: Any) -> dict[str, str]:
+    """Hash the inputs of a run; those that are None are left out.
+
+    Args:
+        **inputs: By a name of `PARTS`, with underscores: an array `(n,...)`, a tuple of arrays or None, or a hash.
+
+    Returns:
+        Hashes by name.
+    """
+    marks: dict[str, str] = {}
+    for name, value in inputs.items():
+        if isinstance(value, tuple):
+            value = hashlib.sha256(repr([None if part is None else _mark(part) for part in value]).encode()).hexdigest()
+        if value is not None:
+            marks[name.replace("_", " ")] = value if isinstance(value, str) else _mark(value)
+    return marks
+
+
+def compare(folder: pathlib.Path, new: Mapping[str, str], stored: Mapping[str, str], advice: str) -> None:
+    """Check that a folder was made with the inputs that there are now.
+
+    Args:
+        folder: The folder, for the message.
+        new: Hashes of the inputs by name; inputs that are not among the stored ones are not compared.
+        stored: Hashes of the inputs that the folder was made with.
+        advice: What to do if they differ.
+
+    Raises:
+        UserError: If they differ; the message names them.
+    """
+    different = [name for name, mark in new.items() if name in stored and stored[name] != mark]
+    if different:
+        raise UserError(
+            f"{folder} was made with other {' and '.join(different)} than there are now: {advice}, or restore them"
+        )
+
+
+def without_places(new: dict[str, Any], stored: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Leave out of two flat configs the places that both name, wherever they are."""
+    same = {key for key in PLACES if _beside(key, new.get(key)) == _beside(key, stored.get(key))}
+    # A network may be gone once it has been converted, but another place of it has to exist.
+    source = new.get("teacher.source")
+    if source and source != stored.get("teacher.source") and not os.path.exists(os.path.expanduser(source)):
+        same.discard("teacher.source")
+    pair = [{key: value for key, value in flat.items() if key not in same} for flat in (new, stored)]
+    return pair[0], pair[1]
+
+
+def _beside(key: str, value: Any) -> Any:
+    """Return what a config key's value says besides a path."""
+    if key == "data.name":
+        return "" if str(value).startswith(PATHS) else value
+    return bool(value) if key.startswith("teacher.") else ""
+
+
+def _mark(array: np.ndarray) -> str:
+    """Hash the type, the shape and the entries of an array, or a sample of them if it is large."""
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    if array.nbytes <= HASHED:
+        for begin in range(0, len(array), 1000):  # in blocks: it may be mapped from disk
+            digest.update(np.ascontiguousarray(array[begin : begin + 1000]).tobytes())
+    else:
+        for index in np.unique(np.linspace(0, len(array) - 1, SAMPLE).astype(int)):
+            digest.update(np.ascontiguousarray(array[index]).tobytes())
+    return digest.hexdigest()
