@@ -47,7 +47,12 @@ def fits(size: int, gigabytes: float = 0.0) -> bool:
         size: Size of both together in bytes.
         gigabytes: Limit in 1e9 bytes; 0 for the share `SHARE` of `memory_bytes`.
     """
-    return size <= (gigabytes * 1e9 or SHARE * memory_bytes())
+    return size <= limit(gigabytes)
+
+
+def limit(gigabytes: float = 0.0) -> int:
+    """Return the device memory in bytes that is available for images and features; `gigabytes` as in `fits`."""
+    return int(gigabytes * 1e9 or SHARE * memory_bytes())
 
 
 class Pairs(NamedTuple):
@@ -238,20 +243,37 @@ def shuffled(keys: Array, pairs: Pairs, *, batch_size: int) -> tuple[Callable[[i
         the number of steps per epoch.
     """
     count = len(pairs.images)
+    rows = orders(keys, count=count, batch_size=batch_size)
+    return lambda step: pairs.take(rows(step)), epochs.batch_of(count, batch_size)[1]
+
+
+def orders(keys: Array, *, count: int, batch_size: int) -> Callable[[int], np.ndarray]:
+    """Draw the mini-batches of shuffled epochs on the host, as `epochs.run` draws them.
+
+    Args:
+        keys: PRNG keys `(k,)`, one per order, or a single key `()`.
+        count: Number of examples.
+        batch_size: Size of a mini-batch; all examples if there are fewer.
+
+    Returns:
+        A function from a step's number to the indices of its examples, int32 `(k,batch)` or `(batch,)`.
+    """
 
     def order(keys: Array, epoch: Array) -> Array:
-        shuffle = functools.partial(epochs.shuffled, count=count, batch_size=batch_size)
-        return jax.vmap(lambda key: shuffle(jax.random.fold_in(key, epoch)))(keys)
+        def one(key: Array) -> Array:
+            return epochs.shuffled(jax.random.fold_in(key, epoch), count=count, batch_size=batch_size)
+
+        return jax.vmap(one)(keys) if keys.ndim else one(keys)
 
     compiled, (_, per_epoch) = on_host(order), epochs.batch_of(count, batch_size)
     # Two epochs are cached: threads that read ahead cross the border between them.
     order_of = functools.lru_cache(maxsize=2)(lambda epoch: compiled(keys, np.int32(epoch)))
 
-    def read(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(step: int) -> np.ndarray:
         epoch, batch = divmod(step, per_epoch)
-        return pairs.take(order_of(epoch)[:, batch])
+        return order_of(epoch)[..., batch, :]
 
-    return read, per_epoch
+    return rows
 
 
 def steps_per_call(pairs: Pairs, batch: int, steps: int) -> int:
