@@ -255,7 +255,9 @@ def _random_real(source: SourceData, count: int, settings: Settings) -> Entry:
 
 
 def _full_data(source: SourceData, settings: Settings) -> Entry:
-    whole = streaming.Pairs(source.dataset.train_images, source.features.train, source.preprocessing)
+    whole = streaming.Pairs(
+        source.dataset.train_images, source.features.train, source.preprocessing, settings.gigabytes
+    )
     rates = settings.full.rates
 
     def fit(pairs: streaming.Pairs, keys: Array, network: nn.Module, rates: Sequence[Rate]) -> Any:

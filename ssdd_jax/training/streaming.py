@@ -62,11 +62,13 @@ class Pairs(NamedTuple):
         images: uint8 `(n,H,W,C)`, in memory or mapped from disk.
         features: Float32 `(n,D)`, likewise.
         preprocessing: Constants of the data set.
+        gigabytes: Limit of the device memory for them, as in `fits`.
     """
 
     images: np.ndarray
     features: np.ndarray
     preprocessing: Preprocessing
+    gigabytes: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -277,5 +279,10 @@ def orders(keys: Array, *, count: int, batch_size: int) -> Callable[[int], np.nd
 
 
 def steps_per_call(pairs: Pairs, batch: int, steps: int) -> int:
-    """Choose the number of steps per call for steps of `batch` pairs: about `PIECE` bytes, between 1 and `steps`."""
-    return max(1, min(steps, PIECE * len(pairs.images) // (pairs.nbytes * batch)))
+    """Choose the number of steps per call for steps of `batch` pairs: those of a piece, between 1 and `steps`."""
+    return max(1, min(steps, rows_per_piece(pairs) // batch))
+
+
+def rows_per_piece(pairs: Pairs) -> int:
+    """Choose the number of pairs that are transferred at once: `PIECE` bytes, or a quarter of the limit if less."""
+    return min(PIECE, limit(pairs.gigabytes) // 4) * len(pairs.images) // pairs.nbytes
