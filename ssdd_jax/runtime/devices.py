@@ -35,6 +35,8 @@ LEAVE_SECONDS = 30
 HEARTBEAT_SECONDS = 10
 # Seconds between two looks for an error of another process, and the key under which it is stored.
 LOOK_SECONDS, FAILED = 0.5, "ssdd_jax/failed"
+# Seconds that a failed process waits for the others to read why, and the first one, which serves this, for that one.
+FAILED_SECONDS, SERVE_SECONDS = 3.0, 5.0
 
 
 def join(hosts: str) -> None:
@@ -93,6 +95,8 @@ def _look_for_failures() -> None:
         if int(index) == jax.process_index():
             return
         print(f"{line} (process {index})", file=sys.stderr)
+        if is_first():
+            time.sleep(SERVE_SECONDS)
         _exit(2)
 
 
@@ -107,9 +111,8 @@ def leave(status: int) -> None:
     """End a failed process of several, even if others still wait for it in the middle of a computation."""
     if not status or not jax.distributed.is_initialized():
         return
-    # The first process serves what the others look for.
-    if is_first():
-        time.sleep(4 * LOOK_SECONDS)
+    # The others read why before they notice that this process is gone.
+    time.sleep(FAILED_SECONDS)
     _exit(status)
 
 

@@ -74,7 +74,7 @@ class Watch:
 
 @pytest.mark.parametrize("edition", ["krr_st", "scdd", "mkdt"])
 def test_all_stages_keep_to_the_limit(edition, tmp_path, monkeypatch):
-    """Teacher, features, gate, k-means or experts, probe, distillation and evaluation, streamed; then the last two whole.
+    """All stages streamed, among them k-means, experts and SC-DD's probe; then distillation and evaluation whole.
 
     Both share the teacher and what methods prepare, because a teacher that is trained again magnifies rounding.
     """
