@@ -82,7 +82,12 @@ def test_all_stages_keep_to_the_limit(edition, tmp_path, monkeypatch):
     results = {}
     for name, gigabytes in (("streamed", LIMIT / 1e9), ("resident", 0.0)):
         changes = {key.replace(".", "__"): value for key, value in SETTINGS.items()}
-        changes |= {"teacher__epochs": 1, "teacher__warmup_epochs": 0, "teacher__batch_size": 400}
+        changes |= {
+            "teacher__epochs": 1,
+            "teacher__warmup_epochs": 0,
+            "teacher__batch_size": 400,
+            "teacher__steps_per_call": 2,
+        }
         changes |= {"scdd__post_epochs": 1, "experts__count": 1, "experts__batch_size": 400}
         if edition == "krr_st":
             changes["distill__samples"] = "kmeans"
