@@ -175,7 +175,7 @@ def train_streamed(
     Returns:
         Variables with a leading axis of seeds.
     """
-    shape, examples = pairs.images.shape[1:], len(pairs.images)
+    shape, examples = pairs.images.shape[1:], pairs.size
     size, _ = epochs.batch_of(examples, settings.batch_size)
     together, steps = together or group_size(network, (size, *shape)), settings.steps_on(examples)
     rates = rates or [settings.rates[0]] * len(keys)

@@ -63,17 +63,24 @@ class Pairs(NamedTuple):
         features: Float32 `(n,D)`, likewise.
         preprocessing: Constants of the data set.
         gigabytes: Limit of the device memory for them, as in `fits`.
+        indices: The pairs that are used, int `(k,)`, without a copy; None for all n.
     """
 
     images: np.ndarray
     features: np.ndarray
     preprocessing: Preprocessing
     gigabytes: float = 0.0
+    indices: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self.images) if self.indices is None else len(self.indices)
 
     @property
     def nbytes(self) -> int:
         """Size of images and features in bytes."""
-        return self.images.nbytes + self.features.nbytes
+        return (self.images.nbytes + self.features.nbytes) // len(self.images) * self.size
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gather images `(...,H,W,C)` and regression targets `(...,D)` at indices `(...)`, as NumPy arrays.
@@ -81,13 +88,17 @@ class Pairs(NamedTuple):
         The targets are computed by XLA, whose division by a scalar differs from NumPy's, and outside the training
         step, where fusion would round differently than in `on_device`: both paths give the same bits.
         """
+        rows = rows if self.indices is None else self.indices[rows]
         features = gather(self.features, rows)
         targets = _targets()(self.preprocessing, features.reshape(-1, features.shape[-1]))
         return gather(self.images, rows), targets.reshape(features.shape)
 
     def on_device(self) -> tuple[Array, Array]:
         """Transfer all images `(n,H,W,C)` and compute all regression targets `(n,D)` on the device."""
-        return jnp.asarray(self.images), self.preprocessing.targets(jnp.asarray(self.features))
+        images, features = self.images, self.features
+        if self.indices is not None:
+            images, features = gather(images, self.indices), gather(features, self.indices)
+        return jnp.asarray(images), self.preprocessing.targets(jnp.asarray(features))
 
 
 def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -244,7 +255,7 @@ def shuffled(keys: Array, pairs: Pairs, *, batch_size: int) -> tuple[Callable[[i
         The function `read` for `run`, from a step's number to images `(k,batch,H,W,C)` and targets `(k,batch,D)`, and
         the number of steps per epoch.
     """
-    count = len(pairs.images)
+    count = pairs.size
     rows = orders(keys, count=count, batch_size=batch_size)
     return lambda step: pairs.take(rows(step)), epochs.batch_of(count, batch_size)[1]
 
@@ -285,4 +296,4 @@ def steps_per_call(pairs: Pairs, batch: int, steps: int) -> int:
 
 def rows_per_piece(pairs: Pairs) -> int:
     """Choose the number of pairs that are transferred at once: `PIECE` bytes, or a quarter of the limit if less."""
-    return min(PIECE, limit(pairs.gigabytes) // 4) * len(pairs.images) // pairs.nbytes
+    return min(PIECE, limit(pairs.gigabytes) // 4) * pairs.size // pairs.nbytes

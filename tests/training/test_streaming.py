@@ -356,7 +356,10 @@ def test_pairs_taken_are_those_on_the_device():
     images = generator.integers(0, 256, (50, 2, 2, 3), dtype=np.uint8)
     known = generator.normal(2, 3, (50, 6)).astype(np.float32)
     pairs = streaming.Pairs(images, known, preprocess.fit(images, known))
-    rows = np.array([[4, 9], [4, 0]])
-    found, expected = pairs.take(rows), pairs.on_device()
-    np.testing.assert_array_equal(found[0], expected[0][jnp.asarray(rows)])
-    np.testing.assert_array_equal(found[1], expected[1][jnp.asarray(rows)])
+    rows, chosen = np.array([[4, 9], [4, 0]]), np.arange(10)[::-1]
+    for part, count in ((pairs, 50), (pairs._replace(indices=chosen), 10)):
+        found, expected = part.take(rows), part.on_device()
+        assert part.size == len(expected[0]) == count and part.nbytes == count * (12 + 24)
+        np.testing.assert_array_equal(found[0], expected[0][jnp.asarray(rows)])
+        np.testing.assert_array_equal(found[1], expected[1][jnp.asarray(rows)])
+    np.testing.assert_array_equal(expected[0], images[chosen])
