@@ -32,8 +32,6 @@ TRIED = 4
 TYPICAL = 150
 # Trainings whose batch sizes differ by at most this factor are assumed to cost the same per image.
 NEAR = 1.3
-# Matrices as wide as the features that a probe holds at a time.
-MATRICES = 6
 
 
 class _Evaluated(NamedTuple):
@@ -74,7 +72,7 @@ def _probe_bytes(count: int, width: int, dim: int, settings: evaluated_entries.S
     """Bytes of the largest probe on features of `count` images: features with copies, or pieces, and matrices."""
     features = pieces.COPIES * 4 * count * (width + dim)
     # Covariances with their factors, of the features and of these beside the teacher's.
-    return min(features, streaming.limit(settings.gigabytes)) + MATRICES * 4 * (width + dim) ** 2
+    return min(features, streaming.limit(settings.gigabytes)) + pieces.MATRICES * 4 * (width + dim) ** 2
 
 
 def network_of(run: Run) -> nn.Module:

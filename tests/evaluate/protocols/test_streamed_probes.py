@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssdd_jax.dry_run.timing import memory_of
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.evaluate.protocols.probes import compiled, pieces
 
@@ -100,6 +101,25 @@ def test_weights_of_pieces_are_those_of_the_whole(arrays):
     expected = compiled.fit_linear_krr_st(key, (arrays["train"], known), classes=CLASSES, settings=SETTINGS)
     found = compiled.fit_linear_krr_st(key, (table, known), classes=CLASSES, settings=SETTINGS)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [48, 256])
+@pytest.mark.parametrize("name", ["linear", "lbfgs", "knn", "feature_r2"])
+def test_programs_hold_a_few_pieces(name, width):
+    """By XLA's estimate, whatever the number of rows: pieces, and matrices as wide as the features."""
+    count, dim, rows = 100_000, 32, 4000
+
+    def table(columns):
+        return pieces.Table(None, None, pieces.Reader(), (count, columns), rows)
+
+    options = {} if name == "feature_r2" else {"classes": CLASSES}
+    side = (table(width), table(dim) if name == "feature_r2" else jax.ShapeDtypeStruct((count,), jnp.int32))
+    probe = jax.jit(getattr(compiled.streamed, name), static_argnames=tuple(options))
+    held = memory_of(probe.lower(side, side, **options).compile())
+    labels_and_held_back = 3 * 4 * count
+    piece, matrix = 4 * rows * (width + dim + CLASSES), 4 * (width + dim) ** 2
+    assert held <= pieces.HELD * piece + pieces.MATRICES * matrix + labels_and_held_back < 4 * count * width
 
 
 def test_moments_are_those_of_float64():

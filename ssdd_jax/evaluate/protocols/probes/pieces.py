@@ -23,7 +23,9 @@ Array = jax.Array
 # Copies of the features that the probes hold if these are on the device whole.
 COPIES = 3
 # Pieces that a program holds at a time: the one that is read, and results of its size.
-HELD = 4
+HELD = 5
+# Matrices as wide as all features of a probe, `(F+D,F+D)`, that it holds besides.
+MATRICES = 8
 # Features are put on the device once if they leave it this part of the limit.
 SPARE = 8
 

@@ -146,6 +146,8 @@ def knn(train: Labelled, test: Labelled, *, classes: int, neighbours: int = 20, 
     """
     table, labels = train
     count = min(neighbours, len(table))
+    # The similarities of as many queries take about as much as a piece.
+    together = max(1, min(KNN_CHUNK, table.shape[1] // 3))
 
     def correct(queries: Piece) -> Array:
         directions = _unit(queries.x)
@@ -160,7 +162,7 @@ def knn(train: Labelled, test: Labelled, *, classes: int, neighbours: int = 20, 
                 similarity, chosen = lax.top_k(jnp.concatenate([similarity, new]), count)
                 return similarity, jnp.concatenate([nearest, piece.positions])[chosen]
 
-            return lax.map(of_one, (directions, *best), batch_size=KNN_CHUNK)
+            return lax.map(of_one, (directions, *best), batch_size=together)
 
         none = jnp.full((len(directions), count), -jnp.inf), jnp.zeros((len(directions), count), jnp.int32)
         similarity, nearest = table.fold(nearer, none)
