@@ -70,15 +70,17 @@ def train(options: arguments.Options) -> dict[str, Any]:
     mean, std = preprocess.dataset_moments(dataset)
     trainer = stage.trainer_of(config, dataset)
     epoch = trainer.steps // config.teacher.epochs
-    init = functools.partial(trainer.init, jax.random.fold_in(jax.random.key(config.teacher.seed), 1))
+    key = jax.random.fold_in(jax.random.key(config.teacher.seed), 1)
+    init = functools.partial(trainer.init, key)
     training = loop.Training(
         name="teacher",
         init=jax.jit(init),
-        step=trainer.step,
+        step=stage.step_of(trainer, resident=True),
         steps=trainer.steps,
         per_call=min(config.teacher.steps_per_call, epoch),
         save_every=config.teacher.save_every,
         advice="try a smaller config.teacher.learning_rate in another folder",
+        feed=stage.rows_of(trainer, key),
     )
     path, chosen = folder / "curve.jsonl", config.teacher
     about = {"blocks": list(chosen.blocks), "width": chosen.width, "mean": mean.tolist(), "std": std.tolist()}

@@ -40,6 +40,7 @@ def default() -> ConfigDict:
     devices.pool = 0  # devices to split the models of a step over; 0: the most that divide both models and devices
     devices.data = 0  # devices to split batches of images over; 0: the remaining ones, as far as they divide these
     devices.gigabytes = 0.0  # images and features above this size are streamed from the host; 0: half of the memory
+    devices.preflight = "refuse"  # refuse | warn | off: if a stage needs more memory than an accelerator has
     devices.hosts = ""  # for several processes: auto (SLURM, GKE, TPU pods), or ADDRESS:PORT,COUNT,INDEX
 
     config.teacher = teacher = ConfigDict()
@@ -276,6 +277,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "two numbers, 0 < low <= high <= 1",
     ),
     "teacher.gate": _one_of(("warn", "refuse", "off")),
+    "devices.preflight": _one_of(("refuse", "warn", "off")),
     "teacher.flip_probability": _between(0, 1),
     "scdd.flip": _between(0, 1),
     "teacher.solarize_probability": _between(0, 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -144,9 +145,13 @@ def _say(line: str) -> None:
 
 def cli() -> None:
     """Run the command line and exit with its status."""
-    status = main(sys.argv[1:])
     from ssdd_jax.runtime import devices
 
+    try:
+        status = main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        status = 1
     devices.leave(status)
     sys.exit(status)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
@@ -111,6 +112,9 @@ def run(
             work.record(config)
         with devices.agreed():
             history.note(work.calls, command or arguments.equivalent(config, workdir, shared))
+        with devices.agreed():
+            if config.devices.preflight != "off" and devices.is_first():
+                _preflight(job, stages)
         if new and announce is not None:
             _announce(announce, job, stages)
         for stage in stages:
@@ -139,6 +143,28 @@ def _announce(announce: Callable[[plans.Plan], None], job: Run, stages: list[Sta
         raise
     except Exception as error:
         job.say(f"time and memory cannot be predicted: {' '.join(str(error).split())[:200] or type(error).__name__}")
+
+
+def _preflight(job: Run, stages: list[Stage]) -> None:
+    """Report stages that need more memory than the device has, before hours of work.
+
+    A prediction that fails is logged and does not stop the run.
+
+    Raises:
+        UserError: If XLA's estimate exceeds the memory of an accelerator. On a CPU the system may swap.
+    """
+    try:
+        found = plans.shortages(job, stages)
+    except Stopped:
+        raise
+    except Exception as error:
+        job.say(f"memory cannot be predicted: {' '.join(str(error).split())[:200] or type(error).__name__}")
+        return
+    refused = jax.default_backend() != "cpu" and job.config.devices.preflight == "refuse"
+    for shortage in found:
+        if shortage.exact and refused:
+            raise UserError(f"{shortage.words}, or set config.devices.preflight=warn to try")
+        job.say(f"memory: {shortage.words}")
 
 
 def plan(

@@ -51,10 +51,11 @@ def teacher_settings(options: argparse.Namespace) -> teacher.Settings:
 
 
 def teacher_loop(made: Teacher, options: argparse.Namespace) -> Loop:
-    """Create the loop of the teacher's training step: draw a batch, augment it twice, update the network."""
+    """Create the loop of the teacher's training step: gather a batch, augment it twice, update the network."""
+    rows = jnp.asarray(made.trainer.rows(jax.random.key(2))(0))
 
     def step(_: Any, state: teacher.State, images: jax.Array) -> teacher.State:
-        return made.trainer.step(state, images)[0]
+        return made.trainer.step(state, images[rows])[0]
 
     return Loop(step, made.state, made.images, options.teacher_steps)
 

@@ -53,17 +53,18 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
     except BrokenPipeError:
         return _unread()
     except Exception as error:
-        from ssdd_jax.runtime.devices import backend_missing
+        from ssdd_jax.runtime import devices
         from ssdd_jax.runtime.files import is_full_disk
 
         if isinstance(error, OSError) and is_full_disk(error):
             return _report(name, f"no space left on the disk: {error}; free some and start the same command again")
         if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
             return _report(name, f"the device's memory is full: lower {memory}; what was saved is intact")
-        if words := backend_missing(error):
+        if words := devices.backend_missing(error):
             return _report(name, words)
         if isinstance(error, RuntimeError) and "determine home directory" in str(error):
             return _report(name, "a path begins with ~ and a name that is no user's: check it, or write it in full")
+        devices.report_failure(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
         raise
     return _flushed()
 
@@ -85,7 +86,11 @@ def _unread() -> int:
 
 def _report(name: str, line: str) -> int:
     """Print an error as one line on standard error; returns the exit status 2."""
-    print(f"{name}: {' '.join(line.split())}", file=sys.stderr)
+    from ssdd_jax.runtime import devices
+
+    text = f"{name}: {' '.join(line.split())}"
+    print(text, file=sys.stderr)
+    devices.report_failure(text)
     return 2
 
 

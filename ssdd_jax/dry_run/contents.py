@@ -8,6 +8,8 @@ from ssdd_jax.methods.base import Run, Stage
 from ssdd_jax.runtime.memory import readable
 
 DONE = "done"
+# States of a stage with no work left.
+COMPLETE = (DONE, "precomputed", "nothing to learn")
 
 
 def newest(folder: pathlib.Path) -> int:

@@ -10,6 +10,7 @@ from ssdd_jax.dry_run.standins import BATCH, StandIns
 from ssdd_jax.dry_run.timing import Cost, measure, once, steps
 from ssdd_jax.runtime import devices
 from ssdd_jax.stages import distill, samples
+from ssdd_jax.stages import teacher as teacher_stage
 from ssdd_jax.training import loop
 
 # Number of features that k-means is timed on.
@@ -25,17 +26,18 @@ def of_teacher(stand: StandIns) -> list[Cost]:
     initializer, _ = stand.teacher
     state = initializer.call()
     resident = run.resident(features=False)
-    # A streamed training is timed on one batch over and over: reading it from the host is not part of the cost.
-    batch = run.dataset.train_images[np.arange(options.batch_size) % run.problem.images]
+    # One batch over and over: drawing it, or reading it from the host, is not part of the cost.
+    rows = np.arange(options.batch_size, dtype=np.int32) % run.problem.images
+    item = rows if resident else run.dataset.train_images[rows]
     training = loop.Training(
         name="teacher",
         init=initializer.call,
-        step=trainer.step,
+        step=teacher_stage.step_of(trainer, resident=resident),
         steps=trainer.steps,
         per_call=options.steps_per_call,
         save_every=options.save_every,
         advice="",
-        feed=None if resident else lambda done, count: np.broadcast_to(batch, (count, *batch.shape)),
+        feed=lambda done, count: np.broadcast_to(item, (count, *item.shape)),
         shardings=devices.shardings(mesh, state),
     )
     images = devices.place(mesh, jnp.asarray(run.dataset.train_images)) if resident else None

@@ -10,16 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssdd_jax import models
 from ssdd_jax.dry_run.contents import pairs_of
 from ssdd_jax.dry_run.standins import StandIns
 from ssdd_jax.dry_run.timing import Cost, measure, once, program, warm
 from ssdd_jax.evaluate import entries as evaluated_entries
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.protocols import probes
+from ssdd_jax.evaluate.protocols.probes import pieces
 from ssdd_jax.methods import trials
+from ssdd_jax.methods.base import Run
 from ssdd_jax.models import architectures
 from ssdd_jax.stages import evaluate
-from ssdd_jax.training import epochs
+from ssdd_jax.training import epochs, streaming
 
 # Regressions of more operations than this are timed on smaller data and scaled by the number of operations.
 OPERATIONS = 2e10
@@ -41,27 +44,55 @@ class _Evaluated(NamedTuple):
 
 def of_evaluate(stand: StandIns) -> list[Cost]:
     """Measure the evaluation of every entry for every seed."""
-    config, problem = stand.run.config, stand.run.problem
+    config = stand.run.config
     entries, seeds = config.evaluate.entries, config.evaluate.seeds
-    pairs, dim = pairs_of(stand.run)
+    network = network_of(stand.run)
+    costs: list[Cost] = []
+    measured: dict[int, Cost] = {}
+    for entry in _trainings(stand.run):
+        costs.append(_training(stand, network, entry, measured))
+    # The teacher is evaluated without training, once per seed of the probes.
+    networks = seeds * sum(name != "teacher" for name in entries)
+    cost, width = _extraction(stand, network, networks)
+    evaluated = _Evaluated(networks, seeds * ("teacher" in entries), width)
+    return [*costs, cost, *_probes(stand, evaluated)]
+
+
+def sizes(run: Run) -> list[int]:
+    """Return upper bounds of the bytes on the device of the evaluation's trainings and probes; nothing is computed."""
+    network, problem, settings = network_of(run), run.problem, evaluate.training_of(run.config)
+    trainings = [_training_bytes(run, network, entry) for entry in _trainings(run)]
+    variables = jax.eval_shape(lambda key: models.initialize(key, network, problem.image_shape), jax.random.key(0))
+    width = training.width(network, variables, problem.image_shape)
+    assert run.dataset.test_images is not None
+    return [*trainings, _probe_bytes(problem.images + len(run.dataset.test_images), width, problem.dim, settings)]
+
+
+def _probe_bytes(count: int, width: int, dim: int, settings: evaluated_entries.Settings) -> int:
+    """Bytes of the largest probe on features of `count` images: features with copies, or pieces, and matrices."""
+    features = pieces.COPIES * 4 * count * (width + dim)
+    # Covariances with their factors, of the features and of these beside the teacher's.
+    return min(features, streaming.limit(settings.gigabytes)) + pieces.MATRICES * 4 * (width + dim) ** 2
+
+
+def network_of(run: Run) -> nn.Module:
+    """Return the architecture that is evaluated, with the targets of the set."""
+    _, dim = pairs_of(run)
+    return architectures.make(evaluate.student_name(run.config), dim, run.problem.image_shape)
+
+
+def _trainings(run: Run) -> list[_Entry]:
+    """The trainings of the entries that a config asks for."""
+    config, problem = run.config, run.problem
+    pairs, dim = pairs_of(run)
     settings = evaluate.training_of(config)
-    network = architectures.make(evaluate.student_name(config), dim, problem.image_shape)
     real = settings.pairs._replace(rates=evaluated_entries.with_published(settings.pairs.rates))
     trainings = [
         _Entry("distilled", pairs, dim, real if config.method == "subset" else settings.pairs, own=False),
         _Entry("random_real", min(config.storage.N, problem.images), problem.dim, real, own=True),
         _Entry("full_data", problem.images, problem.dim, settings.full, own=False),
     ]
-    costs: list[Cost] = []
-    measured: dict[int, Cost] = {}
-    for entry in trainings:
-        if entry.name in entries:
-            costs.append(_training(stand, network, entry, measured))
-    # The teacher is evaluated without training, once per seed of the probes.
-    networks = seeds * sum(name != "teacher" for name in entries)
-    cost, width = _extraction(stand, network, networks)
-    evaluated = _Evaluated(networks, seeds * ("teacher" in entries), width)
-    return [*costs, cost, *_probes(stand, evaluated)]
+    return [entry for entry in trainings if entry.name in config.evaluate.entries]
 
 
 class _Entry(NamedTuple):
@@ -86,16 +117,24 @@ def _training(stand: StandIns, network: nn.Module, entry: _Entry, measured: dict
     near = next((other for other in measured if 1 / NEAR <= size / other <= NEAR), None)
     step = _step(stand, network, entry, together) if near is None else measured[near]
     measured[size] = step
-    # Activations of the networks side by side, and the pairs; images of the full data stay uint8.
-    held = together * training.activation_bytes(network, (size, *problem.image_shape))
-    whole = entry.count * (problem.image_numbers * (4 if entry.name != "full_data" else 1) + 4 * entry.dim)
     return step._replace(
         what=f"steps on {entry.name}",
         count=entry.settings.steps * -(-(seeds + tried) // together),
         seconds=step.seconds * size / (near or size),
         measured=step.measured if near is None else 0,
-        memory=held + whole,
+        memory=_training_bytes(stand.run, network, entry),
     )
+
+
+def _training_bytes(run: Run, network: nn.Module, entry: _Entry) -> int:
+    """Bytes of an entry's training: activations of the networks side by side, and the pairs if they are resident."""
+    problem, batch = run.problem, epochs.batch_of(entry.count, entry.settings.batch_size)[0]
+    shape = (batch, *problem.image_shape)
+    together = min(run.config.evaluate.seeds, training.group_size(network, shape))
+    # Images of the full data stay uint8.
+    whole = entry.count * (problem.image_numbers * (4 if entry.name != "full_data" else 1) + 4 * entry.dim)
+    streamed = entry.name == "full_data" and not run.resident()
+    return together * training.activation_bytes(network, shape) + (2 * streaming.PIECE if streamed else whole)
 
 
 def _step(stand: StandIns, network: nn.Module, entry: _Entry, together: int) -> Cost:
@@ -166,7 +205,7 @@ def _linear(stand: StandIns, evaluated: _Evaluated, count: int) -> Cost:
     compiled.call(parts)
     # The program fits once to a part of the labels and once to all.
     seconds = once(lambda: compiled.call(parts)) / (2 * TRIED) * (count / tried)
-    memory = 3 * 4 * count * evaluated.width
+    memory = _probe_bytes(count, evaluated.width, 0, evaluate.training_of(stand.run.config))
     return _for_all(evaluated, "linear probes", seconds * TYPICAL, compiled.compiling, memory)
 
 
@@ -209,7 +248,7 @@ def _feature_r2(stand: StandIns, evaluated: _Evaluated, sizes: tuple[int, int]) 
     compiled = program(jax.jit(probes.feature_r2), *parts)
     compiled.call(*parts)
     seconds = once(lambda: compiled.call(*parts)) * operations(*sizes, evaluated.width) / operations(rows, held, width)
-    memory = 3 * 4 * sum(sizes) * (evaluated.width + dim) + 4 * 4 * evaluated.width**2
+    memory = _probe_bytes(sum(sizes), evaluated.width, dim, evaluate.training_of(stand.run.config))
     return _for_all(evaluated, "regressions", seconds, compiled.compiling, memory)
 
 

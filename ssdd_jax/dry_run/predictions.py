@@ -45,7 +45,7 @@ class Prediction(NamedTuple):
     @property
     def done(self) -> bool:
         """True if no work is left."""
-        return self.state in (contents.DONE, "precomputed", "nothing to learn")
+        return self.state in contents.COMPLETE
 
     @property
     def total(self) -> float:

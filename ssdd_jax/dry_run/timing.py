@@ -83,12 +83,17 @@ def program(function: Any, *arguments: Any, **options: Any) -> Program:
     began = time.perf_counter()
     compiled = function.lower(*arguments, **options).compile()
     seconds = time.perf_counter() - began
-    # Not every backend reports memory. Outputs that alias donated arguments count once.
+    return Program(compiled, seconds, memory_of(compiled))
+
+
+def memory_of(compiled: Any) -> int:
+    """Return the bytes on the device of a compiled program, data included; 0 if the backend does not report them."""
     sizes = compiled.memory_analysis()
     if sizes is None:
-        return Program(compiled, seconds, 0)
+        return 0
+    # Outputs that alias donated arguments count once.
     parts = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
-    return Program(compiled, seconds, max(0, parts - sizes.alias_size_in_bytes))
+    return max(0, parts - sizes.alias_size_in_bytes)
 
 
 def clock(call: Callable[[int], None], *, most: int) -> tuple[float, int]:

@@ -255,7 +255,9 @@ def _random_real(source: SourceData, count: int, settings: Settings) -> Entry:
 
 
 def _full_data(source: SourceData, settings: Settings) -> Entry:
-    whole = streaming.Pairs(source.dataset.train_images, source.features.train, source.preprocessing)
+    whole = streaming.Pairs(
+        source.dataset.train_images, source.features.train, source.preprocessing, settings.gigabytes
+    )
     rates = settings.full.rates
 
     def fit(pairs: streaming.Pairs, keys: Array, network: nn.Module, rates: Sequence[Rate]) -> Any:
@@ -268,11 +270,8 @@ def _full_data(source: SourceData, settings: Settings) -> Entry:
 
     def trial(key: Array, network: nn.Module) -> Trial:
         # These networks must not have seen the held-out images, so that they are trained on the others.
-        held = held_out(len(whole.images))
-        others = np.setdiff1d(np.arange(len(whole.images)), held)
-        rest = whole._replace(
-            images=streaming.gather(whole.images, others), features=streaming.gather(whole.features, others)
-        )
+        held = held_out(whole.size)
+        rest = whole._replace(indices=np.setdiff1d(np.arange(whole.size), held))
         return Trial(fit(rest, _repeat(key, len(rates)), network, rates), held, final=False)
 
     what = {**of_source(source), "training": _plain(settings.full)}

@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.entries import SourceData
-from ssdd_jax.evaluate.protocols import probes
+from ssdd_jax.evaluate.protocols.probes import compiled
+from ssdd_jax.evaluate.protocols.probes.pieces import Placing
 from ssdd_jax.evaluate.training import Rate
 
 # Fewer held-out images than this say nothing about a candidate.
 ENOUGH = 20
-
-_feature_r2 = jax.jit(probes.feature_r2)
 
 
 def usual(candidates: Sequence[Rate]) -> Rate:
@@ -26,13 +24,16 @@ def usual(candidates: Sequence[Rate]) -> Rate:
     return (published or list(candidates))[0]
 
 
-def explained(network: tuple[nn.Module, Any], source: SourceData, held: np.ndarray, *, calibrated: int = 0) -> float:
+def explained(
+    network: tuple[nn.Module, Any], source: SourceData, held: np.ndarray, placing: Placing, *, calibrated: int = 0
+) -> float:
     """Compute how much of the teacher's features a network's features explain on images that it has not seen.
 
     Args:
         network: A module and its variables.
         source: Images and the teacher's features of them.
         held: Indices of the images, `(k,)`.
+        placing: Places the features on the device.
         calibrated: Number of these that batch norm is calibrated on; 0 for none.
 
     Returns:
@@ -45,7 +46,11 @@ def explained(network: tuple[nn.Module, Any], source: SourceData, held: np.ndarr
     features, half = training.extract(*network, images, mean=mean, std=std), len(images) // 2
     if not np.isfinite(features).all():
         return float("nan")
-    return float(_feature_r2((features[:half], targets[:half]), (features[half:], targets[half:])).plain)
+    placed = placing.place(
+        train=features[:half], test=features[half:], teacher_train=targets[:half], teacher_test=targets[half:]
+    )
+    train, test = (placed["train"], placed["teacher_train"]), (placed["test"], placed["teacher_test"])
+    return float(compiled.feature_r2(train, test).plain)
 
 
 def best(candidates: Sequence[Rate], values: Mapping[str, float]) -> Rate:

@@ -6,13 +6,13 @@ per network and target. Networks and metrics are cached in a `Store`.
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax import config as configuration
@@ -21,10 +21,14 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, rates, statistics, training
 from ssdd_jax.evaluate.entries import Entry, SourceData, Target
 from ssdd_jax.evaluate.protocols import table
+from ssdd_jax.evaluate.protocols.probes.pieces import Placing
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS, Frozen, Networks, Seed
 from ssdd_jax.evaluate.store import Store, Values, mark
 from ssdd_jax.evaluate.training import Rate
 from ssdd_jax.models import architectures
+from ssdd_jax.runtime import files
+from ssdd_jax.runtime.memory import readable
+from ssdd_jax.training import streaming
 
 Array = jax.Array
 Say = Callable[[str], None]
@@ -34,6 +38,9 @@ SUPERVISED = np.uint32(zlib.crc32(b"supervised"))
 
 # Training images of the target that batch norm is calibrated on.
 CALIBRATION_IMAGES = 256
+
+# Folder in the store for features that are too large for the memory, and the name of those of the current network.
+SCRATCH, NETWORK = "scratch", "network"
 
 
 class Request(NamedTuple):
@@ -213,8 +220,23 @@ class _Run:
         # The teacher's features by the target's mark, and the networks that were used last with their cache key.
         self.teachers: dict[str, tuple[np.ndarray, np.ndarray] | None] = {}
         self.loaded: tuple[Any, Any] = (None, None)
+        self.placing = Placing(request.training.gigabytes)
+        self.scratch = store.folder / SCRATCH
 
     def rows(self) -> list[dict[str, Any]]:
+        # Also at the start: a run that was killed leaves its files.
+        self._clear()
+        try:
+            return self._rows()
+        finally:
+            self.placing.close()
+            self._clear()
+
+    def _clear(self, name: str = "") -> None:
+        """Delete the features on the disk, all or those of one name."""
+        shutil.rmtree(self.scratch / name, ignore_errors=True)
+
+    def _rows(self) -> list[dict[str, Any]]:
         results = []
         # Targets are the inner loop, so that networks are loaded once.
         for entry in _entries(self.request):
@@ -307,7 +329,9 @@ class _Run:
         trial = row.entry.trial(self.keys[0], module)
         networks = [jax.tree.map(lambda leaf: leaf[i], trial.variables) for i in range(len(candidates))]  # noqa: B023
         calibrated = CALIBRATION_IMAGES if self.request.calibrate == "all" else 0
-        explained = [rates.explained((module, one), source, trial.held, calibrated=calibrated) for one in networks]
+        explained = [
+            rates.explained((module, one), source, trial.held, self.placing, calibrated=calibrated) for one in networks
+        ]
         values = {rates.words(rate): value for rate, value in zip(candidates, explained, strict=True)}
         values = {name: value for name, value in values.items() if np.isfinite(value)}
         if not values:
@@ -346,18 +370,50 @@ class _Run:
         """Features of one network on a target; None for a teacher that is unavailable."""
         dataset, teacher = target.dataset, None
         # Extracting the teacher's features is slow on large targets: only if a protocol reads them.
-        if row.model is None or any(PROTOCOLS[name].teacher for name in self.request.protocols):
+        explained = any(PROTOCOLS[name].teacher for name in self.request.protocols)
+        if row.model is None or explained:
             teacher = self._teacher(target)
         if row.model is None:
             features = teacher
         else:
             variables = jax.tree.map(lambda leaf: leaf[seed], self._networks(row))
             network = self._module(row), variables
-            features = _extract(_calibrated(network, target) if self._is_calibrated(row) else network, target)
+            calibrated = _calibrated(network, target) if self._is_calibrated(row) else network
+            features = self._extract(calibrated, target, NETWORK)
         if features is None:
             return None
-        train, test = (jnp.asarray(part) for part in features)  # to the device once for all protocols
-        return Frozen(train, test, dataset.train_labels, dataset.test_labels, dataset.classes, teacher)
+        # To the device once for all protocols, or as tables that these read in pieces.
+        arrays = {"train": features[0], "test": features[1]}
+        if teacher is not None and explained:
+            arrays |= {"teacher_train": teacher[0], "teacher_test": teacher[1]}
+        placed = self.placing.place(classes=dataset.classes, **arrays)
+        known = (placed["teacher_train"], placed["teacher_test"]) if "teacher_train" in placed else None
+        return Frozen(
+            placed["train"], placed["test"], dataset.train_labels, dataset.test_labels, dataset.classes, known
+        )
+
+    def _extract(self, network: tuple[nn.Module, Any], target: Target, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Features of both splits: in memory, or in files called `name` if the device or the host cannot hold them."""
+        dataset, constants = target.dataset, {"mean": target.mean, "std": target.std}
+        module, variables = network
+        assert dataset.test_images is not None
+        splits = {"train": dataset.train_images, "test": dataset.test_images}
+        size = 4 * training.width(*network, dataset.image_shape) * sum(map(len, splits.values()))
+        in_memory = self.placing.fits(size) and size <= streaming.SHARE * files.machine_bytes()
+        self._clear(name)
+        if not in_memory:
+            self.say(f"evaluate: features of {readable(size)} are written to {self.scratch / name} and read in pieces")
+        train, test = (
+            training.extract(
+                module,
+                variables,
+                images,
+                path=None if in_memory else self.scratch / name / f"{split}.npy",
+                **constants,
+            )
+            for split, images in splits.items()
+        )
+        return train, test
 
     def _teacher(self, target: Target) -> tuple[np.ndarray, np.ndarray] | None:
         """The teacher's features of a target: precomputed if the target is the source, else extracted once."""
@@ -369,7 +425,11 @@ class _Run:
                 self.teachers[target.mark] = source.features.train, source.features.test
             else:
                 adapted = _for_teacher(target, source)
-                self.teachers[target.mark] = _extract(source.teacher, adapted) if source.teacher is not None else None
+                self.teachers[target.mark] = (
+                    None
+                    if source.teacher is None
+                    else self._extract(source.teacher, adapted, f"teacher-{target.mark[:16]}")
+                )
         return self.teachers[target.mark]
 
     def _whole(self, row: _Row, protocol: str, seeds: Sequence[int], target: Target) -> Values:
@@ -422,11 +482,3 @@ def _for_teacher(target: Target, source: entries.SourceData) -> Target:
         return target
     mean, std = source.moments
     return target._replace(mean=mean, std=std)
-
-
-def _extract(network: tuple[nn.Module, Any], target: Target) -> tuple[np.ndarray, np.ndarray]:
-    dataset = target.dataset
-    assert dataset.test_images is not None
-    images = dataset.train_images, dataset.test_images
-    train, test = (training.extract(*network, part, mean=target.mean, std=target.std) for part in images)
-    return train, test

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -15,8 +16,8 @@ from jax import lax
 from tqdm import tqdm
 
 from ssdd_jax import inner, models
+from ssdd_jax.data import mapped
 from ssdd_jax.data.preprocess import Preprocessing, from_bytes
-from ssdd_jax.errors import UserError
 from ssdd_jax.models import norm
 from ssdd_jax.training import epochs, loop, streaming
 from ssdd_jax.training.streaming import memory_bytes
@@ -174,7 +175,7 @@ def train_streamed(
     Returns:
         Variables with a leading axis of seeds.
     """
-    shape, examples = pairs.images.shape[1:], len(pairs.images)
+    shape, examples = pairs.images.shape[1:], pairs.size
     size, _ = epochs.batch_of(examples, settings.batch_size)
     together, steps = together or group_size(network, (size, *shape)), settings.steps_on(examples)
     rates = rates or [settings.rates[0]] * len(keys)
@@ -326,7 +327,13 @@ def _statistics(variables: Variables, images: Array, mean: Array, std: Array, *,
 
 
 def extract(
-    network: nn.Module, variables: Variables, images: np.ndarray, *, mean: np.ndarray, std: np.ndarray
+    network: nn.Module,
+    variables: Variables,
+    images: np.ndarray,
+    *,
+    mean: np.ndarray,
+    std: np.ndarray,
+    path: pathlib.Path | None = None,
 ) -> np.ndarray:
     """Extract features of a frozen network, a batch at a time.
 
@@ -336,29 +343,37 @@ def extract(
         images: Images uint8 `(n,H,W,C)`.
         mean: Mean of each channel `(C,)`, of pixels in 0..1.
         std: Standard deviation of each channel `(C,)`.
+        path: A `.npy` file to write the features to, batch by batch; None to hold them in memory.
 
     Returns:
-        Features `(n,F)`, float32.
+        Features `(n,F)`, float32; mapped from the file if there is one.
 
     Raises:
-        UserError: If the features do not fit into the memory of the device, to which the probes copy them.
+        UserError: If the disk is full.
     """
     constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    features = []
-    for begin in range(0, len(images), EXTRACT):
-        batch = images[begin : begin + EXTRACT]
-        # The last batch is padded to avoid recompilation.
-        padded = np.concatenate([batch, np.zeros((EXTRACT - len(batch), *batch.shape[1:]), np.uint8)])
-        features.append(np.asarray(_features(variables, padded, *constants, network=network))[: len(batch)])
-        # The first batch determines the length of a feature, so that the check precedes most of the work.
-        needed = len(images) * features[0][0].nbytes
-        if needed > memory_bytes():
-            raise UserError(
-                f"evaluate: {len(images):,} features of {features[0].shape[1]:,} dimensions take {needed / 1e9:.0f} GB "
-                f"of the {memory_bytes() / 1e9:.0f} GB of memory: evaluate on smaller targets "
-                "(python -m ssdd_jax.evaluate)"
-            )
-    return np.concatenate(features)
+
+    def batches() -> Iterator[np.ndarray]:
+        for begin in range(0, len(images), EXTRACT):
+            batch = images[begin : begin + EXTRACT]
+            # The last batch is padded to avoid recompilation.
+            padded = np.concatenate([batch, np.zeros((EXTRACT - len(batch), *batch.shape[1:]), np.uint8)])
+            yield np.asarray(_features(variables, padded, *constants, network=network))[: len(batch)]
+
+    if path is not None:
+        mapped.write(path, batches(), len(images))
+        return mapped.read(path)
+    # Filled in place: joining a list of batches would need the memory twice.
+    features = np.empty((len(images), width(network, variables, images.shape[1:])), np.float32)
+    for number, batch in enumerate(batches()):
+        features[number * EXTRACT :][: len(batch)] = batch
+    return features
+
+
+def width(network: nn.Module, variables: Variables, image_shape: Sequence[int]) -> int:
+    """Return the length F of a network's features of images `(H,W,C)`; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(functools.partial(models.features, network), variables, images).shape[1]
 
 
 @functools.partial(jax.jit, static_argnames="network")

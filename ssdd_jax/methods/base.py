@@ -316,7 +316,8 @@ class Run(NamedTuple):
         """The training images and the teacher's features of them, on the host."""
         images, train_features = self.dataset.train_images, self.features().train
         moments = preprocess.dataset_moments(self.dataset)
-        return streaming.Pairs(images, train_features, preprocess.fit(images, train_features, moments=moments))
+        constants = preprocess.fit(images, train_features, moments=moments)
+        return streaming.Pairs(images, train_features, constants, self.config.devices.gigabytes)
 
     def resident(self, *, features: bool = True) -> bool:
         """Return whether the training images, with or without the teacher's features, are kept on the device."""

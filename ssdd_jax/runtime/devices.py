@@ -11,6 +11,8 @@ import math
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +31,13 @@ Array = jax.Array
 POOL, DATA = "pool", "data"
 # Seconds that a process waits at its end for the others to end too.
 LEAVE_SECONDS = 30
+# Seconds without a sign of a process after which JAX ends the others. JAX's default is 100; a process gives its signs
+# from a thread of its own, however busy it is.
+HEARTBEAT_SECONDS = 10
+# Seconds between two looks for an error of another process, and the key under which it is stored.
+LOOK_SECONDS, FAILED = 0.5, "ssdd_jax/failed"
+# Seconds that a failed process waits for the others to read why, and the first one, which serves this, for that one.
+FAILED_SECONDS, SERVE_SECONDS = 3.0, 5.0
 
 
 def join(hosts: str) -> None:
@@ -48,13 +57,16 @@ def join(hosts: str) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
-            jax.distributed.initialize(shutdown_timeout_seconds=LEAVE_SECONDS)
+            jax.distributed.initialize(
+                shutdown_timeout_seconds=LEAVE_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            )
         else:
             jax.distributed.initialize(
                 address["address"],
                 int(address["count"]),
                 int(address["index"]),
                 shutdown_timeout_seconds=LEAVE_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except (RuntimeError, ValueError) as error:
         raise UserError(
@@ -63,6 +75,37 @@ def join(hosts: str) -> None:
     finally:  # JAX installs its own SIGTERM handler, which would end the run without saving
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, handler)
+    threading.Thread(target=_look_for_failures, daemon=True).start()
+
+
+def report_failure(line: str) -> None:
+    """Tell the other processes of a run why this one fails; they print the line and end with status 2."""
+    if jax.distributed.is_initialized():
+        with contextlib.suppress(Exception):  # another process was first, or is gone
+            _client().key_value_set(FAILED, f"{jax.process_index()} {line}")
+
+
+def _look_for_failures() -> None:
+    """End this process once another one has reported a failure, wherever it waits for that process."""
+    while jax.distributed.is_initialized():
+        time.sleep(LOOK_SECONDS)
+        try:
+            index, _, line = _client().key_value_try_get(FAILED).partition(" ")
+        except Exception:  # there is none, or the run is over
+            continue
+        if int(index) == jax.process_index():
+            return
+        print(f"{line} (process {index})", file=sys.stderr)
+        if is_first():
+            time.sleep(SERVE_SECONDS)
+        _exit(2)
+
+
+def _client() -> Any:
+    """Return the client of the processes' common store, which JAX has no public name for."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
 
 
 def check_backend() -> None:
@@ -95,15 +138,15 @@ def backend_missing(error: Exception) -> str:
 
 
 def leave(status: int) -> None:
-    """End a failed process of several, even if others still wait for it in the middle of a computation.
-
-    Processes that fail together leave together. JAX ends the others once this one is gone, within `LEAVE_SECONDS` plus
-    the time of its heartbeats.
-    """
+    """End a failed process of several, even if others still wait for it in the middle of a computation."""
     if not status or not jax.distributed.is_initialized():
         return
-    with contextlib.suppress(RuntimeError):
-        jax.distributed.shutdown()
+    # The others read why before they notice that this process is gone.
+    time.sleep(FAILED_SECONDS)
+    _exit(status)
+
+
+def _exit(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # background computations may never end

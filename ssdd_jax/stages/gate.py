@@ -11,7 +11,8 @@ import numpy as np
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import training
-from ssdd_jax.evaluate.protocols import probes
+from ssdd_jax.evaluate.protocols.probes import compiled as probes
+from ssdd_jax.evaluate.protocols.probes.pieces import Placing
 from ssdd_jax.methods.base import Run
 from ssdd_jax.models import architectures
 from ssdd_jax.runtime import files
@@ -23,8 +24,6 @@ Array = jax.Array
 IMAGES = 2000
 # Images of these that the batch norm of the untrained network is calibrated on.
 CALIBRATED = 256
-
-_linear = jax.jit(probes.linear, static_argnames="classes")
 
 
 def check(run: Run) -> None:
@@ -70,12 +69,15 @@ def accuracies(run: Run) -> dict[str, float]:
     variables = jax.tree.map(lambda leaf: leaf[0], stacked)
     variables = training.calibrate(network, variables, images[:CALIBRATED], mean=mean, std=std)
     untrained = training.extract(network, variables, images, mean=mean, std=std)
-    accuracy = functools.partial(_two_fold, labels=labels, classes=run.problem.classes)
+    placing = Placing(run.config.devices.gigabytes)
+    accuracy = functools.partial(_two_fold, labels=labels, classes=run.problem.classes, placing=placing)
     return {"teacher": accuracy(run.features().train[drawn]), "untrained": accuracy(untrained), "images": len(drawn)}
 
 
-def _two_fold(features: np.ndarray, *, labels: Array, classes: int) -> float:
+def _two_fold(features: np.ndarray, *, labels: Array, classes: int, placing: Placing) -> float:
     """Mean accuracy of the probe on each half of the images, trained on the other half."""
-    half, inputs = len(labels) // 2, jnp.asarray(features)
-    first, second = (inputs[:half], labels[:half]), (inputs[half:], labels[half:])
-    return round(float(_linear(first, second, classes=classes) + _linear(second, first, classes=classes)) / 2, 2)
+    half = len(labels) // 2
+    placed = placing.place(classes=classes, first=features[:half], second=features[half:])
+    first, second = (placed["first"], labels[:half]), (placed["second"], labels[half:])
+    folds = [float(probes.linear(*fold, classes=classes)) for fold in ((first, second), (second, first))]
+    return round(sum(folds) / 2, 2)

@@ -16,12 +16,21 @@ from ssdd_jax.data import features
 from ssdd_jax.data.preprocess import parts
 from ssdd_jax.methods.base import Method, Problem, Run, Stage
 from ssdd_jax.methods.mkdt import stage as expert_stage
+from ssdd_jax.runtime import files
 from ssdd_jax.stages import features as teacher_features
+from ssdd_jax.training import streaming
 
 Array = jax.Array
 
 # Images whose views a method's data-dependent settings are chosen by.
 PILOT = 1000
+# Copies of the features that scikit-learn's k-means makes, and arrays of the size of a piece.
+COPIES = 3
+# Largest number of passes of k-means over features that are read in pieces; fewer once the centres move by less than
+# the share `SHIFT` of their variance.
+PASSES, SHIFT = 30, 1e-4
+# Images nearest to each centre that are kept in one pass.
+CANDIDATES = 16
 
 
 def preparations(config: ConfigDict, problem: Problem, method: Method) -> list[Stage]:
@@ -133,20 +142,25 @@ def _high_loss(run: Run, key: Array, count: int) -> np.ndarray:
     return np.argsort(-expert_stage.store(run).losses(), kind="stable")[:count]
 
 
-def nearest_to_centres(features: np.ndarray, count: int, seed: int) -> np.ndarray:
+def nearest_to_centres(features: np.ndarray, count: int, seed: int, *, limit: int = 0) -> np.ndarray:
     """Find the image nearest to each centre of k-means in feature space, without repetition.
 
     Args:
-        features: Features, float32 `(n,D)`.
+        features: Features, float32 `(n,D)`, in memory or mapped from disk.
         count: Number k of centres.
         seed: Seed of k-means++.
+        limit: Bytes of the host's memory; 0 for the share `streaming.SHARE` of the machine's. Features whose copies
+            exceed it are read in pieces.
 
     Returns:
         Indices, int64 `(k,)`, in the order of decreasing cluster size.
     """
     from sklearn.cluster import KMeans  # imported here because it loads more slowly than the rest of the package
 
+    limit = limit or int(streaming.SHARE * files.machine_bytes())
     with threadpool_limits(1):  # so that floating-point sums have the same order on every machine
+        if COPIES * features.nbytes > limit:
+            return _nearest_streamed(features, count, seed, limit)
         clusters = KMeans(count, n_init=1, random_state=seed).fit(features)
         sizes = np.bincount(clusters.labels_, minlength=count)
         taken = np.zeros(len(features), bool)
@@ -159,6 +173,69 @@ def nearest_to_centres(features: np.ndarray, count: int, seed: int) -> np.ndarra
             nearest.append(int(distances.argmin()))
             taken[nearest[-1]] = True
     return np.array(nearest)
+
+
+def _nearest_streamed(features: np.ndarray, count: int, seed: int, limit: int) -> np.ndarray:
+    """Compute `nearest_to_centres` in pieces: k-means of a random part, then Lloyd's iterations on all features."""
+    from sklearn.cluster import KMeans
+
+    total, width = features.shape
+    # A part that k-means may copy, and pieces whose distances to all centres fit.
+    part = min(total, max(count, limit // (COPIES * 4 * width)))
+    drawn = np.sort(np.random.default_rng(seed).permutation(total)[:part])
+    centres = KMeans(count, n_init=1, random_state=seed).fit(streaming.gather(features, drawn)).cluster_centers_
+    rows = max(1, limit // (COPIES * 8 * (width + count)))
+    for _ in range(PASSES):
+        sums, sizes = np.zeros((count, width)), np.zeros(count, np.int64)
+        for begin in range(0, total, rows):
+            piece = np.asarray(features[begin : begin + rows])
+            labels = _distances(piece, centres).argmin(1)
+            np.add.at(sums, labels, piece)
+            sizes += np.bincount(labels, minlength=count)
+        # A centre without images stays where it is.
+        moved = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centres).astype(np.float32)
+        shift, centres = np.square(moved - centres).sum(), moved
+        if shift <= SHIFT * np.square(centres - centres.mean(0)).mean():
+            break
+    candidates = _candidates(features, centres, rows)
+    taken: set[int] = set()
+    nearest = []
+    for centre in np.argsort(-sizes, kind="stable"):
+        free = [index for index in candidates[centre].tolist() if index not in taken]
+        # All candidates may have been taken by larger clusters, which takes another pass.
+        nearest.append(free[0] if free else _nearest_free(features, centres[centre], taken, rows))
+        taken.add(nearest[-1])
+    return np.array(nearest)
+
+
+def _distances(piece: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Squared distances `(rows,k)` of features `(rows,D)` to centres `(k,D)`."""
+    return np.square(piece).sum(1)[:, None] - 2 * (piece @ centres.T) + np.square(centres).sum(1)[None]
+
+
+def _candidates(features: np.ndarray, centres: np.ndarray, rows: int) -> np.ndarray:
+    """Indices `(k,c)` of the images nearest to each centre, the nearest first, in one pass."""
+    most = min(CANDIDATES, len(features))
+    distances = np.full((len(centres), most), np.inf, np.float32)
+    indices = np.zeros((len(centres), most), np.int64)
+    for begin in range(0, len(features), rows):
+        piece = np.asarray(features[begin : begin + rows])
+        new = np.concatenate([distances, _distances(piece, centres).T], 1)
+        positions = np.broadcast_to(np.arange(begin, begin + len(piece)), (len(centres), len(piece)))
+        order = np.argsort(new, 1, kind="stable")[:, :most]
+        distances = np.take_along_axis(new, order, 1)
+        indices = np.take_along_axis(np.concatenate([indices, positions], 1), order, 1)
+    return indices
+
+
+def _nearest_free(features: np.ndarray, centre: np.ndarray, taken: set[int], rows: int) -> int:
+    """Index of the image nearest to a centre that is not taken."""
+    best = (np.inf, -1)
+    for begin in range(0, len(features), rows):
+        distances = _distances(np.asarray(features[begin : begin + rows]), centre[None])[:, 0]
+        distances[[index - begin for index in taken if begin <= index < begin + len(distances)]] = np.inf
+        best = min(best, (float(distances.min()), begin + int(distances.argmin())))
+    return best[1]
 
 
 SELECTIONS: dict[str, Callable[[Run, Array, int], np.ndarray | Array]] = {

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -52,12 +53,12 @@ def train(run: Run) -> None:
     training = loop.Training(
         name="teacher",
         init=jax.jit(init, out_shardings=shardings),
-        step=trainer.step,
+        step=step_of(trainer, resident=resident),
         steps=trainer.steps,
         per_call=options.steps_per_call,
         save_every=options.save_every,
         advice="try a smaller config.teacher.learning_rate in another folder",
-        feed=None if resident else _feed(run, trainer, key),
+        feed=rows_of(trainer, key) if resident else _feed(run, trainer, key),
         shardings=shardings,
     )
     with Checkpoints(folder, say=run.say) as checkpoints:
@@ -145,6 +146,30 @@ def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) ->
             shown = ", ".join(description.aside[:SHOWN]) + (", ..." if len(description.aside) > SHOWN else "")
             say(f"teacher: set aside, as it lies outside of the network: {shown}")
     return Known(description.network.features, isinstance(description.network, ResNet), weights)
+
+
+def step_of(trainer: teacher.Trainer, *, resident: bool) -> Callable[..., Any]:
+    """Return the step for the training loop, `(state, images, item) -> (state, info)`.
+
+    Args:
+        trainer: The teacher's training.
+        resident: Whether `images` are all images on the device, and `item` indices of a batch `(B,)`, from `rows_of`.
+            Otherwise `item` is the batch, and `images` are ignored.
+    """
+    if resident:
+        return lambda state, images, rows: trainer.step(state, images[rows])
+    return lambda state, _, batch: trainer.step(state, batch)
+
+
+def rows_of(trainer: teacher.Trainer, key: jax.Array) -> Feed:
+    """Return the feed of a resident training: the indices of each step's images, int32 `(count,B)`.
+
+    Args:
+        trainer: The teacher's training.
+        key: The key passed to `trainer.init`.
+    """
+    rows = trainer.rows(key)
+    return lambda done, count: np.stack([rows(step) for step in range(done, done + count)])
 
 
 def _feed(run: Run, trainer: teacher.Trainer, key: jax.Array) -> Feed:

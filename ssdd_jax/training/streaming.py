@@ -47,7 +47,12 @@ def fits(size: int, gigabytes: float = 0.0) -> bool:
         size: Size of both together in bytes.
         gigabytes: Limit in 1e9 bytes; 0 for the share `SHARE` of `memory_bytes`.
     """
-    return size <= (gigabytes * 1e9 or SHARE * memory_bytes())
+    return size <= limit(gigabytes)
+
+
+def limit(gigabytes: float = 0.0) -> int:
+    """Return the device memory in bytes that is available for images and features; `gigabytes` as in `fits`."""
+    return int(gigabytes * 1e9 or SHARE * memory_bytes())
 
 
 class Pairs(NamedTuple):
@@ -57,16 +62,25 @@ class Pairs(NamedTuple):
         images: uint8 `(n,H,W,C)`, in memory or mapped from disk.
         features: Float32 `(n,D)`, likewise.
         preprocessing: Constants of the data set.
+        gigabytes: Limit of the device memory for them, as in `fits`.
+        indices: The pairs that are used, int `(k,)`, without a copy; None for all n.
     """
 
     images: np.ndarray
     features: np.ndarray
     preprocessing: Preprocessing
+    gigabytes: float = 0.0
+    indices: np.ndarray | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self.images) if self.indices is None else len(self.indices)
 
     @property
     def nbytes(self) -> int:
         """Size of images and features in bytes."""
-        return self.images.nbytes + self.features.nbytes
+        return (self.images.nbytes + self.features.nbytes) // len(self.images) * self.size
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gather images `(...,H,W,C)` and regression targets `(...,D)` at indices `(...)`, as NumPy arrays.
@@ -74,13 +88,17 @@ class Pairs(NamedTuple):
         The targets are computed by XLA, whose division by a scalar differs from NumPy's, and outside the training
         step, where fusion would round differently than in `on_device`: both paths give the same bits.
         """
+        rows = rows if self.indices is None else self.indices[rows]
         features = gather(self.features, rows)
         targets = _targets()(self.preprocessing, features.reshape(-1, features.shape[-1]))
         return gather(self.images, rows), targets.reshape(features.shape)
 
     def on_device(self) -> tuple[Array, Array]:
         """Transfer all images `(n,H,W,C)` and compute all regression targets `(n,D)` on the device."""
-        return jnp.asarray(self.images), self.preprocessing.targets(jnp.asarray(self.features))
+        images, features = self.images, self.features
+        if self.indices is not None:
+            images, features = gather(images, self.indices), gather(features, self.indices)
+        return jnp.asarray(images), self.preprocessing.targets(jnp.asarray(features))
 
 
 def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -237,23 +255,45 @@ def shuffled(keys: Array, pairs: Pairs, *, batch_size: int) -> tuple[Callable[[i
         The function `read` for `run`, from a step's number to images `(k,batch,H,W,C)` and targets `(k,batch,D)`, and
         the number of steps per epoch.
     """
-    count = len(pairs.images)
+    count = pairs.size
+    rows = orders(keys, count=count, batch_size=batch_size)
+    return lambda step: pairs.take(rows(step)), epochs.batch_of(count, batch_size)[1]
+
+
+def orders(keys: Array, *, count: int, batch_size: int) -> Callable[[int], np.ndarray]:
+    """Draw the mini-batches of shuffled epochs on the host, as `epochs.run` draws them.
+
+    Args:
+        keys: PRNG keys `(k,)`, one per order, or a single key `()`.
+        count: Number of examples.
+        batch_size: Size of a mini-batch; all examples if there are fewer.
+
+    Returns:
+        A function from a step's number to the indices of its examples, int32 `(k,batch)` or `(batch,)`.
+    """
 
     def order(keys: Array, epoch: Array) -> Array:
-        shuffle = functools.partial(epochs.shuffled, count=count, batch_size=batch_size)
-        return jax.vmap(lambda key: shuffle(jax.random.fold_in(key, epoch)))(keys)
+        def one(key: Array) -> Array:
+            return epochs.shuffled(jax.random.fold_in(key, epoch), count=count, batch_size=batch_size)
+
+        return jax.vmap(one)(keys) if keys.ndim else one(keys)
 
     compiled, (_, per_epoch) = on_host(order), epochs.batch_of(count, batch_size)
     # Two epochs are cached: threads that read ahead cross the border between them.
     order_of = functools.lru_cache(maxsize=2)(lambda epoch: compiled(keys, np.int32(epoch)))
 
-    def read(step: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(step: int) -> np.ndarray:
         epoch, batch = divmod(step, per_epoch)
-        return pairs.take(order_of(epoch)[:, batch])
+        return order_of(epoch)[..., batch, :]
 
-    return read, per_epoch
+    return rows
 
 
 def steps_per_call(pairs: Pairs, batch: int, steps: int) -> int:
-    """Choose the number of steps per call for steps of `batch` pairs: about `PIECE` bytes, between 1 and `steps`."""
-    return max(1, min(steps, PIECE * len(pairs.images) // (pairs.nbytes * batch)))
+    """Choose the number of steps per call for steps of `batch` pairs: those of a piece, between 1 and `steps`."""
+    return max(1, min(steps, rows_per_piece(pairs) // batch))
+
+
+def rows_per_piece(pairs: Pairs) -> int:
+    """Choose the number of pairs that are transferred at once: `PIECE` bytes, or a quarter of the limit if less."""
+    return min(PIECE, limit(pairs.gigabytes) // 4) * pairs.size // pairs.nbytes

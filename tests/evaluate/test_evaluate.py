@@ -18,6 +18,7 @@ from ssdd_jax.evaluate import entries, rates, statistics, store, suite, tables, 
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.models.resnet import ResNetClassifier
 from ssdd_jax.runtime.workdir import held
+from ssdd_jax.training import streaming
 
 pytestmark = pytest.mark.medium
 
@@ -144,6 +145,29 @@ def test_one_more_target_trains_nothing(folder, monkeypatch):
     assert extracted == [60, 30] * 8
     assert row(found, "distilled", target="other")["mean"] >= 0
     assert row(found, "chance", target="other")["values"] == [33.3333]
+
+
+@pytest.mark.slow
+def test_features_that_do_not_fit_are_read_in_pieces(tmp_path, monkeypatch):
+    """From files that are gone at the end: the rows of features on the device, to an image more or less of 30."""
+    options = {"protocols": ["linear", "linear_krr_st", "few_shot", "feature_r2", "knn", "few_labels"], "seeds": 1}
+    expected, _ = ask(tmp_path / "whole", **options)
+    monkeypatch.setattr(streaming, "memory_bytes", lambda: 4000)
+    extracted, own = [], training.extract
+
+    def extract(*arguments, path=None, **constants):
+        extracted.append(path)
+        return own(*arguments, path=path, **constants)
+
+    monkeypatch.setattr(training, "extract", extract)
+    found, lines = ask(tmp_path / "pieces", **options)
+    assert extracted and all(path.parent.name == "network" for path in extracted)
+    assert any("are written to" in line and "read in pieces" in line for line in lines)
+    assert not (tmp_path / "pieces" / "store" / suite.SCRATCH).exists()
+    for one, other in zip(found["rows"], expected["rows"], strict=True):
+        assert [one[key] for key in ("entry", "measure")] == [other[key] for key in ("entry", "measure")]
+        tolerance = 2e-3 if one["measure"].startswith("feature_r2") else 100 / 30 + 1e-3
+        np.testing.assert_allclose(one["values"], other["values"], atol=tolerance)
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_teacher_step(precision):
     for name in ("float32", precision):
         made = teacher.make(settings._replace(precision=name), image_shape=(8, 8, 3), images_count=16,
                             mean=[0.5] * 3, std=[0.25] * 3)  # fmt: skip
-        state, info = jax.jit(made.step)(made.init(jax.random.key(0)), jnp.asarray(images))
+        state, info = jax.jit(made.step)(made.init(jax.random.key(0)), jnp.asarray(images[:8]))
         assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {jnp.dtype(jnp.float32)}
         losses.append(float(info.loss))
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.1)

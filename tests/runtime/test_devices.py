@@ -115,8 +115,9 @@ def teacher_losses(mesh, steps=3):
     trainer = teacher.make(settings, image_shape=(SIZE, SIZE, CHANNELS), images_count=40, mesh=mesh, **constants)
     state, data = devices.place(mesh, (jax.jit(trainer.init)(jax.random.key(0)), jnp.asarray(images)))
     step, losses = jax.jit(trainer.step), []
-    for _ in range(steps):
-        state, info = step(state, data)
+    rows = trainer.rows(jax.random.key(0))
+    for number in range(steps):
+        state, info = step(state, data[rows(number)])
         losses.append(float(info.loss))
     variables = jax.device_get(state.variables)
     found = np.concatenate(list(network.feature_batches(variables, images, **constants, batch_size=16, mesh=mesh)))

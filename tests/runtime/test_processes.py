@@ -1,9 +1,12 @@
-"""Two processes on this machine, as two hosts would be: the losses of one, one stop for both, one end for both."""
+"""Several processes on this machine, as hosts would be: the losses of one, one stop and one end for all, and kills."""
 
 import fcntl
 import os
+import random
 import signal
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -39,18 +42,27 @@ def command(folder, workdir, *last):
     return [*tiny_runs.taught(folder, "boost", workdir, **CHANGES)[:-1], *last]
 
 
-def start_two(folder, workdir, *last):
-    """Two processes of one run, with a device each."""
+FLAGS = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last count holds
+
+
+def hosts(count):
+    """The values of `devices.hosts` of several processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last count holds
+    return [f"localhost:{port},{count},{i}" for i in range(count)]
+
+
+def start_several(count, folder, workdir, *last):
+    """Processes of one run, with a device each."""
     return [
-        tiny_runs.start(
-            command(folder, workdir, f"--config.devices.hosts=localhost:{port},2,{i}", *last), folder, XLA_FLAGS=flags
-        )
-        for i in (0, 1)
+        tiny_runs.start(command(folder, workdir, f"--config.devices.hosts={host}", *last), folder, XLA_FLAGS=FLAGS)
+        for host in hosts(count)
     ]
+
+
+def start_two(folder, workdir, *last):
+    return start_several(2, folder, workdir, *last)
 
 
 def ends(processes):
@@ -102,4 +114,69 @@ def test_a_mistake_ends_both(folder):
         fcntl.flock(lock, fcntl.LOCK_EX)
         said, statuses = ends(start_two(folder, "taken"))
     assert statuses == [2, 2], said
-    assert "another run is using" in said[0][1] and "another process could not go on" in said[1][1]
+    # The second says it by itself, or repeats the line of the first.
+    assert "another run is using" in said[0][1]
+    assert "another process could not go on" in said[1][1] or "another run is using" in said[1][1]
+
+
+ONE_FAILS = """
+import sys
+from ssdd_jax.cli import console
+from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import devices
+
+def work():
+    devices.join(sys.argv[1])
+    devices.any_process(False)
+    if sys.argv[1].endswith("," + sys.argv[2]):
+        raise UserError("the disk of this host is full")
+    devices.any_process(False)
+
+status = console.answer(work, memory="")
+devices.leave(status)
+sys.exit(status)
+"""
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(("count", "failing"), [(2, 0), (2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_an_error_of_one_ends_the_others_with_its_line(count, failing):
+    """While they wait for it in a computation, which would never end."""
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "PYTHONPATH": str(tiny_runs.ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_FAILS, host, str(failing)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for host in hosts(count)
+    ]  # fmt: skip
+    said, statuses = ends(processes)
+    assert statuses == [2] * count, said
+    line = "ssdd_jax: the disk of this host is full"
+    for index, (_, err) in enumerate(said):
+        assert (line if index == failing else f"{line} (process {failing})") in err.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_run_goes_on_after_one_process_was_killed(count, folder):
+    """Any of them, at any step: the others end by themselves, and one process continues from the checkpoint."""
+    generator, run = random.Random(), folder / f"killed{count}"
+    victim, step = generator.randrange(count), generator.randrange(12, 40)
+    processes = start_several(count, folder, run.name, "--stage=distill")
+    tiny_runs.wait_until(lambda: _steps(run)[-1:] >= [step], processes[0])
+    processes[victim].send_signal(signal.SIGKILL)
+    said, statuses = ends(processes)
+    assert statuses[victim] == -signal.SIGKILL and 0 not in statuses, (victim, step, said)
+    saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved >= 10 and saved % 10 == 0 and _steps(run)[-1] < STEPS, (victim, step)
+    alone = tiny_runs.start(command(folder, run.name, "--stage=distill"), folder, XLA_FLAGS=FLAGS)
+    said, statuses = ends([alone])
+    assert statuses == [0] and f"| {saved}/{STEPS} " in said[0][1], (victim, step, said)
+    assert _steps(run) == list(range(1, STEPS + 1))
+
+
+def _steps(run):
+    """Steps of the distillation in the metrics of a run."""
+    path = run / "metrics.jsonl"
+    return [line["step"] for line in loop.read_metrics(path) if line["stage"] == "distill"] if path.exists() else []

@@ -6,7 +6,7 @@ from helpers import dataset, make_run, problem, small_config
 
 from ssdd_jax import config as configuration
 from ssdd_jax import methods
-from ssdd_jax.data import features
+from ssdd_jax.data import features, mapped
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.workdir import fingerprint
@@ -104,6 +104,39 @@ def test_an_image_is_not_taken_for_two_centres():
     same += np.random.default_rng(0).normal(size=same.shape).astype(np.float32) * 1e-3
     rows = sampling.nearest_to_centres(same, 12, seed=0)
     assert sorted(rows.tolist()) == list(range(12))
+
+
+def test_kmeans_in_pieces_finds_the_same_images(tmp_path):
+    """From a file, of which no more than the limit is read at a time."""
+    found, cluster = clustered()
+    np.save(tmp_path / "features.npy", found)
+    features_on_disk, limit = mapped.read(tmp_path / "features.npy").view(Counted), found.nbytes
+    Counted.most = 0
+    rows = sampling.nearest_to_centres(features_on_disk, CLUSTERS, seed=0, limit=limit)
+    np.testing.assert_array_equal(rows, sampling.nearest_to_centres(found, CLUSTERS, seed=0))
+    assert 0 < Counted.most <= limit // sampling.COPIES and cluster[rows].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_kmeans_in_pieces_takes_no_image_twice(count, monkeypatch):
+    """Where all images that are kept for a centre have been taken by others."""
+    monkeypatch.setattr(sampling, "CANDIDATES", 1)
+    same = np.repeat(np.eye(3, 4, dtype=np.float32), 10, axis=0)
+    same += np.random.default_rng(0).normal(size=same.shape).astype(np.float32) * 1e-3
+    rows = sampling.nearest_to_centres(same, count, seed=0, limit=100)
+    assert len(set(rows.tolist())) == count
+
+
+class Counted(np.memmap):
+    """A mapped array that notes the most bytes that were ever taken of it at once."""
+
+    most = 0
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        if isinstance(found, np.ndarray):
+            Counted.most = max(Counted.most, found.nbytes)
+        return found
 
 
 @pytest.mark.parametrize("count", [2, 5])

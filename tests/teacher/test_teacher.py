@@ -7,8 +7,9 @@ import pytest
 import sklearn.datasets
 
 from ssdd_jax.teacher import Augmentation, Info, Settings, features, loss, make
-from ssdd_jax.teacher.barlow_twins import _batch_rows, _forward_views
+from ssdd_jax.teacher.barlow_twins import _forward_views
 from ssdd_jax.teacher.network import Network, initialize, normalize
+from ssdd_jax.training import streaming
 
 SHAPE, COUNT = (8, 8, 1), 70
 SETTINGS = Settings(
@@ -43,9 +44,16 @@ def trainer():
 def run(trainer):
     """`run(state, images, steps)`: the loop that training uses, compiled once."""
 
+    rows = np.stack([trainer.rows(jax.random.key(0))(step) for step in range(trainer.steps)])
+
     def loop(state, images, steps):
         info = Info(loss=jnp.zeros(()), learning_rate=jnp.zeros(()))
-        return jax.lax.fori_loop(0, steps, lambda _, carry: trainer.step(carry[0], images), (state, info))
+
+        def step(_, carry):
+            state = carry[0]
+            return trainer.step(state, images[jnp.asarray(rows)[state.step]])
+
+        return jax.lax.fori_loop(0, steps, step, (state, info))
 
     return jax.jit(loop, donate_argnums=0)
 
@@ -125,13 +133,20 @@ def test_both_views_equal_two_forward_passes():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved, expected)
 
 
-@pytest.mark.medium
-def test_an_epoch_sees_each_image_once():
-    rows = jax.vmap(lambda step: _batch_rows(jax.random.key(0), step, COUNT, 32))(jnp.arange(4))
-    first, second = np.asarray(rows[:2]).ravel(), np.asarray(rows[2:]).ravel()
+def test_an_epoch_sees_each_image_once_and_is_drawn_once(trainer, monkeypatch):
+    drawn, on_host = [], streaming.on_host
+
+    def counting(function):
+        compiled = on_host(function)
+        return lambda key, epoch: drawn.append(int(epoch)) or compiled(key, epoch)
+
+    monkeypatch.setattr(streaming, "on_host", counting)
+    rows = trainer.rows(jax.random.key(0))
+    found = [rows(step) for step in range(4)]
+    first, second = np.concatenate(found[:2]), np.concatenate(found[2:])
     for epoch in (first, second):
         assert len(set(epoch)) == 64 and epoch.min() >= 0 and epoch.max() < COUNT
-    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, second) and drawn == [0, 1]
 
 
 @pytest.mark.medium

@@ -221,15 +221,20 @@ def test_a_file_that_has_been_cut_short_is_noticed(tmp_path):
         streaming.gather(array, np.array([0, 19]))
 
 
-def test_features_that_do_not_fit_are_refused(monkeypatch):
-    """An evaluation says in one line what it cannot do, before the memory is full."""
+def test_features_are_extracted_into_a_file(tmp_path):
+    """Batch by batch, with the bits of features in memory."""
     network = convnet.ConvNet((4,), 3)
     variables = training.fresh(jax.random.split(jax.random.key(0), 1), network, (8, 8, 3))
     one = jax.tree.map(lambda leaf: leaf[0], variables)
-    monkeypatch.setattr(training, "memory_bytes", lambda: 50 * 64 * 4 - 1)
-    images = np.zeros((50, 8, 8, 3), np.uint8)
-    with pytest.raises(UserError, match="50 features of 64 dimensions take 0 GB of the 0 GB of memory"):
-        training.extract(network, one, images, mean=np.zeros(3), std=np.ones(3))
+    images, _ = bytes_and_features(training.EXTRACT + 50)
+    constants = {"mean": np.full(3, 0.5), "std": np.ones(3)}
+    expected = training.extract(network, one, images, **constants)
+    found = training.extract(network, one, images, path=tmp_path / "features.npy", **constants)
+    assert isinstance(found, np.memmap) and found.shape == (
+        training.EXTRACT + 50,
+        training.width(network, one, (8, 8, 3)),
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_what_fits(monkeypatch):
@@ -351,7 +356,10 @@ def test_pairs_taken_are_those_on_the_device():
     images = generator.integers(0, 256, (50, 2, 2, 3), dtype=np.uint8)
     known = generator.normal(2, 3, (50, 6)).astype(np.float32)
     pairs = streaming.Pairs(images, known, preprocess.fit(images, known))
-    rows = np.array([[4, 9], [4, 0]])
-    found, expected = pairs.take(rows), pairs.on_device()
-    np.testing.assert_array_equal(found[0], expected[0][jnp.asarray(rows)])
-    np.testing.assert_array_equal(found[1], expected[1][jnp.asarray(rows)])
+    rows, chosen = np.array([[4, 9], [4, 0]]), np.arange(10)[::-1]
+    for part, count in ((pairs, 50), (pairs._replace(indices=chosen), 10)):
+        found, expected = part.take(rows), part.on_device()
+        assert part.size == len(expected[0]) == count and part.nbytes == count * (12 + 24)
+        np.testing.assert_array_equal(found[0], expected[0][jnp.asarray(rows)])
+        np.testing.assert_array_equal(found[1], expected[1][jnp.asarray(rows)])
+    np.testing.assert_array_equal(expected[0], images[chosen])

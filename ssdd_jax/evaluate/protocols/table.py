@@ -16,6 +16,8 @@ import numpy as np
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.entries import Entry, Target
 from ssdd_jax.evaluate.protocols import finetune, probes, zero_shot
+from ssdd_jax.evaluate.protocols.probes import compiled
+from ssdd_jax.evaluate.protocols.probes.compiled import Features, Labelled
 from ssdd_jax.models import architectures
 
 Array = jax.Array
@@ -57,20 +59,20 @@ class Frozen(NamedTuple):
     """Input of a protocol on frozen features: features, labels and the teacher's features of a target.
 
     Attributes:
-        train: Features of the training images `(n,F)`.
-        test: Features of the test images `(m,F)`.
+        train: Features of the training images `(n,F)`, on the device, or a table of them.
+        test: Features of the test images `(m,F)`, likewise.
         train_labels: Labels of the training images int32 `(n,)`, or None.
         test_labels: Labels of the test images int32 `(m,)`, or None.
         classes: Number of classes.
-        teacher: The teacher's features of both splits, `(n,D)` and `(m,D)`, or None if unavailable.
+        teacher: The teacher's features of both splits, `(n,D)` and `(m,D)`, likewise; None if unavailable.
     """
 
-    train: Array
-    test: Array
+    train: Features
+    test: Features
     train_labels: np.ndarray | None
     test_labels: np.ndarray | None
     classes: int
-    teacher: tuple[np.ndarray, np.ndarray] | None
+    teacher: tuple[Features | np.ndarray, Features | np.ndarray] | None
 
 
 class Seed(NamedTuple):
@@ -123,25 +125,17 @@ class Protocol(NamedTuple):
     teacher: bool = False
 
 
-def _labelled(frozen: Frozen) -> tuple[tuple[Array, Array], tuple[Array, Array]] | None:
+def _labelled(frozen: Frozen) -> tuple[Labelled, Labelled] | None:
     if frozen.train_labels is None or frozen.test_labels is None:
         return None
     return (frozen.train, jnp.asarray(frozen.train_labels)), (frozen.test, jnp.asarray(frozen.test_labels))
 
 
-# Compiled once per shape and number of classes, and shared by all networks and targets that agree in these.
-_linear = jax.jit(probes.linear, static_argnames=("classes", "settings"))
-_linear_krr_st = jax.jit(probes.linear_krr_st, static_argnames=("classes", "settings"))
-_lbfgs = jax.jit(probes.lbfgs, static_argnames=("classes", "settings"))
-_few_labels = jax.jit(probes.few_labels, static_argnames=("classes", "settings"))
-_few_shot = jax.jit(probes.few_shot, static_argnames="classes")
-_knn = jax.jit(probes.knn, static_argnames=("classes", "neighbours"))
-_feature_r2 = jax.jit(probes.feature_r2)
-
-
 def _by_linear(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
     parts = _labelled(frozen)
-    return {} if parts is None else {"linear": float(_linear(*parts, classes=frozen.classes, settings=settings.linear))}
+    if parts is None:
+        return {}
+    return {"linear": float(compiled.linear(*parts, classes=frozen.classes, settings=settings.linear))}
 
 
 def _by_linear_krr_st(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
@@ -149,13 +143,13 @@ def _by_linear_krr_st(seed: Seed, frozen: Frozen, settings: Settings) -> dict[st
     if parts is None:
         return {}
     key = jax.random.fold_in(seed.key, 2)  # each protocol folds in another number: no key is used twice
-    value = _linear_krr_st(key, *parts, classes=frozen.classes, settings=settings.linear_krr_st)
+    value = compiled.linear_krr_st(key, *parts, classes=frozen.classes, settings=settings.linear_krr_st)
     return {"linear_krr_st": float(value)}
 
 
 def _by_lbfgs(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
     parts = _labelled(frozen)
-    return {} if parts is None else {"lbfgs": float(_lbfgs(*parts, classes=frozen.classes))}
+    return {} if parts is None else {"lbfgs": float(compiled.lbfgs(*parts, classes=frozen.classes))}
 
 
 def _by_few_labels(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
@@ -166,7 +160,7 @@ def _by_few_labels(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, 
     # The labels depend on the seed but not on the entry, so that differences between entries are paired.
     for fraction in settings.fractions:
         indices = probes.draw_fraction(1000 * seed.base + seed.number, np.asarray(frozen.train_labels), fraction)
-        values[_column(fraction)] = float(_few_labels(*parts, jnp.asarray(indices), classes=frozen.classes))
+        values[_column(fraction)] = float(compiled.few_labels(*parts, indices, classes=frozen.classes))
     return values
 
 
@@ -176,21 +170,21 @@ def _by_few_shot(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, fl
     shots = parts and probes.draw_shots(seed.base, np.asarray(frozen.train_labels), frozen.classes)
     if parts is None or shots is None:
         return {}
-    return {"few_shot": float(_few_shot(*parts, jnp.asarray(shots), classes=frozen.classes))}
+    return {"few_shot": float(compiled.few_shot(*parts, shots, classes=frozen.classes))}
 
 
 def _by_knn(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
     parts = _labelled(frozen)
     if parts is None:
         return {}
-    return {"knn": float(_knn(*parts, classes=frozen.classes, neighbours=settings.neighbours))}
+    return {"knn": float(compiled.knn(*parts, classes=frozen.classes, neighbours=settings.neighbours))}
 
 
 def _by_feature_r2(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, float]:
     if frozen.teacher is None:
         return {}
     train, test = frozen.teacher
-    explained = _feature_r2((frozen.train, train), (frozen.test, test))
+    explained = compiled.feature_r2((frozen.train, train), (frozen.test, test))
     return {"feature_r2": float(explained.plain), "feature_r2_whitened": float(explained.whitened)}
 
 

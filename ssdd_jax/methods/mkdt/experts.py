@@ -95,8 +95,10 @@ def _losses(variables: inner.Variables, data: streaming.Pairs | _Data) -> np.nda
     if isinstance(data, _Data):
         return np.asarray(image_losses(variables, *data))
     indices = np.arange(len(data.images))
-    batches = (data.take(indices[begin : begin + PART]) for begin in range(0, len(indices), PART))
-    return np.concatenate([np.asarray(image_losses(variables, *part, data.preprocessing)) for part in batches])
+    # Whole batches, so that the parts do not change the losses.
+    part = min(PART, MEASURE * max(1, streaming.rows_per_piece(data) // MEASURE))
+    batches = (data.take(indices[begin : begin + part]) for begin in range(0, len(indices), part))
+    return np.concatenate([np.asarray(image_losses(variables, *batch, data.preprocessing)) for batch in batches])
 
 
 @jax.jit

@@ -14,6 +14,8 @@ from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import statistics
 from ssdd_jax.evaluate.protocols import probes
+from ssdd_jax.evaluate.protocols.probes import compiled
+from ssdd_jax.evaluate.protocols.probes.pieces import Placing
 from ssdd_jax.methods import trials
 from ssdd_jax.methods.base import Run, Stage, StandIns, Trial
 from ssdd_jax.methods.scdd import inversion, post_training
@@ -71,10 +73,15 @@ def _fit_probe(run: Run) -> None:
         return
     options = run.config.evaluate
     settings = probes.SgdSettings(options.probe_steps, options.probe_batch_size, options.probe_learning_rate)
-    train = jnp.asarray(run.features().train), jnp.asarray(run.dataset.train_labels)
-    weights = jax.jit(probes.fit_linear_krr_st, static_argnames=("classes", "settings"))(
-        run.key("probe", shared=True), train, classes=run.problem.classes, settings=settings
+    placing = Placing(run.config.devices.gigabytes)
+    features = placing.place(classes=run.problem.classes, train=run.features().train)["train"]
+    weights = compiled.fit_linear_krr_st(
+        run.key("probe", shared=True),
+        (features, jnp.asarray(run.dataset.train_labels)),
+        classes=run.problem.classes,
+        settings=settings,
     )
+    placing.close()
     if not np.isfinite(weights).all():
         raise UserError("probe: the weights are not finite: try a smaller config.evaluate.probe_learning_rate")
     files.write_array(path, np.asarray(weights))

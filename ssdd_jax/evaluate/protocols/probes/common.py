@@ -25,7 +25,11 @@ class Standard(NamedTuple):
     @classmethod
     def of(cls, features: Array) -> Standard:
         """Fit the map to features `(n,F)`."""
-        mean, deviation = features.mean(0), features.std(0)
+        return cls.of_moments(features.mean(0), features.std(0))
+
+    @classmethod
+    def of_moments(cls, mean: Array, deviation: Array) -> Standard:
+        """Fit the map to features of the mean and the standard deviation `(F,)`."""
         # Constant features are centred only: their rounding errors would be scaled up.
         return cls(mean, jnp.where(deviation > 1e-6 * deviation.max(), deviation, 1.0))
 

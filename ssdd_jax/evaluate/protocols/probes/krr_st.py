@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -70,28 +71,56 @@ def fit_linear_krr_st(
     features, labels = map(jnp.asarray, train)
     chex.assert_rank([features, labels], [2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
-    key_init, key_order = jax.random.split(key)
-    # Initial weights as those of `torch.nn.Linear`.
-    bound = features.shape[1] ** -0.5
-    weights = jax.random.uniform(key_init, (features.shape[1] + 1, classes), minval=-bound, maxval=bound)
-    _, per_epoch = epochs.batch_of(len(features), settings.batch_size)
+    made, (key_init, key_order) = training(features.shape, classes=classes, settings=settings), jax.random.split(key)
+    weights, _ = epochs.run(
+        key_order,
+        made.init(key_init),
+        lambda carry, indices: made.step(carry, features[indices], labels[indices]),
+        count=len(features),
+        batch_size=settings.batch_size,
+        epochs=made.epochs,
+    )
+    return weights
+
+
+class Training(NamedTuple):
+    """Training of the probe; its carry holds the weights and the state of the optimizer.
+
+    Attributes:
+        init: `key -> carry`.
+        step: `(carry, features (B,F), labels (B,)) -> carry`.
+        epochs: Number of passes over the images.
+        steps: Number of steps in all.
+    """
+
+    init: Callable[[Array], Any]
+    step: Callable[[Any, Array, Array], Any]
+    epochs: int
+    steps: int
+
+
+def training(shape: Sequence[int], *, classes: int, settings: SgdSettings) -> Training:
+    """Build the training of the probe for features of the shape `(n,F)`."""
+    examples, width = shape
+    _, per_epoch = epochs.batch_of(examples, settings.batch_size)
     # Whole epochs, so that the cosine reaches 0 in the last step.
     count = -(-settings.steps // per_epoch)
     schedule = optax.cosine_decay_schedule(settings.learning_rate, count * per_epoch)
     optimizer = optax.sgd(schedule, momentum=0.9)
 
-    def loss(weights: Array, indices: Array) -> Array:
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits(weights, features[indices]), labels[indices]
-        ).mean()
+    def init(key: Array) -> tuple[Array, optax.OptState]:
+        # Initial weights as those of `torch.nn.Linear`.
+        weights = jax.random.uniform(key, (width + 1, classes), minval=-(width**-0.5), maxval=width**-0.5)
+        return weights, optimizer.init(weights)
 
-    def step(carry: tuple[Array, optax.OptState], indices: Array) -> tuple[Array, optax.OptState]:
+    def loss(weights: Array, features: Array, labels: Array) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits(weights, features), labels).mean()
+
+    def step(carry: tuple[Array, optax.OptState], features: Array, labels: Array) -> tuple[Array, optax.OptState]:
         weights, opt_state = carry
-        gradient = jax.grad(loss)(weights, indices)
+        gradient = jax.grad(loss)(weights, features, labels)
         with jax.numpy_dtype_promotion("standard"):  # optax divides an integer by a float
             updates, opt_state = optimizer.update(gradient, opt_state)
         return optax.apply_updates(weights, updates), opt_state
 
-    carry = (weights, optimizer.init(weights))
-    weights, _ = epochs.run(key_order, carry, step, count=len(features), batch_size=settings.batch_size, epochs=count)
-    return weights
+    return Training(init, step, count, count * per_epoch)

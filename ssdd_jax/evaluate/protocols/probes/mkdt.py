@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -79,9 +80,30 @@ def fit_lbfgs(train: tuple[Array, Array], *, classes: int, settings: LbfgsSettin
     features, labels = map(jnp.asarray, train)
     chex.assert_rank([features, labels], [2, 1])
     chex.assert_equal_shape_prefix([features, labels], 1)
-    mean = features.mean(0)
+
+    def loss(weights: Array) -> Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits(weights, features), labels).mean()
+
+    return search(loss, (features.mean(0), features.var(0)), classes=classes, settings=settings)
+
+
+def search(
+    loss: Callable[[Array], Array], moments: tuple[Array, Array], *, classes: int, settings: LbfgsSettings
+) -> Array:
+    """Minimise the loss of a linear classifier plus the penalty, starting at zero.
+
+    Args:
+        loss: Maps weights `(F+1,classes)` to the mean cross-entropy, a scalar.
+        moments: Mean and variance of each feature `(F,)`.
+        classes: Number of classes.
+        settings: Training settings.
+
+    Returns:
+        Weights `(F+1,classes)`; the last row is the bias.
+    """
+    mean, variance = moments
     # Preconditioner: approximately the inverse root of the Hessian's diagonal when all classes are equally likely.
-    scale = lax.rsqrt(features.var(0) / classes + 2 * settings.penalty)
+    scale = lax.rsqrt(variance / classes + 2 * settings.penalty)
 
     def raw(inner: Array) -> Array:
         weights = scale[:, None] * inner[:-1]
@@ -89,11 +111,10 @@ def fit_lbfgs(train: tuple[Array, Array], *, classes: int, settings: LbfgsSettin
 
     def objective(inner: Array) -> Array:
         weights = raw(inner)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits(weights, features), labels).mean()
-        return loss + settings.penalty * jnp.sum(jnp.square(weights[:-1]))
+        return loss(weights) + settings.penalty * jnp.sum(jnp.square(weights[:-1]))
 
     with jax.default_matmul_precision("highest"):
-        start = jnp.zeros((features.shape[1] + 1, classes), features.dtype)
+        start = jnp.zeros((len(mean) + 1, classes), mean.dtype)
         enough = settings.tolerance * jnp.linalg.norm(jax.grad(objective)(start))
         return raw(minimize(objective, start, enough=enough, steps=settings.steps, memory=settings.memory))
 

@@ -43,13 +43,25 @@ def knn(
     # Scaling the products instead of the training features avoids a copy of the features.
     shrink = 1 / jnp.maximum(jnp.linalg.norm(train[0], axis=1), 1e-12)
 
-    def vote(query: Array) -> Array:
+    def classify(query: Array) -> Array:
         direction = query / jnp.maximum(jnp.linalg.norm(query), 1e-12)
         similarity, nearest = lax.top_k((train[0] @ direction) * shrink, count)
-        # Relative to the largest possible weight, which does not change the vote and avoids overflow.
-        weights = jnp.exp((similarity - 1) / temperature)
-        return jnp.argmax(jnp.zeros(classes, weights.dtype).at[train[1][nearest]].add(weights))
+        return vote(similarity, train[1][nearest], classes=classes, temperature=temperature)
 
     with jax.default_matmul_precision("highest"):
-        predicted = lax.map(vote, test[0], batch_size=KNN_CHUNK)
+        predicted = lax.map(classify, test[0], batch_size=KNN_CHUNK)
     return 100.0 * jnp.mean((predicted == test[1]).astype(jnp.float32))
+
+
+def vote(similarity: Array, labels: Array, *, classes: int, temperature: float) -> Array:
+    """Return the class, an int32 scalar, with the largest weight of the neighbours.
+
+    Args:
+        similarity: Cosine similarities of the neighbours `(k,)`.
+        labels: Their labels, int32 `(k,)`.
+        classes: Number of classes.
+        temperature: Temperature of the weights.
+    """
+    # Relative to the largest possible weight, which does not change the vote and avoids overflow.
+    weights = jnp.exp((similarity - 1) / temperature)
+    return jnp.argmax(jnp.zeros(classes, weights.dtype).at[labels].add(weights))

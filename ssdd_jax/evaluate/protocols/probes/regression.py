@@ -49,26 +49,26 @@ def feature_r2(train: tuple[Array, Array], test: tuple[Array, Array]) -> R2:
     chex.assert_equal_shape_prefix(train, 1)
     chex.assert_equal_shape_prefix(test, 1)
     held_out, ridges = np.arange(len(train[0])) % 10 == 0, jnp.array(RIDGES)
-    whitening = _whitening(train[1])
-    fitted, rest = _Moments.of(train[0][~held_out], train[1][~held_out]), (train[0][held_out], train[1][held_out])
+    centred = train[1] - train[1].mean(0)[None]
+    whitening_ = whitening(_product(centred.T, centred) / len(centred))
+    fitted, rest = Regression.of(train[0][~held_out], train[1][~held_out]), (train[0][held_out], train[1][held_out])
 
     def errors_of(ridge: Array) -> tuple[Array, Array]:
-        residual = fitted.predict(rest[0], ridge) - rest[1]
-        return jnp.mean(jnp.square(residual)), jnp.mean(jnp.square(_product(residual, whitening)))
+        residual = fitted.predict(rest[0], fitted.solve(ridge)) - rest[1]
+        return jnp.mean(jnp.square(residual)), jnp.mean(jnp.square(_product(residual, whitening_)))
 
     # Errors of the smallest ridges are NaN if the covariance is singular.
     best = jnp.stack([ridges[jnp.nanargmin(errors)] for errors in lax.map(errors_of, ridges)])
-    whole = _Moments.of(*train)
+    whole = Regression.of(*train)
     # Regression is linear in its targets: whitened predictions are those of the plain features, whitened.
-    plain, whitened = lax.map(lambda ridge: whole.predict(test[0], ridge) - test[1], best)
+    plain, whitened = lax.map(lambda ridge: whole.predict(test[0], whole.solve(ridge)) - test[1], best)
     spread = test[1] - test[1].mean(0)[None]
-    return R2(_explained(plain, spread), _explained(_product(whitened, whitening), _product(spread, whitening)))
+    return R2(_explained(plain, spread), _explained(_product(whitened, whitening_), _product(spread, whitening_)))
 
 
-def _whitening(targets: Array) -> Array:
-    """Matrix `(D,D)` that whitens centred targets `(n,D)` from the right."""
-    centred = targets - targets.mean(0)[None]
-    variances, directions = jnp.linalg.eigh(_product(centred.T, centred) / len(targets))
+def whitening(covariance: Array) -> Array:
+    """Return the matrix `(D,D)` that whitens centred targets `(n,D)` of a covariance `(D,D)` from the right."""
+    variances, directions = jnp.linalg.eigh(covariance)
     largest = jnp.maximum(variances[-1], jnp.finfo(variances.dtype).tiny)
     return directions / jnp.sqrt(jnp.maximum(variances, FLOOR * largest))[None]
 
@@ -82,10 +82,14 @@ def _product(a: Array, b: Array) -> Array:
         return a @ b
 
 
-class _Moments(NamedTuple):
-    """Sufficient statistics of ridge regression: means `(1,F)` and `(1,D)`, covariances `(F,F)` and `(F,D)`.
+class Regression(NamedTuple):
+    """Sufficient statistics of ridge regression.
 
-    The covariances are sums, not means, over the images.
+    Attributes:
+        mean_x: Mean of the features `(1,F)`.
+        mean_y: Mean of the targets `(1,D)`.
+        within: Covariance of the features `(F,F)`, summed, not averaged, over the images.
+        across: Covariance of features and targets `(F,D)`, likewise.
     """
 
     mean_x: Array
@@ -94,14 +98,20 @@ class _Moments(NamedTuple):
     across: Array
 
     @classmethod
-    def of(cls, x: Array, y: Array) -> _Moments:
+    def of(cls, x: Array, y: Array) -> Regression:
+        """Compute the statistics of features `(n,F)` and targets `(n,D)`."""
         mean_x, mean_y = x.mean(0)[None], y.mean(0)[None]
         x, y = x - mean_x, y - mean_y
         return cls(mean_x, mean_y, _product(x.T, x), _product(x.T, y))
 
-    def predict(self, x: Array, ridge: Array) -> Array:
+    def solve(self, ridge: Array) -> Array:
+        """Fit the linear map `(F,D)` from centred features to centred targets."""
         with jax.default_matmul_precision("highest"):
             scaled = ridge * jnp.trace(self.within) / len(self.within)
             eye = jnp.eye(len(self.within), dtype=self.within.dtype)
             factor = jnp.linalg.cholesky(self.within + scaled * eye)
-            return (x - self.mean_x) @ cho_solve((factor, True), self.across) + self.mean_y
+            return cho_solve((factor, True), self.across)
+
+    def predict(self, x: Array, linear_map: Array) -> Array:
+        """Predict targets `(n,D)` from features `(n,F)` by a map from `solve`."""
+        return _product(x - self.mean_x, linear_map) + self.mean_y

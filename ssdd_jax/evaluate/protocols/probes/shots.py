@@ -58,13 +58,28 @@ def few_shot(train: tuple[Array, Array], test: tuple[Array, Array], shots: Array
     standardise = Standard.of(train[0]).apply
 
     def accuracy_of(indices: Array) -> Array:
-        features, labels = standardise(train[0][indices]), jax.nn.one_hot(train[1][indices], classes) - 1 / classes
+        fitted = weights(standardise(train[0][indices]), train[1][indices], classes=classes)
         with jax.default_matmul_precision("highest"):
-            # The dual form, whose size is the number of labels, which are few.
-            weights = features.T @ _leave_one_out(features @ features.T, labels)
-            return accuracy(standardise(test[0]) @ weights, test[1])
+            return accuracy(standardise(test[0]) @ fitted, test[1])
 
     return lax.map(accuracy_of, shots).mean()
+
+
+def weights(features: Array, labels: Array, *, classes: int) -> Array:
+    """Fit ridge regression of the one-hot labels.
+
+    Args:
+        features: Standardised features of the labelled images `(k,F)`.
+        labels: Labels int32 `(k,)`.
+        classes: Number of classes.
+
+    Returns:
+        Weights `(F,classes)`.
+    """
+    targets = jax.nn.one_hot(labels, classes) - 1 / classes
+    with jax.default_matmul_precision("highest"):
+        # The dual form, whose size is the number of labels, which are few.
+        return features.T @ _leave_one_out(features @ features.T, targets)
 
 
 def _leave_one_out(kernel: Array, targets: Array) -> Array:

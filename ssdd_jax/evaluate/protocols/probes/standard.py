@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -96,14 +97,55 @@ def fit_linear(train: tuple[Array, Array], *, classes: int, settings: LinearSett
     standard = Standard.of(features)
     inputs = standard.apply(features)
     held = jnp.asarray(held_out(len(features), settings.share), inputs.dtype)
-    penalties = jnp.array(settings.penalties, inputs.dtype)
-    start = jnp.zeros((features.shape[1] + 1, classes), inputs.dtype)
 
     def losses(weights: Array) -> Array:
         return optax.softmax_cross_entropy_with_integer_labels(logits(weights, inputs), labels)
 
-    def fit(start: Array, penalty: Array, share: Array) -> Array:
-        """Minimise the mean loss over the examples with a share of 1; those with 0 are ignored."""
+    def loss(weights: Array, final: Array) -> Array:
+        share = jnp.where(final > 0, 1, 1 - held)
+        return jnp.sum(share * losses(weights)) / jnp.sum(share)
+
+    def error(weights: Array) -> Array:
+        wrong = (jnp.argmax(logits(weights, inputs), -1) != labels).astype(inputs.dtype)
+        return jnp.sum(held * (wrong + 1e-6 * losses(weights))) / jnp.sum(held)
+
+    with jax.default_matmul_precision("highest"):
+        within = inputs.T @ inputs / len(inputs)
+        return standard.raw(search(Objective(loss, error, within), classes=classes, settings=settings))
+
+
+class Objective(NamedTuple):
+    """Logistic regression on standardised features, in functions of the weights `(F+1,classes)`.
+
+    Attributes:
+        loss: `(weights, final) -> loss`: mean cross-entropy of the examples that are not held out, and of all if
+            `final` is 1 instead of 0.
+        error: `weights -> error` of the held-out examples, as in `_Best`.
+        within: Covariance of the features `(F,F)`.
+    """
+
+    loss: Callable[[Array, Array], Array]
+    error: Callable[[Array], Array]
+    within: Array
+
+
+def search(problem: Objective, *, classes: int, settings: LinearSettings) -> Array:
+    """Choose the penalty on the held-out examples, and fit all examples with it.
+
+    Args:
+        problem: The loss and the error to minimise.
+        classes: Number of classes.
+        settings: Settings of the fit.
+
+    Returns:
+        Weights for standardised features `(F+1,classes)`.
+    """
+    within = problem.within
+    penalties = jnp.array(settings.penalties, within.dtype)
+    start = jnp.zeros((len(within) + 1, classes), within.dtype)
+
+    def fit(start: Array, penalty: Array, final: Array) -> Array:
+        """Minimise the loss with the penalty."""
 
         # Preconditioner: with the Hessian at zero weights as the metric a few iterations suffice instead of hundreds.
         root = jnp.linalg.cholesky(within / classes + penalty * jnp.eye(len(within), dtype=within.dtype))
@@ -113,8 +155,7 @@ def fit_linear(train: tuple[Array, Array], *, classes: int, settings: LinearSett
 
         def objective(inner: Array) -> Array:
             weights = outer(inner)
-            data = jnp.sum(share * losses(weights)) / jnp.sum(share)
-            return data + 0.5 * penalty * jnp.sum(jnp.square(weights[:-1]))
+            return problem.loss(weights, final) + 0.5 * penalty * jnp.sum(jnp.square(weights[:-1]))
 
         # Relative to zero weights and not to the start, so that a warm start takes fewer iterations.
         norm = jnp.linalg.norm(jax.grad(objective)(jnp.zeros_like(start)))
@@ -127,11 +168,9 @@ def fit_linear(train: tuple[Array, Array], *, classes: int, settings: LinearSett
         final = index == len(penalties)
         start = jnp.where(final, best.weights, weights)
         penalty = jnp.where(final, best.penalty, penalties[jnp.minimum(index, len(penalties) - 1)])
-        share = jnp.where(final, 1, 1 - held)
         skip = ~final & (best.waited >= settings.patience)
-        weights = lax.cond(skip, lambda: start, lambda: fit(start, penalty, share))
-        wrong = (jnp.argmax(logits(weights, inputs), -1) != labels).astype(inputs.dtype)
-        error = jnp.sum(held * (wrong + 1e-6 * losses(weights))) / jnp.sum(held)
+        weights = lax.cond(skip, lambda: start, lambda: fit(start, penalty, final.astype(start.dtype)))
+        error = problem.error(weights)
         better = ~skip & ~final & (error < best.error)
         best = _Best(
             jnp.where(better | final, weights, best.weights),
@@ -141,8 +180,6 @@ def fit_linear(train: tuple[Array, Array], *, classes: int, settings: LinearSett
         )
         return (weights, best), None
 
-    with jax.default_matmul_precision("highest"):
-        within = inputs.T @ inputs / len(inputs)
-        none = _Best(start, jnp.full((), jnp.inf, start.dtype), penalties[0], jnp.zeros((), jnp.int32))
-        (_, best), _ = lax.scan(step, (start, none), jnp.arange(len(penalties) + 1))
-    return standard.raw(best.weights)
+    none = _Best(start, jnp.full((), jnp.inf, start.dtype), penalties[0], jnp.zeros((), jnp.int32))
+    (_, best), _ = lax.scan(step, (start, none), jnp.arange(len(penalties) + 1))
+    return best.weights

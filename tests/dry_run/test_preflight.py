@@ -1,0 +1,118 @@
+"""The check of memory before the first stage: its bounds, what it says and refuses, and that it stops nothing else."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny_runs
+
+from ssdd_jax import dry_run, main, pipeline
+from ssdd_jax.cli import arguments as commandline
+from ssdd_jax.dry_run import peaks, preflight
+from ssdd_jax.dry_run.preflight import Need, Shortage
+from ssdd_jax.dry_run.timing import memory_of
+from ssdd_jax.training import streaming
+
+
+def peak(function, *arguments):
+    return peaks.peak(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def test_the_peak_counts_what_lives_at_a_time():
+    x = jnp.zeros(1000)
+    # The argument, and two results at a time, however long the chain.
+    assert peak(lambda x: jnp.sin(jnp.cos(jnp.sin(jnp.cos(x)))), x) == 3 * 4000
+    # All results that a later equation reads live until then.
+    assert peak(lambda x: sum([jnp.sin(x), jnp.cos(x), jnp.tan(x)], start=jnp.zeros(1000)), x) > 4 * 4000
+    # A loop holds its body once, not once a step.
+    assert peak(lambda x: jax.lax.fori_loop(0, 100, lambda _, x: jnp.sin(jnp.cos(x)), x), x) <= 6 * 4000
+
+
+def test_the_peak_bounds_what_xla_takes():
+    def loss(w, x):
+        for _ in range(4):
+            x = jnp.tanh(x @ w)
+        return jnp.sum(x * x)
+
+    step, arguments = jax.grad(loss), (jnp.zeros((64, 64)), jnp.zeros((512, 64)))
+    compiled = memory_of(jax.jit(step).lower(*arguments).compile())
+    assert compiled <= peak(step, *arguments) <= 3 * compiled
+
+
+def prepared(folder, edition, **changes):
+    options = commandline.parse(tiny_runs.taught(folder, edition, "planned", **changes))
+    job = pipeline.prepare(options.config, pipeline.Workdir(options.workdir, options.shared), lambda line: None)
+    return job, pipeline.stages_of(job.method, job.config, job.problem)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_runs.with_teacher(tmp_path_factory.mktemp("preflight"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edition", ["boost", "krr_st", "mkdt", "scdd", "high_loss", "noise"])
+@pytest.mark.parametrize("gigabytes", [0.0, 1e-6])
+def test_every_stage_is_bounded_without_being_run(edition, gigabytes, folder):
+    """On abstract shapes, with the data on the device and streamed; a bound is no less than XLA's estimate."""
+    job, stages = prepared(folder, edition, devices__gigabytes=gigabytes)
+    shapes = preflight.Shapes(job)
+    for stage in stages:
+        for need in preflight._needs(shapes, stage):
+            assert need.size > 0
+            if stage.name == "distill" and need.compiled is not None:
+                assert 0 < need.compiled() <= 1.5 * need.size
+    names = {stage.name for stage in stages if list(preflight._needs(shapes, stage))}
+    own = {"mkdt": {"experts"}, "high_loss": {"experts"}, "scdd": {"probe", "post_training"}}.get(edition, set())
+    assert names == {"teacher", "features", "distill", "evaluate"} | own
+
+
+@pytest.mark.slow
+def test_a_size_that_is_too_large_is_found(folder, monkeypatch):
+    """And not the same run on a device that holds it."""
+    job, stages = prepared(folder, "krr_st")
+    assert dry_run.shortages(job, stages) == []
+    monkeypatch.setattr(streaming, "memory_bytes", lambda: 50_000)
+    found = dry_run.shortages(job, stages)
+    (distill,) = [one for one in found if one.words.startswith("distill")]
+    assert distill.exact and "the device has 50 kB: lower config.pool.vectorize" in distill.words
+
+
+@pytest.mark.parametrize(
+    ("backend", "choice", "status"), [("gpu", "refuse", 2), ("gpu", "warn", 0), ("cpu", "refuse", 0)]
+)
+def test_what_is_refused_and_what_is_said(backend, choice, status, tmp_path, monkeypatch, capsys):
+    """A run that cannot fit ends on an accelerator before its first stage; a bound alone refuses nothing."""
+    tiny_runs.write_data(tmp_path)
+    shortages = [Shortage("evaluate needs much", exact=False), Shortage("distill needs more", exact=True)]
+    monkeypatch.setattr(dry_run, "shortages", lambda job, stages: shortages)
+    monkeypatch.setattr(pipeline.jax, "default_backend", lambda: backend)
+    line = [*tiny_runs.arguments(tmp_path, devices__preflight=choice), "--stage=features"]
+    assert main.main(line) == status
+    out, err = capsys.readouterr()
+    assert "memory: evaluate needs much" in out
+    assert (tmp_path / "run" / "features").exists() == (status == 0)
+    if status:
+        assert err.strip().splitlines()[-1] == (
+            "ssdd_jax: distill needs more, or set config.devices.preflight=warn to try"
+        )
+    else:
+        assert "memory: distill needs more" in out
+
+
+@pytest.mark.parametrize("choice", ["refuse", "off"])
+def test_a_prediction_that_fails_stops_nothing(choice, tmp_path, monkeypatch, capsys):
+    def fail(job, stages):
+        raise ValueError("no such\nshape")
+
+    tiny_runs.write_data(tmp_path)
+    monkeypatch.setattr(dry_run, "shortages", fail)
+    assert main.main([*tiny_runs.arguments(tmp_path, devices__preflight=choice), "--stage=features"]) == 0
+    assert ("memory cannot be predicted: no such shape" in capsys.readouterr().out) == (choice == "refuse")
+
+
+def test_xlas_estimate_replaces_a_bound_that_does_not_fit():
+    assert preflight._settled(Need(5, lambda: 1 / 0), 10) == (5, False)
+    assert preflight._settled(Need(20, lambda: 7), 10) == (7, True)
+    assert preflight._settled(Need(20, lambda: 15), 10) == (15, True)
+    assert preflight._settled(Need(20, lambda: 0), 10) == (20, False)
+    assert preflight._settled(Need(20), 10) == (20, False)
