@@ -59,10 +59,8 @@ def parse(arguments: list[str]) -> Options:
     flags.DEFINE_boolean("dry_run", False, "", flag_values=values)
     try:
         rest = values(["ssdd_jax", *arguments])[1:]
-    except UserError:
-        raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
-        raise UserError(_explain(arguments, error)) from None
+        raise _raised_by_config(error) or UserError(_explain(arguments, error)) from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; --help shows what there is")
     chosen = config.value
@@ -172,6 +170,16 @@ def _explain(arguments: list[str], error: Exception) -> str:
     if "Traceback" in str(error):  # the config file raised an error: the last line of its traceback is the message
         error = Exception(str(error).strip().splitlines()[-1].partition(": ")[2])
     return f"{_config_file(arguments)}: {error}"
+
+
+def _raised_by_config(error: BaseException | None) -> UserError | None:
+    """Return the UserError that a config file raised, out of the errors that absl and ml_collections make of it."""
+    while error is not None:
+        # ml_collections repeats the type of the error, with a traceback as its message.
+        if isinstance(error, UserError) and "Traceback" not in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _nearest(key: str, keys: list[str]) -> str:

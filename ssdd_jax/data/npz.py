@@ -88,6 +88,8 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
             # An archive decompresses an array when it is indexed: arrays of other names are not read.
             stored = {name: next((key for key in keys if key in archive.files), None) for name, keys in _KEYS.items()}
             return {name: archive[key] for name, key in stored.items() if key is not None}
+    except UserError:
+        raise
     except (
         OSError,
         EOFError,
