@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+from typing import NoReturn
 
 from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
@@ -14,6 +15,7 @@ usage: python -m ssdd_jax.export --set=PATH --form=FORM [--out=DIR]
 
 Convert a distilled set to another format. All pairs are written, including the views, with constants.json, which holds
 what turns network inputs back into pixels and targets back into the teacher's features.
+`ssdd export` is the same command.
 
   --set=PATH   the set: a run's distilled/ folder, or a set in one of these formats:
 {readable}
@@ -84,9 +86,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def cli() -> None:
-    """Run the command and exit with its status."""
-    sys.exit(main(sys.argv[1:]))
+def cli(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command with these arguments, by default those of the process, and exit with its status."""
+    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -19,6 +19,7 @@ usage: python -m ssdd_jax.main [--config=FILE[:EDITION]] [--config.KEY=VALUE ...
                                [--stage=STAGE] [--dry_run]
 
 Distil a set of images into a tiny set of images and target features, and evaluate networks trained on it.
+`ssdd run` is the same command.
 
   --config=FILE[:EDITION]  the config file; default configs/digits.py. Files of the package, for use from any directory:
 {configs}
@@ -142,9 +143,9 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def cli() -> None:
-    """Run the command line and exit with its status."""
-    status = main(sys.argv[1:])
+def cli(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line with these arguments, by default those of the process, and exit with its status."""
+    status = main(sys.argv[1:] if arguments is None else arguments)
     from ssdd_jax.runtime import devices
 
     devices.leave(status)

@@ -24,7 +24,7 @@ ORDER = (
         "distilled",
     ),
     *("outer", "pool", "training", "formats", "teacher", "cli", "export", "report", "evaluate", "methods", "stages"),
-    *("api", "dry_run", "pipeline", "main", "__init__"),
+    *("api", "dry_run", "pipeline", "main", "__init__", "__main__"),
 )
 
 
@@ -81,12 +81,14 @@ def test_a_circle_would_be_found():
 
 def test_the_root_holds_the_mathematics_and_the_contract():
     root = "approximate augment config decoder distilled errors export inner krr main outer pipeline pool"
-    assert sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__") == root.split()
+    assert sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__")) == root.split()
 
 
 def _catches_value_errors(handler: ast.ExceptHandler) -> bool:
     """Whether a handler catches a UserError, which is a ValueError, beside other errors."""
-    names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)} if handler.type else {"Exception"}
+    names = (
+        {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)} if handler.type else {"Exception"}
+    )
     return bool(names & {"ValueError", "Exception"}) or any(name.endswith("DAMAGE") for name in names)
 
 

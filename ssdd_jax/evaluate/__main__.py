@@ -7,12 +7,12 @@ import difflib
 import re
 import sys
 import textwrap
-from typing import Any
+from typing import Any, NoReturn
 
 HELP = """\
 usage: python -m ssdd_jax.evaluate --set=PATH [--models=A,B] [--targets=A,B] [--protocol=A,B] [--seeds=N] ...
 
-Train networks on a distilled set and on its baselines, and evaluate them.
+Train networks on a distilled set and on its baselines, and evaluate them. `ssdd evaluate` is the same command.
 
   --set=PATH               distilled set to evaluate: a run's distilled/, KRR-ST's x_syn.pt and y_syn.pt, images with
                            features, or an .npz; separate several by commas; NAME=PATH names a row.
@@ -160,5 +160,10 @@ def _converted(name: str, text: str, default: Any) -> Any:
     raise UserError(f"--{name}={text} is not {'an' if kind == 'int' else 'a'} {kind}")
 
 
+def cli(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line with these arguments, by default those of the process, and exit with its status."""
+    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    cli()
