@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 usage: python -m ssdd_jax.main [--config=FILE[:EDITION]] [--config.KEY=VALUE ...] [--workdir=DIR] [--shared=DIR]
-                               [--stage=STAGE] [--dry_run]
+                               [--stage=STAGE] [--tensorboard] [--dry_run]
 
 Distil a set of images into a tiny set of images and target features, and evaluate networks trained on it.
 `ssdd run` is the same command.
@@ -36,6 +36,8 @@ Distil a set of images into a tiny set of images and target features, and evalua
   --stage=STAGE            the last stage to run:
                            {stages},
                            or a stage of the method: experts (mkdt), probe and post_training (scdd)
+  --tensorboard            write the losses to tensorboard/ too, for: tensorboard --logdir=RUN/tensorboard. Needs
+                           tensorboardX: pip install 'ssdd_jax[tensorboard]'
   --dry_run                print the plan and exit: stages and their state, shapes, stored numbers, and predicted memory
                            and time on this machine from a few measured steps; no result is written
   --version                print the version
@@ -108,6 +110,7 @@ def _run(arguments: list[str]) -> None:
             options.workdir,
             shared=options.shared,
             until=options.stage,
+            tensorboard=options.tensorboard,
             command=commandline.typed(arguments),
             say=_say,
             announce=announce,

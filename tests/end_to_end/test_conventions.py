@@ -25,7 +25,7 @@ def test_one_version():
 def test_the_citation_names_the_articles_of_the_readme():
     text = " ".join((ROOT / "README.md").read_text().split())
     articles = read("CITATION.cff")["references"]
-    assert len(articles) == text.count("title={")
+    assert len(articles) == text.count(" title={")
     for article in articles:
         assert f"title={{{article['title']}}}" in text
         authors = " and ".join(f"{one['family-names']}, {one['given-names']}" for one in article["authors"])
