@@ -18,7 +18,7 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, options, sources, suite, tables
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
-from ssdd_jax.runtime import files
+from ssdd_jax.runtime import constraints, files
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import Workdir, held
 
@@ -166,7 +166,15 @@ def _result(request: suite.Request, rows: list[dict[str, Any]]) -> dict[str, Any
 
 
 def write(result: Mapping[str, Any], folder: Path) -> str:
-    """Write `evaluation.json`, `evaluation.md` and `evaluation.png` into a folder; returns the Markdown."""
+    """Write a result into a folder: `evaluation.json`, `.md` and `.png`, and `constraints.txt` with the versions.
+
+    Args:
+        result: Output of `evaluate`.
+        folder: The folder.
+
+    Returns:
+        The Markdown.
+    """
     from ssdd_jax.evaluate import figures  # Matplotlib is slow to load
 
     output = pathlib.Path(folder).expanduser()
@@ -174,6 +182,7 @@ def write(result: Mapping[str, Any], folder: Path) -> str:
     files.write_json(output / "evaluation.json", dict(result))
     files.write_bytes(output / "evaluation.md", (words + "\n").encode())
     figures.draw(output / "evaluation.png", result)
+    constraints.write(output)
     return words
 
 

@@ -64,3 +64,20 @@ def test_hooks_name_files_that_there_are():
     for hook in hooks:
         for path in re.findall(r"tests/[\w/]+\.py", hook["entry"]):
             assert (ROOT / path).is_file(), path
+
+
+def test_every_published_result_has_its_versions():
+    folder = ROOT / "experiments" / "results"
+    names = [folder / "constraints.txt", folder / "accelerator-h200.constraints.txt"]
+    names += [one / "constraints.txt" for one in folder.iterdir() if one.is_dir()]
+    lower, upper = next(
+        re.fullmatch(r"jax>=([\d.]+),<([\d.]+)", line).groups()
+        for line in PROJECT["dependencies"]
+        if line.startswith("jax>")
+    )
+    for name in names:
+        head, *pins = name.read_text().splitlines()
+        versions = dict(pin.split("==") for pin in pins)
+        assert re.match(r"# .*Python 3\.\d+", head) and versions["jax"] == versions["jaxlib"], name
+        numbers = [tuple(map(int, text.split("."))) for text in (lower, versions["jax"], upper)]
+        assert numbers[0] <= numbers[1] < numbers[2], name
