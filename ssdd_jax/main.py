@@ -44,9 +44,9 @@ Distil a set of images into a tiny set of images and target features, and evalua
   --help                   print this page
 
 A run directory contains config.json, teacher/, features/, samples/, checkpoints/, distilled/ (the set, for
-ssdd_jax.load(path)), metrics.jsonl, results.json, constraints.txt (versions for pip install -c), figures/, report.html (all results on one
-page, for a browser) and compiled/ (XLA's compilation cache, which speeds up later starts; JAX_COMPILATION_CACHE_DIR
-names another folder).
+ssdd_jax.load(path)), metrics.jsonl, results.json, constraints.txt (versions, for pip install -c), figures/,
+report.html (all results on one page, for a browser) and compiled/ (XLA's compilation cache, which speeds up later
+starts; JAX_COMPILATION_CACHE_DIR names another folder).
 
 All accelerators of the machine are used; for several hosts set --config.devices.hosts=auto.
 Images come from config.data.name: digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH, npz:PATH

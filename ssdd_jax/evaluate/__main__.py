@@ -26,6 +26,7 @@ Train networks on a distilled set and on its baselines, and evaluate them. `ssdd
   --references=A,B         baselines: {references}, or none; chance is always added
   --seeds=N                networks per row
   --edition=NAME           preset of default values: {editions}; default digits for sets of digits, else paper
+                           on an accelerator and cpu, with narrower networks and fewer steps, on a CPU
   --source=RUN             folder of the run that distilled the set, from which its data and teacher are loaded; default
                            the folder that contains the set. Or the name of a data set, with --features=FILE. Or none
   --workdir=DIR            folder of the cached results and of evaluation.json, .md and .png;
