@@ -63,7 +63,7 @@ def test_the_current_folder(archive, monkeypatch, capsys):
 
 REFUSED = {
     "no set": (["--form=png"], "name the set to convert: --set=PATH"),
-    "no form": (["--set=SET"], "name a form, --form=FORM: there are krr_st, npz, png, huggingface"),
+    "no form": (["--set=SET"], "name a form, --form=FORM: there are krr_st, npz, png, safetensors, huggingface"),
     "unknown form": (["--set=SET", "--form=zip"], "unknown form 'zip': there are krr_st"),
     "unknown option": (["--set=SET", "--form=png", "--fast"], "unrecognized arguments: --fast; --help"),
     "an abbreviation": (["--se=SET", "--form=png"], "unrecognized arguments: --se=SET"),

@@ -23,7 +23,7 @@ ORDER = (
         "data",
         "distilled",
     ),
-    *("outer", "pool", "training", "formats", "teacher", "cli", "export", "report", "evaluate", "methods", "stages"),
+    *("outer", "pool", "training", "formats", "teacher", "cli", "report", "export", "evaluate", "methods", "stages"),
     *("api", "dry_run", "pipeline", "main", "__init__", "__main__"),
 )
 
