@@ -14,8 +14,9 @@ usage: python -m ssdd_jax.evaluate --set=PATH [--models=A,B] [--targets=A,B] [--
 
 Train networks on a distilled set and on its baselines, and evaluate them. `ssdd evaluate` is the same command.
 
-  --set=PATH               distilled set to evaluate: a run's distilled/, KRR-ST's x_syn.pt and y_syn.pt, images with
-                           features, or an .npz; separate several by commas; NAME=PATH names a row.
+  --set=PATH               distilled set to evaluate: a run's distilled/, a ready-made set such as digits-n20,
+                           hf://OWNER/NAME, KRR-ST's x_syn.pt and y_syn.pt, images with features, or an .npz; separate
+                           several by commas; NAME=PATH names a row.
                            Default runs/digits/distilled
   --models=A,B             architectures: {models};
                            with custom widths: convnet_16_32_64_bn (or _in), resnet18_16

@@ -47,8 +47,8 @@ def evaluate(
 
     Args:
         sets: A distilled set or its path, several paths, or sets or paths by name. A path is anything that
-            `ssdd_jax.load` reads: a run's `distilled`, KRR-ST's `x_syn.pt` and `y_syn.pt`, images with features, or an
-            `.npz`.
+            `ssdd_jax.load` reads: a run's `distilled`, the name of a ready-made set, `hf://OWNER/NAME`, KRR-ST's
+            `x_syn.pt` and `y_syn.pt`, images with features, or an `.npz`.
         models: Architectures (`ssdd_jax.models.architectures`). Default: those of the edition.
         targets: Labelled data: names such as `cifar10`, `stanford_dogs`, `folder:PATH`, or data sets; or arrays in
             memory, by name: `{"mine": (train_images, train_labels, test_images, test_labels)}`, images uint8
@@ -226,7 +226,8 @@ def _source(
 
 def _run_of(item: DistilledSet | Path) -> pathlib.Path | None:
     """The run folder that contains a set; None for a set in memory or outside of a run."""
-    if isinstance(item, DistilledSet):
+    # Names of ready-made sets and addresses are not paths.
+    if isinstance(item, DistilledSet) or not pathlib.Path(item).expanduser().exists():
         return None
     folder = pathlib.Path(item).expanduser().resolve().parent
     return folder if (folder / "config.json").exists() else None
