@@ -229,7 +229,7 @@ def test_the_card_says_how_to_load_it(hub, archive, tmp_path):
     environment = {
         **os.environ,
         **{"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"},
-        "PYTHONPATH": os.pathsep.join([str(tiny_runs.ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(tiny_runs.ROOT), os.environ.get("PYTHONPATH")))),
     }
     line = [sys.executable, "-c", CARD, *blocks]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=tiny_runs.TIMEOUT)
