@@ -123,9 +123,11 @@ def _words(distilled: DistilledSet) -> str:
 
 def _evaluation(source: pathlib.Path, distilled: DistilledSet) -> Evaluation:
     """Describe the results of the run that holds the set, for the card; empty for a set from elsewhere."""
+    from ssdd_jax.formats.card import Evaluation
     from ssdd_jax.report import summary
 
-    return summary.of_folder(source.resolve().parent, distilled.about)
+    folder = source.resolve()
+    return summary.of_folder(folder.parent, distilled.about) if folder.name == "distilled" else Evaluation()
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -145,9 +147,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     elif options.form not in WRITABLE:
         problem = f"unknown form {options.form!r}" if options.form else "name a form, --form=FORM"
         raise UserError(f"{problem}: there are {', '.join(WRITABLE)}; or upload it, --to=hf://OWNER/NAME")
-    if options.license != card.UNKNOWN or options.private:
-        if not options.to and (options.private or options.form != "huggingface"):
-            raise UserError("--license and --private are for uploads: name one, --to=hf://OWNER/NAME")
+    if options.private and not options.to:
+        raise UserError("--private is for uploads: name a repository, --to=hf://OWNER/NAME")
+    if options.license != card.UNKNOWN and not options.to and options.form != "huggingface":
+        raise UserError("--license is for a card, which only uploads (--to) and --form=huggingface have")
+    card.check_licence(options.license)
     return options
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ssdd_jax.errors import UserError
 from ssdd_jax.formats.content import IMPORTED
 
 NAME = "README.md"
@@ -99,6 +101,19 @@ class Evaluation(NamedTuple):
 
     method: str = ""
     results: str = ""
+
+
+def check_licence(licence: str) -> None:
+    """Check that a licence may be an identifier of the hub.
+
+    Raises:
+        UserError: If it cannot be one.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise UserError(
+            f"--license={licence} is no identifier of a licence, such as cc-by-4.0, mit or other: "
+            "https://huggingface.co/docs/hub/repositories-licenses lists them"
+        )
 
 
 def write(

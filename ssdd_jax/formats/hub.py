@@ -121,7 +121,7 @@ def upload(
             reached, or a library is missing.
     """
     address = parse(path)
-    _check_licence(licence)
+    card.check_licence(licence)
     with _reporting(address):
         api = _api()
     with tempfile.TemporaryDirectory() as temporary:
@@ -175,14 +175,6 @@ def build(
     card.write(folder, facts, huggingface.UNDO, repository=repository, licence=licence, evaluation=evaluation)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return Upload(f"hf://{repository}", summary.pairs, size)
-
-
-def _check_licence(licence: str) -> None:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
-        raise UserError(
-            f"--license={licence} is no identifier of a licence, such as cc-by-4.0, mit or other: "
-            "https://huggingface.co/docs/hub/repositories-licenses lists them"
-        )
 
 
 def _check_place(api: Any, address: Address) -> None:

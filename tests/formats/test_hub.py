@@ -202,7 +202,8 @@ def test_exports_what_it_downloads_here(hub, archive, tmp_path, monkeypatch, cap
         (["--to=me/set"], "me/set is not an address of the hub"),
         (["--to=hf://me/set", "--form=npz"], "--to uploads a set and takes neither --form nor --out"),
         (["--to=hf://me/set", "--license=My own"], "--license=My own is no identifier of a licence"),
-        (["--form=npz", "--private"], "--license and --private are for uploads"),
+        (["--form=npz", "--private"], "--private is for uploads"),
+        (["--form=npz", "--license=mit"], "--license is for a card, which only uploads"),
     ],
 )
 def test_refuses_in_one_line(line, words, archive, hub, capsys):
