@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Error that the user can fix; commands print it without a traceback and exit with status 2.
 
     The message is one line: what is wrong, where, and what to do.

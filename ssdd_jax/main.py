@@ -7,7 +7,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 HELP = """\
 usage: python -m ssdd_jax.main [--config=FILE[:EDITION]] [--config.KEY=VALUE ...] [--workdir=DIR] [--shared=DIR]
-                               [--stage=STAGE] [--dry_run]
+                               [--stage=STAGE] [--tensorboard] [--dry_run]
 
 Distil a set of images into a tiny set of images and target features, and evaluate networks trained on it.
+`ssdd run` is the same command.
 
   --config=FILE[:EDITION]  the config file; default configs/digits.py. Files of the package, for use from any directory:
 {configs}
@@ -36,14 +37,17 @@ Distil a set of images into a tiny set of images and target features, and evalua
   --stage=STAGE            the last stage to run:
                            {stages},
                            or a stage of the method: experts (mkdt), probe and post_training (scdd)
+  --tensorboard            write the losses to tensorboard/ too, for: tensorboard --logdir=RUN/tensorboard. Needs
+                           tensorboardX: pip install 'ssdd_jax[tensorboard]'
   --dry_run                print the plan and exit: stages and their state, shapes, stored numbers, and predicted memory
                            and time on this machine from a few measured steps; no result is written
   --version                print the version
   --help                   print this page
 
 A run directory contains config.json, teacher/, features/, samples/, checkpoints/, distilled/ (the set, for
-ssdd_jax.load(path)), metrics.jsonl, results.json, figures/, report.html (all results on one page, for a browser) and
-compiled/ (XLA's compilation cache, which speeds up later starts; JAX_COMPILATION_CACHE_DIR names another folder).
+ssdd_jax.load(path)), metrics.jsonl, results.json, constraints.txt (versions, for pip install -c), figures/,
+report.html (all results on one page, for a browser) and compiled/ (XLA's compilation cache, which speeds up later
+starts; JAX_COMPILATION_CACHE_DIR names another folder).
 
 All accelerators of the machine are used; for several hosts set --config.devices.hosts=auto.
 Images come from config.data.name: digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH, npz:PATH
@@ -108,6 +112,7 @@ def _run(arguments: list[str]) -> None:
             options.workdir,
             shared=options.shared,
             until=options.stage,
+            tensorboard=options.tensorboard,
             command=commandline.typed(arguments),
             say=_say,
             announce=announce,
@@ -143,12 +148,12 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def cli() -> None:
-    """Run the command line and exit with its status."""
+def cli(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line with these arguments, by default those of the process, and exit with its status."""
     from ssdd_jax.runtime import devices
 
     try:
-        status = main(sys.argv[1:])
+        status = main(sys.argv[1:] if arguments is None else arguments)
     except Exception:
         traceback.print_exc()
         status = 1

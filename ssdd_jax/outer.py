@@ -170,8 +170,7 @@ def step(
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer
         updates, opt_state = optimizer(settings, mask).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
-    return State(params, opt_state), Info(value, norm)
+    return State(params, opt_state), Info(value, optax.tree.norm(gradient))
 
 
 def _value_and_grad(params: Any, batch: Batch, settings: Settings, decode: Decode) -> tuple[Array, Any]:

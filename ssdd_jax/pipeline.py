@@ -20,6 +20,7 @@ from ssdd_jax import data, methods
 from ssdd_jax import dry_run as plans
 from ssdd_jax.cli import arguments
 from ssdd_jax.errors import Stopped, UserError
+from ssdd_jax.formats.content import require
 from ssdd_jax.methods import Stage
 from ssdd_jax.methods.base import Run, Say
 from ssdd_jax.models.convnet import check_divisible
@@ -72,6 +73,7 @@ def run(
     *,
     shared: str | os.PathLike[str] | None = None,
     until: str = "report",
+    tensorboard: bool = False,
     command: str = "",
     say: Say = print,
     announce: Callable[[plans.Plan], None] | None = None,
@@ -84,6 +86,7 @@ def run(
         shared: A folder for outputs that several runs may use: the teacher, its features, and a method's preparations.
             Default: the run directory.
         until: The last stage, one of `STAGES` or a stage of the method.
+        tensorboard: Whether to write event files for TensorBoard beside `metrics.jsonl`.
         command: The command line, for the report. Default: an equivalent command.
         say: Called with each message for the user.
         announce: Called with the plan before a new run begins. Without it nothing is measured.
@@ -98,7 +101,9 @@ def run(
     configuration.validate(config)
     config = configuration.resolved(config)
     methods.check(config.method)
-    work = Workdir(workdir, shared)
+    if tensorboard:
+        require("tensorboardX", "tensorboard", "--tensorboard")
+    work = Workdir(workdir, shared, tensorboard=tensorboard)
     say = say if devices.is_first() else _nothing
     with contextlib.ExitStack() as held, lapack.single_threaded():
         # Locks the folder and checks that its earlier runs had this config; an error on one process stops all.

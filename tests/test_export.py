@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+import tiny_runs
 from helpers import CHANNELS, DIM, SIZE, bytes_and_features
 from tiny_runs import TIMEOUT
 
-from ssdd_jax import export, formats
+from ssdd_jax import export, formats, report
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_the_current_folder(archive, monkeypatch, capsys):
 
 REFUSED = {
     "no set": (["--form=png"], "name the set to convert: --set=PATH"),
-    "no form": (["--set=SET"], "name a form, --form=FORM: there are krr_st, npz, png, huggingface"),
+    "no form": (["--set=SET"], "name a form, --form=FORM: there are krr_st, npz, png, safetensors, huggingface"),
     "unknown form": (["--set=SET", "--form=zip"], "unknown form 'zip': there are krr_st"),
     "unknown option": (["--set=SET", "--form=png", "--fast"], "unrecognized arguments: --fast; --help"),
     "an abbreviation": (["--se=SET", "--form=png"], "unrecognized arguments: --se=SET"),
@@ -103,3 +104,19 @@ def test_runs_as_a_module(archive):
     done = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 2 and not done.stdout, done
     assert done.stderr.startswith("ssdd_jax: ") and "is not overwritten" in done.stderr
+
+
+@pytest.mark.medium
+def test_the_card_of_a_run_has_its_numbers(session_folder, tmp_path, capsys):
+    pytest.importorskip("datasets", reason="the extra huggingface is not installed")
+    run, _ = tiny_runs.finished(session_folder)
+    line = [f"--set={run / 'distilled'}", "--form=huggingface", f"--out={tmp_path / 'out'}", "--license=mit"]
+    assert export.main(line) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: mit" in card and "Boost-SSDD" in card and "## Results" in card
+    assert report.table(report.read(run).results) in card
+    assert 'load_file("path/to/this/folder/pairs.safetensors")' in card
+    # A file of that name beside another set belongs to something else.
+    (tmp_path / "results.json").write_text("[]")
+    assert export.main([f"--set={tmp_path / 'out'}", "--form=huggingface", f"--out={tmp_path / 'again'}"]) == 0
+    assert "## Results" not in (tmp_path / "again" / "README.md").read_text()

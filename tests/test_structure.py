@@ -23,8 +23,8 @@ ORDER = (
         "data",
         "distilled",
     ),
-    *("outer", "pool", "training", "formats", "teacher", "cli", "export", "report", "evaluate", "methods", "stages"),
-    *("api", "dry_run", "pipeline", "main", "__init__"),
+    *("outer", "pool", "training", "formats", "teacher", "cli", "report", "export", "evaluate", "methods", "stages"),
+    *("api", "dry_run", "pipeline", "main", "__init__", "__main__"),
 )
 
 
@@ -81,4 +81,24 @@ def test_a_circle_would_be_found():
 
 def test_the_root_holds_the_mathematics_and_the_contract():
     root = "approximate augment config decoder distilled errors export inner krr main outer pipeline pool"
-    assert sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__") == root.split()
+    assert sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__")) == root.split()
+
+
+def _catches_value_errors(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler catches a UserError, which is a ValueError, beside other errors."""
+    names = (
+        {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)} if handler.type else {"Exception"}
+    )
+    return bool(names & {"ValueError", "Exception"}) or any(name.endswith("DAMAGE") for name in names)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES.values() if "UserError(" in file.read_text()], ids=str)
+def test_no_error_for_the_user_is_caught_where_it_is_raised(file):
+    """A UserError raised within a `try` that catches ValueErrors would lose its message, or gain another's."""
+    for block in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Try)):
+        raised = [node for part in block.body for node in ast.walk(part) if isinstance(node, ast.Raise)]
+        direct = [node for node in raised if "UserError(" in ast.unparse(node)]
+        first = next((handler for handler in block.handlers if _catches_value_errors(handler)), None)
+        before = block.handlers[: block.handlers.index(first)] if first else []
+        passed_on = any(handler.type and ast.unparse(handler.type) == "UserError" for handler in before)
+        assert not direct or first is None or passed_on, f"line {block.lineno}"

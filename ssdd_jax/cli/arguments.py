@@ -19,9 +19,9 @@ from ssdd_jax.errors import UserError
 PROGRAM = ("python", "-m", "ssdd_jax.main")
 DEFAULT = "configs/digits.py"
 FOLDER = "folder.py"  # its argument begins with a path
-NAMES = ("config", "workdir", "shared", "stage", "dry_run")
+NAMES = ("config", "workdir", "shared", "stage", "tensorboard", "dry_run")
 # Options that need no value: alone they mean `true`.
-SWITCHES = ("dry_run",)
+SWITCHES = ("tensorboard", "dry_run")
 
 
 class Options(NamedTuple):
@@ -32,6 +32,7 @@ class Options(NamedTuple):
         workdir: Folder of the run.
         shared: Folder shared with other runs, if any.
         stage: Last stage to run.
+        tensorboard: Write event files for TensorBoard.
         dry_run: Only predict the costs.
     """
 
@@ -39,6 +40,7 @@ class Options(NamedTuple):
     workdir: pathlib.Path
     shared: pathlib.Path | None
     stage: str
+    tensorboard: bool = False
     dry_run: bool = False
 
 
@@ -56,13 +58,12 @@ def parse(arguments: list[str]) -> Options:
     flags.DEFINE_string("workdir", "", "", flag_values=values)
     flags.DEFINE_string("shared", "", "", flag_values=values)
     flags.DEFINE_string("stage", "report", "", flag_values=values)
-    flags.DEFINE_boolean("dry_run", False, "", flag_values=values)
+    for name in SWITCHES:
+        flags.DEFINE_boolean(name, False, "", flag_values=values)
     try:
         rest = values(["ssdd_jax", *arguments])[1:]
-    except UserError:
-        raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
-        raise UserError(_explain(arguments, error)) from None
+        raise _raised_by_config(error) or UserError(_explain(arguments, error)) from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; --help shows what there is")
     chosen = config.value
@@ -72,7 +73,7 @@ def parse(arguments: list[str]) -> Options:
     configuration.validate(chosen)
     workdir = pathlib.Path(values.workdir or _workdir(arguments)).expanduser()
     shared = pathlib.Path(values.shared).expanduser() if values.shared else None
-    return Options(chosen, workdir, shared, values.stage, values.dry_run)
+    return Options(chosen, workdir, shared, values.stage, values.tensorboard, values.dry_run)
 
 
 def _joined(arguments: list[str]) -> list[str]:
@@ -172,6 +173,16 @@ def _explain(arguments: list[str], error: Exception) -> str:
     if "Traceback" in str(error):  # the config file raised an error: the last line of its traceback is the message
         error = Exception(str(error).strip().splitlines()[-1].partition(": ")[2])
     return f"{_config_file(arguments)}: {error}"
+
+
+def _raised_by_config(error: BaseException | None) -> UserError | None:
+    """Return the UserError that a config file raised, out of the errors that absl and ml_collections make of it."""
+    while error is not None:
+        # ml_collections repeats the type of the error, with a traceback as its message.
+        if isinstance(error, UserError) and "Traceback" not in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _nearest(key: str, keys: list[str]) -> str:

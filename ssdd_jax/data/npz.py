@@ -94,6 +94,8 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
             chosen = {name: key for name, key in chosen.items() if key in archive.files}
             unread = [key for key in archive.files if key not in chosen.values()]
             return {name: archive[key] for name, key in chosen.items()}, unread
+    except UserError:
+        raise
     except (
         OSError,
         EOFError,

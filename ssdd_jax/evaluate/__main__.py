@@ -7,15 +7,16 @@ import difflib
 import re
 import sys
 import textwrap
-from typing import Any
+from typing import Any, NoReturn
 
 HELP = """\
 usage: python -m ssdd_jax.evaluate --set=PATH [--models=A,B] [--targets=A,B] [--protocol=A,B] [--seeds=N] ...
 
-Train networks on a distilled set and on its baselines, and evaluate them.
+Train networks on a distilled set and on its baselines, and evaluate them. `ssdd evaluate` is the same command.
 
-  --set=PATH               distilled set to evaluate: a run's distilled/, KRR-ST's x_syn.pt and y_syn.pt, images with
-                           features, or an .npz; separate several by commas; NAME=PATH names a row.
+  --set=PATH               distilled set to evaluate: a run's distilled/, a ready-made set such as digits-n20,
+                           hf://OWNER/NAME, KRR-ST's x_syn.pt and y_syn.pt, images with features, or an .npz; separate
+                           several by commas; NAME=PATH names a row.
                            Default runs/digits/distilled
   --models=A,B             architectures: {models};
                            with custom widths: convnet_16_32_64_bn (or _in), resnet18_16
@@ -26,6 +27,7 @@ Train networks on a distilled set and on its baselines, and evaluate them.
   --references=A,B         baselines: {references}, or none; chance is always added
   --seeds=N                networks per row
   --edition=NAME           preset of default values: {editions}; default digits for sets of digits, else paper
+                           on an accelerator and cpu, with narrower networks and fewer steps, on a CPU
   --source=RUN             folder of the run that distilled the set, from which its data and teacher are loaded; default
                            the folder that contains the set. Or the name of a data set, with --features=FILE. Or none
   --workdir=DIR            folder of the cached results and of evaluation.json, .md and .png;
@@ -160,5 +162,10 @@ def _converted(name: str, text: str, default: Any) -> Any:
     raise UserError(f"--{name}={text} is not {'an' if kind == 'int' else 'a'} {kind}")
 
 
+def cli(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line with these arguments, by default those of the process, and exit with its status."""
+    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    cli()

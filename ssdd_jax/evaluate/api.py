@@ -18,7 +18,7 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, options, sources, suite, tables
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
-from ssdd_jax.runtime import files
+from ssdd_jax.runtime import constraints, files
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import Workdir, held
 
@@ -47,8 +47,8 @@ def evaluate(
 
     Args:
         sets: A distilled set or its path, several paths, or sets or paths by name. A path is anything that
-            `ssdd_jax.load` reads: a run's `distilled`, KRR-ST's `x_syn.pt` and `y_syn.pt`, images with features, or an
-            `.npz`.
+            `ssdd_jax.load` reads: a run's `distilled`, the name of a ready-made set, `hf://OWNER/NAME`, KRR-ST's
+            `x_syn.pt` and `y_syn.pt`, images with features, or an `.npz`.
         models: Architectures (`ssdd_jax.models.architectures`). Default: those of the edition.
         targets: Labelled data: names such as `cifar10`, `stanford_dogs`, `folder:PATH`, or data sets; or arrays in
             memory, by name: `{"mine": (train_images, train_labels, test_images, test_labels)}`, images uint8
@@ -61,7 +61,8 @@ def evaluate(
             `features=FILE`; or images and features in memory, uint8 `(n,H,W,C)` and floats `(n,D)`. Without a source
             the only baseline is an untrained network.
         edition: The preset of default values, a name in `EDITIONS`. Default: `digits` for sets of scikit-learn's
-            digits, `paper` for all others. `cpu` trains narrower networks for fewer steps; `mkdt` is MKDT's protocol.
+            digits; for all others `paper`, the published settings, on an accelerator, and `cpu`, with narrower networks
+            and fewer steps, on a CPU. `mkdt` is MKDT's protocol.
         workdir: Folder of the cached results.
         say: Called with each message for the user.
         **settings: Changes to `Options`, such as `steps=1000` or `weight_decays=1e-3`.
@@ -83,7 +84,7 @@ def evaluate(
     }
     # The first set determines the default edition, the source and the image shape; `suite.check` compares the others.
     first = next(iter(distilled_sets.values()))
-    name = edition or ("digits" if first.about.get("dataset") == "digits" else "paper")
+    name = edition or _default_edition(first, say)
     preset = options.edition(name)
     resolved = options.make(preset, settings)
     models, protocols, references = map(_as_list, (models, protocols, references))
@@ -118,6 +119,16 @@ def evaluate(
         rows = suite.run(request, store, say=say)
     details = {"edition": name, "settings": resolved._asdict(), "seconds": round(time.monotonic() - began, 1)}
     return _result(request, rows) | details
+
+
+def _default_edition(distilled: DistilledSet, say: Callable[[str], None]) -> str:
+    """Choose the preset that suits a set and the machine."""
+    if distilled.about.get("dataset") == "digits":
+        return "digits"
+    if jax.default_backend() != "cpu":
+        return "paper"
+    say("evaluate: settings of the edition cpu, as there is no accelerator; the edition paper has the published ones")
+    return "cpu"
 
 
 def _as_list(names: Any) -> Any:
@@ -166,7 +177,15 @@ def _result(request: suite.Request, rows: list[dict[str, Any]]) -> dict[str, Any
 
 
 def write(result: Mapping[str, Any], folder: Path) -> str:
-    """Write `evaluation.json`, `evaluation.md` and `evaluation.png` into a folder; returns the Markdown."""
+    """Write a result into a folder: `evaluation.json`, `.md` and `.png`, and `constraints.txt` with the versions.
+
+    Args:
+        result: Output of `evaluate`.
+        folder: The folder.
+
+    Returns:
+        The Markdown.
+    """
     from ssdd_jax.evaluate import figures  # Matplotlib is slow to load
 
     output = pathlib.Path(folder).expanduser()
@@ -174,6 +193,7 @@ def write(result: Mapping[str, Any], folder: Path) -> str:
     files.write_json(output / "evaluation.json", dict(result))
     files.write_bytes(output / "evaluation.md", (words + "\n").encode())
     figures.draw(output / "evaluation.png", result)
+    constraints.write(output)
     return words
 
 
@@ -206,7 +226,8 @@ def _source(
 
 def _run_of(item: DistilledSet | Path) -> pathlib.Path | None:
     """The run folder that contains a set; None for a set in memory or outside of a run."""
-    if isinstance(item, DistilledSet):
+    # Names of ready-made sets and addresses are not paths.
+    if isinstance(item, DistilledSet) or not pathlib.Path(item).expanduser().exists():
         return None
     folder = pathlib.Path(item).expanduser().resolve().parent
     return folder if (folder / "config.json").exists() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def paired(first: Sequence[float], second: Sequence[float], *, level: float = LEVEL) -> dict[str, Any]:
-    """Paired difference, first minus second, with a confidence interval of its mean (Student's t).
+    """Paired difference, first minus second, with a confidence interval of its mean (Student's t, by SciPy).
 
     Both entries of a seed start from the same initial network and use the same labels, so that this common variance
     cancels in the difference.
@@ -48,12 +49,15 @@ def paired(first: Sequence[float], second: Sequence[float], *, level: float = LE
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(f"paired values are needed, got {len(first)} and {len(second)}")
-    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    mean, count = float(difference.mean()), len(difference)
+    sides = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    mean, count = float((sides[0] - sides[1]).mean()), len(first)
     low = high = None
     if count > 1:
         from scipy import stats  # slow to load, and needed only here
 
-        half = float(stats.t.ppf(0.5 + level / 2, count - 1) * difference.std(ddof=1) / np.sqrt(count))
-        low, high = round(mean - half, 4), round(mean + half, 4)
+        # Equal differences have an interval of length 0; SciPy warns that their variance is imprecise.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            interval = stats.ttest_rel(*sides).confidence_interval(level)
+        low, high = round(float(interval.low), 4), round(float(interval.high), 4)
     return {"mean": round(mean, 4), "low": low, "high": high, "level": level, "seeds": count}

@@ -4,7 +4,8 @@ distilled = formats.read("downloads/krr_st")
 formats.write(distilled, "exported", "png")
 """
 
-from ssdd_jax.formats.reading import FORMS, read
+from ssdd_jax.formats.hub import upload
+from ssdd_jax.formats.reading import FORMS, locate, read
 from ssdd_jax.formats.writing import WRITABLE, Summary, write
 
-__all__ = ["FORMS", "WRITABLE", "Summary", "read", "write"]
+__all__ = ["FORMS", "WRITABLE", "Summary", "locate", "read", "upload", "write"]

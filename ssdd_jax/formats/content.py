@@ -15,6 +15,8 @@ from ssdd_jax.data import conversion, preprocess
 from ssdd_jax.errors import UserError
 
 CHANNELS = (1, 3)
+# Name of the method of a set from elsewhere whose facts name none.
+IMPORTED = "imported"
 # Metadata that is copied from a set to a form and back, if available.
 ABOUT = ("method", "dataset", "class_names", "teacher", "N", "version")
 
@@ -156,7 +158,7 @@ def to_set(where: pathlib.Path, form: str, content: Content) -> distilled.Distil
     if rate is not None:
         _number(where, "learning_rate", rate, (), positive=True)
         rate = float(rate)
-    about = {"method": "imported", "from": form} | {k: facts[k] for k in ABOUT if facts.get(k)}
+    about = {"method": IMPORTED, "from": form} | {k: facts[k] for k in ABOUT if facts.get(k)}
     soft = bool(facts.get("soft_labels", False))
     return distilled.from_pairs(inputs, jnp.asarray(targets), constants, learning_rate=rate, soft_labels=soft, **about)
 

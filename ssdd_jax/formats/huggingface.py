@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from ssdd_jax.errors import UserError
-from ssdd_jax.formats import constants
+from ssdd_jax.formats import card, constants, safe_tensors
 from ssdd_jax.formats.content import Content, check_inputs, check_targets, require
 from ssdd_jax.formats.pictures import encode
 
-CARD = "README.md"
 UNDO = (
     "pixel_values is what a network is given, (H,W,C), and target what it regresses: pixels in 0..1 are pixel_values * "
     "image_std + image_mean per channel, the teacher's features target * target_scale + target_mean."
@@ -20,34 +19,6 @@ UNDO = (
 # The hub's naming convention, from which it infers the split.
 _SHARD = "data/train-00000-of-00001.parquet"
 _COLUMNS = ("pixel_values", "target")
-_CARD = """\
----
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*.parquet
-tags:
-- dataset-distillation
----
-# A distilled set of images and target features
-
-{count} pairs, made by {method} from {dataset}. A network trained from scratch on them by plain regression imitates a
-self-supervised teacher.
-
-| column | what it is |
-|---|---|
-| `image` | the image, 8 bits, to look at |
-| `pixel_values` | the network's input, float32, height x width x channels = {shape} |
-| `target` | what the network regresses, {dim} float32 numbers |
-
-{undo} These constants are in `constants.json`.
-
-    from datasets import load_dataset
-
-    pairs = load_dataset("{place}", split="train").with_format("numpy")
-    inputs, targets = pairs["pixel_values"][:], pairs["target"][:]
-"""
 
 
 def is_folder(path: pathlib.Path) -> bool:
@@ -93,7 +64,7 @@ def read(path: pathlib.Path) -> Content:
 
 
 def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: list[str]) -> None:
-    """Write one parquet file and a data set card.
+    """Write one parquet file, the pairs for PyTorch, and a card.
 
     Args:
         folder: Folder to write to.
@@ -124,17 +95,8 @@ def write(folder: pathlib.Path, content: Content, pixels: np.ndarray, names: lis
     finally:
         if bars_enabled:
             datasets.enable_progress_bars()
-    facts = content.facts
-    fields = {
-        "count": len(pixels),
-        "method": facts.get("method", "an unknown method"),
-        "dataset": facts.get("dataset", "an unknown data set"),
-        "shape": " x ".join(map(str, shape)),
-        "dim": dim,
-        "undo": UNDO,
-        "place": "path/to/this/folder",
-    }
-    (folder / CARD).write_bytes(_CARD.format(**fields).encode(errors="backslashreplace"))
+    safe_tensors.write(folder, content)
+    card.write(folder, content.facts, UNDO)
 
 
 def _array(where: str, column: Any, arrow: Any) -> np.ndarray:

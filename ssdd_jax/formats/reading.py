@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ssdd_jax import distilled
 from ssdd_jax.errors import UserError
-from ssdd_jax.formats import archive, huggingface, pictures, tensor_files
+from ssdd_jax.formats import archive, hub, huggingface, pictures, ready, safe_tensors, tensor_files
 from ssdd_jax.formats.content import Content, to_set
 
 
@@ -27,6 +27,7 @@ _FOREIGN = {
     "huggingface": _Form(
         "a folder with data/*.parquet of pixel_values and target", huggingface.is_folder, huggingface.read
     ),
+    "safetensors": _Form("a .safetensors file with images and targets", safe_tensors.is_file, safe_tensors.read),
     "png": _Form("a folder of images with features.npy or features.npz", pictures.is_folder, pictures.read),
 }
 # Readable forms by name, with a description for messages.
@@ -34,6 +35,27 @@ FORMS = {
     "ssdd_jax": f"a folder with {distilled.DESCRIPTION}",
     **{name: form.words for name, form in _FOREIGN.items()},
 }
+
+
+def locate(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Return the folder or file of a set: an existing path, a ready-made set, or a download from the hub.
+
+    Args:
+        path: As for `read`.
+
+    Raises:
+        UserError: If there is nothing at the path, or the download fails.
+    """
+    if hub.is_address(path):
+        return hub.download(path)
+    location = pathlib.Path(path).expanduser()
+    if location.exists():
+        return location
+    # A path takes precedence over a name.
+    folder = ready.find(str(path))
+    if folder is None:
+        raise UserError(f"there is nothing at {location}: check the path; ready-made sets are {', '.join(ready.SETS)}")
+    return folder
 
 
 def read(path: str | os.PathLike[str]) -> distilled.DistilledSet:
@@ -46,7 +68,8 @@ def read(path: str | os.PathLike[str]) -> distilled.DistilledSet:
     per channel.
 
     Args:
-        path: A folder or a file.
+        path: A folder or a file; `hf://OWNER/NAME`, a data set repository of the Hugging Face hub; or the name of a
+            ready-made set in `ssdd_jax.formats.ready`, such as `digits-n20`.
 
     Returns:
         The set. The entry `from` of its `about` is the form, and `method` is `imported` if the facts name no method.
@@ -54,9 +77,7 @@ def read(path: str | os.PathLike[str]) -> distilled.DistilledSet:
     Raises:
         UserError: If no form is recognised, or the files are damaged, unsafe or inconsistent.
     """
-    location = pathlib.Path(path).expanduser()
-    if not location.exists():
-        raise UserError(f"there is nothing at {location}: check the path")
+    location = locate(path)
     if (location / distilled.DESCRIPTION).is_file():
         return distilled.load(location)
     for name, form in _FOREIGN.items():

@@ -12,7 +12,7 @@ import numpy as np
 
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
-from ssdd_jax.formats import archive, constants, huggingface, pictures, tensor_files
+from ssdd_jax.formats import archive, card, constants, huggingface, pictures, safe_tensors, tensor_files
 from ssdd_jax.formats.content import Content, check_inputs, check_targets
 from ssdd_jax.runtime import files
 
@@ -52,7 +52,10 @@ _FORMS = {
     "krr_st": _Form(tensor_files.UNDO, tensor_files.KRR_ST, exact=tensor_files.write_krr_st),
     "npz": _Form(archive.UNDO, (archive.NAME,), exact=archive.write),
     "png": _Form(pictures.UNDO, (pictures.FEATURES[0], "[0-9][0-9][0-9][0-9]*.png"), pictured=pictures.write),
-    "huggingface": _Form(huggingface.UNDO, (huggingface.CARD, "data/*.parquet"), pictured=huggingface.write),
+    "safetensors": _Form(safe_tensors.UNDO, (safe_tensors.NAME,), exact=safe_tensors.write),
+    "huggingface": _Form(
+        huggingface.UNDO, (card.NAME, safe_tensors.NAME, "data/*.parquet"), pictured=huggingface.write
+    ),
 }
 WRITABLE = tuple(_FORMS)
 
@@ -60,9 +63,9 @@ WRITABLE = tuple(_FORMS)
 def write(distilled: DistilledSet, folder: str | os.PathLike[str], form: str) -> Summary:
     """Write a set in another form, with `constants.json`; replaces an earlier export of the same form.
 
-    `krr_st`, `npz` and the `pixel_values` of `huggingface` equal the result of `pairs()` exactly; `png` differs by at
-    most half a grey level if pixels lie in 0..1. All pairs are written, including views: a set that stores bases
-    becomes a larger one that stores pairs.
+    `krr_st`, `npz`, `safetensors` and the `pixel_values` of `huggingface` equal the result of `pairs()` exactly; `png`
+    differs by at most half a grey level if pixels lie in 0..1. All pairs are written, including views: a set that
+    stores bases becomes a larger one that stores pairs.
 
     Args:
         distilled: The set.

@@ -61,6 +61,8 @@ class Attention(nn.Module):
         # One projection for queries, keys and values, as in timm's checkpoints.
         joint = Linear(3 * width, starts.transformer, name="qkv")(x)
         query, key, value = jnp.moveaxis(joint.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
+        # Not jax.nn.dot_product_attention, which computes the same: on two CPU cores its forward pass took 0.6 to 1.1
+        # of this one's time, but its gradient 1.02 to 1.32 (65 to 257 tokens, 3 to 12 heads of 64).
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * (width // self.heads) ** -0.5, key)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores), value)
         return Linear(width, starts.transformer, name="out")(mixed.reshape(batch, tokens, width))

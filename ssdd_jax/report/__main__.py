@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import shlex
 import sys
+from typing import NoReturn
 
 from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
@@ -14,7 +15,7 @@ HELP = """\
 usage: python -m ssdd_jax.report RUN [RUN ...] [--out=FILE]
 
 Write a self-contained HTML report of one run, or a comparison of several. Every run writes its own report at the end,
-as report.html in its folder.
+as report.html in its folder. `ssdd report` is the same command.
 
   RUN         folder of a finished run, its --workdir
   --out=FILE  output file; default report.html in the folder of a single run, comparison.html for several
@@ -74,9 +75,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def cli() -> None:
-    """Run the command and exit with its status."""
-    sys.exit(main(sys.argv[1:]))
+def cli(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command with these arguments, by default those of the process, and exit with its status."""
+    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

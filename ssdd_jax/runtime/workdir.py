@@ -29,13 +29,16 @@ CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "tea
 class Workdir:
     """Paths of a run's outputs."""
 
-    def __init__(self, folder: str | os.PathLike[str], shared: str | os.PathLike[str] | None = None):
+    def __init__(
+        self, folder: str | os.PathLike[str], shared: str | os.PathLike[str] | None = None, *, tensorboard: bool = False
+    ):
         """Define the paths. Nothing is created yet; see `claim`.
 
         Args:
             folder: The run's folder.
             shared: Folder for the teacher, its features and other outputs that several runs use; by default the run's
                 folder.
+            tensorboard: Whether the run writes event files for TensorBoard.
 
         Raises:
             UserError: If a path is not UTF-8, which the library of the checkpoints needs.
@@ -59,6 +62,7 @@ class Workdir:
         self.evaluation = self.folder / "evaluation"
         self.figures = self.folder / "figures"
         self.metrics = self.folder / "metrics.jsonl"
+        self.events = self.folder / "tensorboard" if tensorboard else None
         self.results = self.folder / "results.json"
         self.seconds = self.folder / "seconds.json"
         self.memory = self.folder / "memory.json"

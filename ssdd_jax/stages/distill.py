@@ -42,7 +42,7 @@ def state_of(run: Run, start: methods.Source) -> Any:
             pooled = methods.METHODS[run.config.method].pooled
             run.say(f"distill: preparing the start{pool if pooled else ''}")
         watch = snapshots.watcher(run, start.preprocessing)
-        return learn(run, start, checkpoints=checkpoints, metrics=run.work.metrics, watch=watch)
+        return learn(run, start, checkpoints=checkpoints, metrics=run.work.metrics, events=run.work.events, watch=watch)
 
 
 def learn(
@@ -51,6 +51,7 @@ def learn(
     *,
     checkpoints: Checkpoints | None = None,
     metrics: pathlib.Path | None = None,
+    events: pathlib.Path | None = None,
     watch: Callable[[loop.Progress], None] | None = None,
     on_start: Callable[[Any], None] | None = None,
 ) -> Any:
@@ -61,6 +62,7 @@ def learn(
         start: Data for the method's `init`; see `Run.start`.
         checkpoints: Checkpoints to resume from and to save to; None to save nothing.
         metrics: File of JSON lines for the logged scalars; None to log nothing.
+        events: Folder of event files for TensorBoard; None to write none.
         watch: Called after each compiled call; see `ssdd_jax.training.loop.run`.
         on_start: Called with the state before the first step, unless training resumes from a checkpoint.
 
@@ -93,7 +95,9 @@ def learn(
         training, init = training._replace(init=lambda: state), lambda: state
     if changes is not None:
         training = training_of(run._replace(method=forms.method_of(run, changes)), start)
-    return loop.run(training._replace(init=init), source, checkpoints=checkpoints, metrics=metrics, watch=watch)
+    return loop.run(
+        training._replace(init=init), source, checkpoints=checkpoints, metrics=metrics, events=events, watch=watch
+    )
 
 
 def training_of(run: Run, start: methods.Source) -> loop.Training:

@@ -63,7 +63,7 @@ def train(run: Run) -> None:
     )
     with Checkpoints(folder, say=run.say) as checkpoints:
         images = devices.place(mesh, jnp.asarray(run.dataset.train_images)) if resident else None
-        state = loop.run(training, images, checkpoints=checkpoints, metrics=run.work.metrics)
+        state = loop.run(training, images, checkpoints=checkpoints, metrics=run.work.metrics, events=run.work.events)
     if not devices.is_first():
         return
     # The checkpoints of the training, with optimizer state, are deleted once the weights are written.

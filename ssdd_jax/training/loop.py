@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ssdd_jax.errors import Stopped, UserError
 from ssdd_jax.runtime import devices, files
+from ssdd_jax.training import events as event_files
 from ssdd_jax.training.checkpoints import Checkpoints
 
 # Work that takes longer than this says what it is, and again at the intervals of a log file.
@@ -69,6 +70,7 @@ def run(
     *,
     checkpoints: Checkpoints | None = None,
     metrics: pathlib.Path | None = None,
+    events: pathlib.Path | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> Any:
     """Train to the last step, resuming from the newest checkpoint if there is one.
@@ -82,6 +84,7 @@ def run(
         checkpoints: Checkpoints to resume from and to save to; None to save nothing.
         metrics: A file of JSON lines to append to; lines after the step of the checkpoint are dropped. None to log
             nothing.
+        events: Folder of event files for TensorBoard, with the scalars of the metrics; None to write none.
         watch: Called after every compiled call; the next call overwrites the state that it receives.
 
     Returns:
@@ -104,7 +107,11 @@ def run(
     if metrics is not None:
         _drop_lines(metrics, training.name, done)
     saved = done
-    with stop_requests() as requested, bar(training.name, training.steps, initial=done) as progress:
+    with (
+        stop_requests() as requested,
+        event_files.writing(events, training.name, done=done) as add_event,
+        bar(training.name, training.steps, initial=done) as progress,
+    ):
         for first, count in calls(progress, training.steps, per_call=training.per_call, done=done):
             began = time.perf_counter()
             state, info = call(state, data, items, np.int32(count))
@@ -117,8 +124,10 @@ def run(
             rescue = f"the state of step {saved} is kept; " if checkpoints else ""
             check_finite(info.loss, functools.partial(_not_a_number, training, first, rescue))
             seconds = time.perf_counter() - began
+            scalars = _scalars(info, count / seconds)
             if metrics is not None:
-                _log(metrics, training.name, done, info, count / seconds)
+                _log(metrics, training.name, done, scalars)
+            add_event(done, scalars)
             progress.set_postfix(loss=f"{info.loss.mean():.4f}", refresh=False)
             if watch is not None:
                 watch(Progress(done, state, info))
@@ -290,13 +299,17 @@ def check_finite(losses: Any, message: Callable[[int], str]) -> None:
         raise UserError(message(int(not_finite[0])))
 
 
-def _log(path: pathlib.Path, name: str, done: int, info: Any, rate: float) -> None:
+def _scalars(info: Any, rate: float) -> dict[str, float]:
+    """Return what is logged about a call: the means of its scalars `(k,)`, and its steps per second."""
+    means = {field: float(np.mean(values)) for field, values in info._asdict().items()}
+    return means | {"steps_per_second": round(rate, 3)}
+
+
+def _log(path: pathlib.Path, name: str, done: int, scalars: dict[str, float]) -> None:
     if not devices.is_first():
         return
-    line = {"stage": name, "step": done}
-    line |= {field: float(np.mean(values)) for field, values in info._asdict().items()}
     with files.saving(path):
-        files.append_json_line(path, line | {"steps_per_second": round(rate, 3)})
+        files.append_json_line(path, {"stage": name, "step": done} | scalars)
 
 
 def _drop_lines(path: pathlib.Path, name: str, done: int) -> None:

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import urllib.parse
@@ -135,6 +136,34 @@ def test_links_to_source_files_lead_to_pages_of_modules(site):
     page = read(site / "guides" / "architecture.html")
     assert "../modules/ssdd_jax.krr.html" in page.links
     assert not [link for link in page.links if link.endswith(".py")]
+
+
+# Elements beyond the right edge, but for what scrolls in a box of its own or is not open.
+WIDER = """() => [...document.querySelectorAll("body *")].filter(one => {
+  const box = one.getBoundingClientRect();
+  return !one.closest(".md-typeset__scrollwrap, .highlight, pre, .md-sidebar, .md-search, .md-overlay")
+    && box.width > 0 && box.right > document.documentElement.clientWidth + 0.5;
+}).map(one => one.outerHTML.slice(0, 100))"""
+
+
+@pytest.mark.slow
+def test_pages_fit_on_a_phone(site):
+    """The guides, and the modules with the longest names, at 390 pixels: nothing is cut off, no error is logged."""
+    browsers = map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"))
+    browser = next(filter(None, browsers), None) or pytest.skip("there is no Chromium to look at a page with")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    modules = sorted((site / "modules").glob("*.html"), key=lambda file: len(file.name))[-15:]
+    errors, wide = [], {}
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        page = chromium.new_page(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        for file in [site / "index.html", *sorted((site / "guides").glob("*.html")), *modules]:
+            page.goto(file.as_uri())
+            wide[file.name] = page.evaluate(WIDER)
+        chromium.close()
+    assert len(wide) > 25 and not errors
+    assert not {name: elements for name, elements in wide.items() if elements}
 
 
 def test_groups_name_modules_that_there_are():

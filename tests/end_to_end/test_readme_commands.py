@@ -65,6 +65,10 @@ NOT_RUN = {
     # tests/test_export.py and tests/report/test_report.py run every form.
     "python -m ssdd_jax.export --set=runs/digits/distilled --form=npz": "as the form krr_st below",
     "python -m ssdd_jax.export --set=runs/digits/distilled --form=png": "as the form krr_st below",
+    "python -m ssdd_jax.export --set=runs/digits/distilled --form=safetensors": "run by tests/formats",
+    "python -m ssdd_jax.export --set=runs/digits/distilled --to=hf://OWNER/NAME --license=cc-by-4.0": "needs a hub",
+    "python -m ssdd_jax.export": "as the form krr_st below",
+    "python -m pip install '.[hub]'": MINUTES,
     "python -m ssdd_jax.report": "as the comparison below",
     "python -m ssdd_jax.report runs/digits": "as the comparison below",
     # tests/experiments runs these on small data, except for those that need a download or an accelerator.

@@ -14,7 +14,7 @@ import ssdd_jax
 from ssdd_jax import data, distilled, evaluate, formats
 from ssdd_jax.data import features, preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import entries, rates, statistics, store, suite, tables, training
+from ssdd_jax.evaluate import api, entries, rates, statistics, store, suite, tables, training
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.models.resnet import ResNetClassifier
 from ssdd_jax.runtime.workdir import held
@@ -408,6 +408,18 @@ def test_refuses(changes, words, folder):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "backend", "edition", "said"),
+    [("digits", "cpu", "digits", 0), ("cifar10", "cpu", "cpu", 1), ("cifar10", "gpu", "paper", 0)],
+)
+def test_the_settings_suit_the_machine(dataset, backend, edition, said, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    lines = []
+    item = dataclasses.replace(SET, about={"dataset": dataset})
+    assert api._default_edition(item, lines.append) == edition
+    assert len(lines) == said and all("edition cpu" in line and "edition paper" in line for line in lines)
+
+
 def test_refuses_parts_that_do_not_fit_together(folder):
     narrow = distilled.from_pairs(pairs_of(np.arange(6))[0], jnp.zeros((6, 5)), CONSTANTS)
     with pytest.raises(UserError, match="targets of distilled have 5 dimensions and the teacher's features 6"):
@@ -467,6 +479,9 @@ def test_paired_intervals():
         "mean": 2.0, "low": round(2 - half, 4), "high": round(2 + half, 4), "level": 0.95, "seeds": 3,
     }  # fmt: skip
     assert statistics.paired([1.0], [2.0]) == {"mean": -1.0, "low": None, "high": None, "level": 0.95, "seeds": 1}
+    alike = statistics.paired([95.1, 95.1, 95.2], [95.0, 95.0, 95.1])
+    assert alike["low"] == alike["mean"] == alike["high"] == 0.1
+    assert statistics.paired([1.0, 2.0, 3.0], [0.0, 1.0, 2.0])["high"] == 1.0
     with pytest.raises(ValueError, match="got 1 and 2"):
         statistics.paired([1.0], [1.0, 2.0])
 

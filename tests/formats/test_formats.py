@@ -184,7 +184,7 @@ def test_nothing_else_is_overwritten(tmp_path):
     refuse("is a file: choose another folder", tmp_path / "file")
     refuse("is not empty, and is not overwritten", tmp_path)
     refuse("cannot write .*choose another folder", tmp_path / "file" / "below")
-    refuse("unknown form 'zip': there are krr_st, npz, png, huggingface", tmp_path / "new", "zip")
+    refuse("unknown form 'zip': there are krr_st, npz, png, safetensors, huggingface", tmp_path / "new", "zip")
     formats.write(plain(), tmp_path / "npz", "npz")
     refuse("is an export of the form npz, and is not overwritten", tmp_path / "npz", "png")
     plain().save(tmp_path / "native")
@@ -220,7 +220,12 @@ def test_load_dataset_reads_it(tmp_path):
     arrays = found.with_format("numpy")
     equal((arrays["pixel_values"][:], arrays["target"][:]), map(np.asarray, made.pairs()))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "10 pairs, made by boost" in card and "8 x 8 x 3" in card and "pixel_values * image_std" in card
+    assert (
+        "10 pairs of an image" in card
+        and "| Method | boost |" in card
+        and "8 x 8 x 3" in card
+        and "pixel_values * image_std" in card
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,7 +243,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch, form, library, extra)
 
 def test_the_forms_are_listed(tmp_path):
     said = refused("holds no distilled set", tmp_path)
-    assert all(words in said for words in formats.FORMS.values()) and len(formats.FORMS) == 6
+    assert all(words in said for words in formats.FORMS.values()) and len(formats.FORMS) == 7
     (tmp_path / "file.txt").touch()
     refused("file.txt holds no distilled set", tmp_path / "file.txt")
     refused("there is nothing at .*nowhere: check the path", tmp_path / "nowhere")
