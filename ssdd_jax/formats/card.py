@@ -165,7 +165,7 @@ def write(
         "torch": (_TORCH_HUB if repository else _TORCH_FOLDER).format(place=place),
         "place": place,
     }
-    (folder / NAME).write_text(_CARD.format(**fields), encoding="utf-8")
+    (folder / NAME).write_bytes(_CARD.format(**fields).encode(errors="backslashreplace"))
 
 
 def _size(facts: Mapping[str, Any]) -> str:

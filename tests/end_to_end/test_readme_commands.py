@@ -73,6 +73,7 @@ NOT_RUN = {
     "python -m ssdd_jax.report runs/digits": "as the comparison below",
     # tests/experiments runs these on small data, except for those that need a download or an accelerator.
     "python -m experiments.accelerator": MINUTES,
+    "python -m experiments.sizes --config=configs/digits.py --N=10,20,40": MINUTES,
     "python -m experiments.agreement --repository=DIR --set=DIR --models=convnet_32_64_128_bn,convnet_32_64_128_in "
     "--data_dir=DIR": DOWNLOADED,
     # tests/experiments/test_train_teacher.py runs it on digits.

@@ -66,7 +66,7 @@ def equal(found, expected):
 def refused(words, path):
     with pytest.raises(UserError, match=words) as refusal:
         formats.read(path)
-    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 700
     return str(refusal.value)
 
 
