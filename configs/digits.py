@@ -63,7 +63,8 @@ def get_config(edition: str = "") -> ConfigDict:
 
     config.evaluate.batch_size = 64
     config.evaluate.steps = 1000
-    config.evaluate.weight_decays = (1e-4, 1e-3)
+    # Chosen out of 1e-4 and 1e-3 on held-out training images, for every row alike.
+    config.evaluate.weight_decays = (1e-4,)
     config.evaluate.full_steps = 1500
     config.evaluate.probe_steps = 1000
     return edit(config, edition, OWN)
