@@ -4,6 +4,7 @@ Augmentation, and Approximation", ICLR 2025): parameterized pairs under fixed vi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -105,8 +106,9 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             start=config.distill.start,
         )
 
+    free = [name for name in ("M", "U", "V") if not config.storage[name]]
+
     def settle(source: Source) -> dict[str, int]:
-        free = [name for name in ("M", "U", "V") if not config.storage[name]]
         chosen = budget.fit(plan, *errors(plan, source), free=free, most=problem.images)
         return {"storage.M": chosen.M, "storage.U": chosen.U, "storage.V": chosen.V}
 
@@ -148,13 +150,13 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         views=views,
         feed=functions.feed,
         look=_look,
-        settle=settle if not (config.storage.M and config.storage.U and config.storage.V) else None,
+        settle=settle if free else None,
         advice=bilevel.ADVICE,
         show=_show,
         spread=bilevel.spread,
         forms=bilevel.forms(config),
         parts=plan.parts,
-        shapes=(*_shapes(plan), *bilevel.shapes(config, problem)),
+        shapes=(*_shapes(plan, free), *bilevel.shapes(config, problem)),
         trials=bilevel.trials(config) | ({} if joint else {"approximate": _fit_trials}),
     )
 
@@ -188,13 +190,14 @@ def errors(plan: budget.Sizes, source: Source) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(of_images(source.images)), np.asarray(of_targets(source.targets, source.view_targets))
 
 
-def _shapes(plan: budget.Sizes) -> tuple[tuple[str, str], ...]:
-    """Return the rows of the dry run's table."""
+def _shapes(plan: budget.Sizes, free: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return the rows of the dry run's table; `free` names the sizes that the data will decide."""
+    notes = {name: "; the data will decide" if name in free else "" for name in ("M", "U", "V")}
     size, low = ("x".join(map(str, shape)) for shape in (plan.image_shape, (*plan.base_size, plan.image_shape[-1])))
     return (
-        ("distilled images M", f"{plan.M:,} of {size}, in {plan.views} views"),
-        ("image bases U", f"{plan.U:,} of {low}, coefficients {plan.M:,}x{plan.U:,}"),
-        ("feature bases V", f"{plan.V:,} of {plan.dim:,}, coefficients {plan.views}x{plan.M:,}x{plan.V:,}"),
+        ("distilled images M", f"{plan.M:,} of {size}, in {plan.views} views{notes['M']}"),
+        ("image bases U", f"{plan.U:,} of {low}, coefficients {plan.M:,}x{plan.U:,}{notes['U']}"),
+        ("feature bases V", f"{plan.V:,} of {plan.dim:,}, coefficients {plan.views}x{plan.M:,}x{plan.V:,}{notes['V']}"),
     )
 
 
