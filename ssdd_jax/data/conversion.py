@@ -27,31 +27,31 @@ LEAST_WHITE = 64
 _BLOCK = 4096
 
 
-def to_images(where: str, given: Any) -> np.ndarray:
+def to_images(where: str, images: Any) -> np.ndarray:
     """Convert images to uint8.
 
     Args:
         where: Name of the argument, for messages.
-        given: Images of one size: an array of NumPy, JAX or PyTorch, `(n,H,W,C)`, `(n,C,H,W)` or `(n,H,W)` with C 1 or
+        images: Images of one size: an array of NumPy, JAX or PyTorch, `(n,H,W,C)`, `(n,C,H,W)` or `(n,H,W)` with C 1 or
             3; a sequence of such images or of PIL images; or a data set with a length, whose items are images, tuples
             that begin with one, or mappings with one. Values are uint8, other numbers from 0 to 255, or floats in
             [0, 1].
 
     Returns:
-        uint8 `(n,H,W,C)`; the given array itself if it is that already.
+        uint8 `(n,H,W,C)`; the array itself if it is that already.
 
     Raises:
         UserError: If the images differ in size, or have another shape or other values.
     """
-    return _levels(where, _channels_last(where, _stacked(where, given)))
+    return _levels(where, _channels_last(where, _stacked(where, images)))
 
 
-def to_features(where: str, given: Any) -> np.ndarray:
+def to_features(where: str, features: Any) -> np.ndarray:
     """Convert features to an array of NumPy.
 
     Args:
         where: Name of the argument, for messages.
-        given: Features `(n,D)` or `(n,D,1,1)` of NumPy, JAX or PyTorch, in any precision and on any device; or a
+        features: Features `(n,D)` or `(n,D,1,1)` of NumPy, JAX or PyTorch, in any precision and on any device; or a
             sequence of rows `(D,)` or of batches `(k,D)`.
 
     Returns:
@@ -60,14 +60,14 @@ def to_features(where: str, given: Any) -> np.ndarray:
     Raises:
         UserError: If the rows differ in length.
     """
-    if isinstance(given, str | os.PathLike):
-        raise UserError(f"{where} is a path: load its array first, as in numpy.load({os.fspath(given)!r})")
-    if isinstance(given, Mapping):
-        raise UserError(f"{where} is a mapping with {', '.join(map(str, given))}: give one of its arrays")
-    if not _is_sequence(given):
-        array = to_array(where, given)
+    if isinstance(features, str | os.PathLike):
+        raise UserError(f"{where} is a path: load its array first, as in numpy.load({os.fspath(features)!r})")
+    if isinstance(features, Mapping):
+        raise UserError(f"{where} is a mapping with {', '.join(map(str, features))}: give one of its arrays")
+    if not _is_sequence(features):
+        array = to_array(where, features)
     else:
-        rows = [to_array(where, row) for row in _items(where, given)]
+        rows = [to_array(where, row) for row in _items(where, features)]
         rows = [row[:, :, 0, 0] if row.ndim == 4 and row.shape[2:] == (1, 1) else row for row in rows]
         if len({row.shape[1:] if row.ndim > 1 else row.shape for row in rows}) > 1 or len({r.ndim for r in rows}) > 1:
             raise UserError(
@@ -78,12 +78,12 @@ def to_features(where: str, given: Any) -> np.ndarray:
     return array[:, :, 0, 0] if array.ndim == 4 and array.shape[2:] == (1, 1) else array
 
 
-def to_array(where: str, given: Any) -> np.ndarray:
+def to_array(where: str, value: Any) -> np.ndarray:
     """Convert one array of NumPy, JAX, PyTorch, TensorFlow or PIL, or nested lists of numbers, to NumPy.
 
     Args:
         where: Name of the argument, for messages.
-        given: The array `(...)`. Tensors of PyTorch may require gradients, be on a device, or have bfloat16.
+        value: The array `(...)`. Tensors of PyTorch may require gradients, be on a device, or have bfloat16.
 
     Returns:
         The array, of the same shape and type; PyTorch's bfloat16 becomes float32.
@@ -91,21 +91,21 @@ def to_array(where: str, given: Any) -> np.ndarray:
     Raises:
         UserError: If it is no array of numbers or text.
     """
-    if isinstance(given, np.ndarray) and given.dtype != object:
-        return given  # perhaps mapped from disk
-    if hasattr(given, "detach") and hasattr(given, "cpu"):  # a tensor of PyTorch
-        given = given.detach().cpu()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value  # perhaps mapped from disk
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor of PyTorch
+        value = value.detach().cpu()
         # Types that NumPy does not have.
-        given = given.float() if str(given.dtype).startswith(("torch.bfloat16", "torch.float8")) else given
+        value = value.float() if str(value.dtype).startswith(("torch.bfloat16", "torch.float8")) else value
     try:
-        array = np.asarray(given)
+        array = np.asarray(value)
     except Exception as error:  # each library has its own errors
         raise UserError(f"{where} cannot be converted to an array: {pixels.one_line(error)}") from None
     if array.dtype == object:
         with contextlib.suppress(ValueError):  # raised for lists of different lengths
             array = np.array(array.tolist())
     if array.dtype == object and not all(isinstance(item, str) for item in array.ravel()):
-        raise UserError(f"{where} must be an array of numbers, not of {type(given).__name__} with other objects")
+        raise UserError(f"{where} must be an array of numbers, not of {type(value).__name__} with other objects")
     return array
 
 
@@ -123,20 +123,20 @@ def widened(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
 
 
-def _stacked(where: str, given: Any) -> np.ndarray:
+def _stacked(where: str, images: Any) -> np.ndarray:
     """Convert images to one array `(n,...)`."""
-    if isinstance(given, str | os.PathLike):
+    if isinstance(images, str | os.PathLike):
         raise UserError(
             f"{where} is a path: images on disk are distilled by "
-            f"python -m ssdd_jax.main --config=configs/folder.py:{os.fspath(given)}"
+            f"python -m ssdd_jax.main --config=configs/folder.py:{os.fspath(images)}"
         )
-    if isinstance(given, Mapping):
-        return _stacked(where, _image_of(where, given))
-    if isinstance(given, Image.Image):
+    if isinstance(images, Mapping):
+        return _stacked(where, _image_of(where, images))
+    if isinstance(images, Image.Image):
         raise UserError(f"{where} is a single image: give a sequence of images")
-    if not _is_sequence(given):
-        return to_array(where, given)
-    items = [_image_of(where, item) for item in _items(where, given)]
+    if not _is_sequence(images):
+        return to_array(where, images)
+    items = [_image_of(where, item) for item in _items(where, images)]
     if not items:
         raise UserError(f"{where} is empty: give at least one image")
     # A colour image among grey ones makes all of them RGB.
@@ -156,29 +156,29 @@ def _stacked(where: str, given: Any) -> np.ndarray:
     return np.stack(arrays)
 
 
-def _is_sequence(given: Any) -> bool:
+def _is_sequence(value: Any) -> bool:
     """Return whether something has to be read item by item: it is no array, but a list or a data set."""
-    if isinstance(given, np.ndarray):
-        return given.dtype == object
-    if isinstance(given, memoryview | bytes | bytearray):
+    if isinstance(value, np.ndarray):
+        return value.dtype == object
+    if isinstance(value, memoryview | bytes | bytearray):
         return False
     # A column of a table may hold images as objects.
-    return not hasattr(given, "__array__") or str(getattr(given, "dtype", "")) == "object"
+    return not hasattr(value, "__array__") or str(getattr(value, "dtype", "")) == "object"
 
 
-def _items(where: str, given: Any) -> list[Any]:
-    if isinstance(given, np.ndarray | list | tuple):
-        return list(given)
-    if not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
-        raise UserError(f"{where} is a {type(given).__name__}: give an array, a list or a data set")
-    if isinstance(given, Set) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+def _items(where: str, values: Any) -> list[Any]:
+    if isinstance(values, np.ndarray | list | tuple):
+        return list(values)
+    if not hasattr(values, "__iter__") and not hasattr(values, "__getitem__"):
+        raise UserError(f"{where} is a {type(values).__name__}: give an array, a list or a data set")
+    if isinstance(values, Set) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
         # The order of features must be that of the images: a loader may shuffle, and a generator ends.
-        loaded = hasattr(given, "dataset")
+        loaded = hasattr(values, "dataset")
         advice = "the data set that it loads, loader.dataset" if loaded else "a list or an array, as in list(...)"
         raise UserError(
-            f"{where}: a {type(given).__name__} has no fixed order, in which features could be given: give {advice}"
+            f"{where}: a {type(values).__name__} has no fixed order, in which features could be given: give {advice}"
         )
-    return [given[index] for index in range(len(given))]
+    return [values[index] for index in range(len(values))]
 
 
 def _image_of(where: str, item: Any) -> Any:

@@ -105,6 +105,12 @@ def check(
         raise UserError(f"{where} has no array named train: it holds {', '.join(arrays) or 'nothing'}")
     # Only the views of this method are checked: a file may serve several methods.
     arrays = {name: conversion.widened(array) for name, array in arrays.items()}
+    if test and "test" not in arrays and len(arrays["train"]) == train + test:
+        raise UserError(
+            f"{where}: train has features of {train + test} images, and the data set has {train} training and {test} "
+            "test images: give those of the test images apart, as test in an .npz; if they are held out, "
+            "ssdd_jax.data.source.hold_out says which they are"
+        )
     expected = {"train": train, "test": test, **dict.fromkeys(views, train)}
     checked = {name: _check(where, name, arrays[name], count) for name, count in expected.items() if name in arrays}
     for name, array in checked.items():

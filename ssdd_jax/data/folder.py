@@ -65,12 +65,12 @@ def survey(path: pathlib.Path, *, train_split: str | None = None, test_split: st
         UserError: If `open_folder` fails, or none of the sampled image files can be read.
     """
     try:
-        found = _look(path, "train" if train_split is None else train_split, test_split)
+        contents = _look(path, "train" if train_split is None else train_split, test_split)
     except UserError:
         if train_split is not None:
             raise
-        found = _look(path, "", test_split)
-    files = found.train.paths
+        contents = _look(path, "", test_split)
+    files = contents.train.paths
     # Even the headers of a large folder take long to read; a sample spread over the sorted files is enough.
     step = -(-len(files) // LOOKED_AT)
     sides = [side for file in files[::step] if (side := _shorter_side(file))]
@@ -79,8 +79,8 @@ def survey(path: pathlib.Path, *, train_split: str | None = None, test_split: st
     # Files that are ignored may be images of a format that is not read: the user should see their number.
     others = files_below(path, is_image).others
     shorter = min(sides), round(statistics.median(sides)), max(sides)
-    test = len(found.test.paths) if found.test else 0
-    return Survey(path, len(files), test, len(found.class_names), shorter, others)
+    test = len(contents.test.paths) if contents.test else 0
+    return Survey(path, len(files), test, len(contents.class_names), shorter, others)
 
 
 def _shorter_side(file: pathlib.Path) -> int:
@@ -114,14 +114,14 @@ def open_folder(path: pathlib.Path, *, train_split: str, test_split: str, image_
         UserError: If the folder or a named subfolder is missing or has no images, its names leave a choice, a file is
             in both parts, or a class of the test images has no training images.
     """
-    found = _look(path, train_split, test_split)
-    train = _part(found.train, found.class_names, image_size)
-    test = None if found.test is None else _part(found.test, found.class_names, image_size)
-    names = tuple(printable(name) for name in found.class_names)
-    return ImageSource(train, test, names, found.notes)
+    contents = _look(path, train_split, test_split)
+    train = _part(contents.train, contents.class_names, image_size)
+    test = None if contents.test is None else _part(contents.test, contents.class_names, image_size)
+    names = tuple(printable(name) for name in contents.class_names)
+    return ImageSource(train, test, names, contents.notes)
 
 
-class _Found(NamedTuple):
+class _Contents(NamedTuple):
     """Files of both parts, the names of the classes, and what a user should know about the folder."""
 
     train: Files
@@ -130,7 +130,7 @@ class _Found(NamedTuple):
     notes: tuple[str, ...]
 
 
-def _look(path: pathlib.Path, train_split: str, test_split: str) -> _Found:
+def _look(path: pathlib.Path, train_split: str, test_split: str) -> _Contents:
     """List the images of both parts and the classes of a folder."""
     if path.is_file():
         raise UserError(f"{path} is a file, not a folder: unpack it if it is an archive, and name the folder")
@@ -163,7 +163,7 @@ def _look(path: pathlib.Path, train_split: str, test_split: str) -> _Found:
             )
     if repeated := train.repeated + (test.repeated if test else 0):
         notes.append(f"links that are left out, as they lead to files or folders that are read already: {repeated:,}")
-    return _Found(train, test, names, tuple(notes))
+    return _Contents(train, test, names, tuple(notes))
 
 
 def _classes(train: Files) -> tuple[tuple[str, ...], list[str]]:
@@ -251,15 +251,15 @@ def _subfolders(files: Files) -> list[str | None]:
     return [part[0] if len(part) > 1 else None for part in parts]
 
 
-def _part(found: Files, names: tuple[str, ...], image_size: int) -> Part:
+def _part(part: Files, names: tuple[str, ...], image_size: int) -> Part:
     """Build a part from image files, labelled if there are class names and every file lies in a subfolder."""
-    labels, files = None, found.paths
-    by_file = _subfolders(found)
+    labels, files = None, part.paths
+    by_file = _subfolders(part)
     if names and None not in by_file:
         unknown = sorted({str(name) for name in by_file} - set(names))
         if unknown:
             raise UserError(
-                f"{found.root} has a class {unknown[0]!r} that the training images have not: rename or move it, or set "
+                f"{part.root} has a class {unknown[0]!r} that the training images have not: rename or move it, or set "
                 "--config.data.test_split='' to hold out a part of the training images"
             )
         number = {name: label for label, name in enumerate(names)}

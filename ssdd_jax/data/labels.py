@@ -84,18 +84,18 @@ def classes(where: str, parts: Sequence[np.ndarray | None], names: Sequence[str]
     Raises:
         UserError: If the names do not fit the labels, or there are negative labels other than -1 beside 1.
     """
-    given = [part for part in parts if part is not None and len(part)]
-    if not given:
+    labelled = [part for part in parts if part is not None and len(part)]
+    if not labelled:
         return Classes(tuple(parts), ())
-    if len({part.dtype.kind == "U" for part in given}) > 1:
+    if len({part.dtype.kind == "U" for part in labelled}) > 1:
         raise UserError(f"{where} holds labels that are names and labels that are numbers: bring all to one")
-    occurring = np.unique(np.concatenate([np.unique(part) for part in given]))
-    if occurring.dtype.kind == "U":
-        occurring, chosen = _of_text(where, occurring, names)
+    unique = np.unique(np.concatenate([np.unique(part) for part in labelled]))
+    if unique.dtype.kind == "U":
+        unique, chosen = _of_text(where, unique, names)
     else:
-        chosen = _of_numbers(where, occurring, names)
-    notes = _notes(occurring, chosen, names, len(given[0]))
-    return Classes(tuple(None if part is None else _positions(part, occurring) for part in parts), chosen, notes)
+        chosen = _of_numbers(where, unique, names)
+    notes = _notes(unique, chosen, names, len(labelled[0]))
+    return Classes(tuple(None if part is None else _positions(part, unique) for part in parts), chosen, notes)
 
 
 def rare(labels: np.ndarray, names: Sequence[str], count: int) -> list[str]:
@@ -104,36 +104,36 @@ def rare(labels: np.ndarray, names: Sequence[str], count: int) -> list[str]:
     return [name for name, found in zip(names, counts, strict=True) if found < count]
 
 
-def _of_text(where: str, occurring: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+def _of_text(where: str, unique: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return the labels in the order of the classes, and their names."""
-    unknown = sorted(set(occurring.tolist()) - set(names)) if names else []
+    unknown = sorted(set(unique.tolist()) - set(names)) if names else []
     if unknown:
         raise UserError(f"{where} holds the label {unknown[0]!r}, which is not among the class names")
-    ordered = [name for name in names if name in set(occurring.tolist())] if names else occurring.tolist()
+    ordered = [name for name in names if name in set(unique.tolist())] if names else unique.tolist()
     return np.array(ordered), tuple(ordered)
 
 
-def _of_numbers(where: str, occurring: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
-    low, high = int(occurring[0]), int(occurring[-1])
-    if low < 0 and occurring.tolist() != [-1, 1]:
+def _of_numbers(where: str, unique: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
+    low, high = int(unique[0]), int(unique[-1])
+    if low < 0 and unique.tolist() != [-1, 1]:
         hint = "; -1 marks images without labels: leave these out, or all labels" if low == -1 else ""
         raise UserError(f"{where} holds labels from {low} to {high}; they must not be negative{hint}")
     if not names:
-        return tuple(str(label) for label in occurring.tolist())
+        return tuple(str(label) for label in unique.tolist())
     if low >= 0 and high < len(names):
-        return tuple(names[label] for label in occurring.tolist())
-    if len(names) == len(occurring):
+        return tuple(names[label] for label in unique.tolist())
+    if len(names) == len(unique):
         return tuple(names)
     raise UserError(
-        f"{where} holds {len(occurring)} different labels from {low} to {high}, and {len(names)} class names: give a "
+        f"{where} holds {len(unique)} different labels from {low} to {high}, and {len(names)} class names: give a "
         f"name to each of these labels, or to all from 0 to {high}"
     )
 
 
-def _notes(occurring: np.ndarray, chosen: Sequence[str], names: Sequence[str], count: int) -> tuple[str, ...]:
+def _notes(unique: np.ndarray, chosen: Sequence[str], names: Sequence[str], count: int) -> tuple[str, ...]:
     notes = []
-    number, first, last = len(occurring), occurring[0], occurring[-1]
-    if occurring.dtype.kind != "U" and occurring.tolist() != list(range(number)) and not names:
+    number, first, last = len(unique), unique[0], unique[-1]
+    if unique.dtype.kind != "U" and unique.tolist() != list(range(number)) and not names:
         notes.append(f"the {number:,} labels that occur, {first} to {last}, are the classes, in ascending order")
     if missing := [name for name in names if name not in chosen]:
         more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
@@ -143,7 +143,7 @@ def _notes(occurring: np.ndarray, chosen: Sequence[str], names: Sequence[str], c
     return tuple(notes)
 
 
-def _positions(labels: np.ndarray, occurring: np.ndarray) -> np.ndarray:
+def _positions(labels: np.ndarray, unique: np.ndarray) -> np.ndarray:
     """Return the position of each label among those that occur, int32 `(n,)`."""
-    order = np.argsort(occurring, kind="stable")
-    return order[np.searchsorted(occurring[order], labels)].astype(np.int32)
+    order = np.argsort(unique, kind="stable")
+    return order[np.searchsorted(unique[order], labels)].astype(np.int32)

@@ -89,9 +89,9 @@ def _with_classes_that_occur(name: str, source: ImageSource) -> ImageSource:
     in_range = len(present) > 0 and present[0] >= 0 and present[-1] < len(source.class_names)
     if not in_range or len(present) == len(source.class_names):
         return source
-    found = labels.classes(name, [part.labels for part in parts], source.class_names)
-    train, *test = (part._replace(labels=own) for part, own in zip(parts, found.parts, strict=True))
-    return ImageSource(train, test[0] if test else None, found.names, source.notes + found.notes)
+    classes = labels.classes(name, [part.labels for part in parts], source.class_names)
+    train, *test = (part._replace(labels=own) for part, own in zip(parts, classes.parts, strict=True))
+    return ImageSource(train, test[0] if test else None, classes.names, source.notes + classes.notes)
 
 
 def _into_memory(name: str, part: Part, rows: np.ndarray) -> np.ndarray:

@@ -69,15 +69,15 @@ def as_source(path: pathlib.Path, arrays: dict[str, np.ndarray], image_size: int
     test_images = None
     if "test_images" in arrays:
         test_images = conversion.to_images(f"the test images in {path}", arrays["test_images"])
-    given = [
+    checked = [
         label_table.check(str(path), arrays[name], len(images)) if name in arrays and images is not None else None
         for name, images in (("train_labels", train_images), ("test_labels", test_images))
     ]
     names = tuple(str(name) for name in label_table.text(arrays.get(_NAMES, np.zeros(0, str))).ravel())
-    (train_labels, test_labels), found, notes = label_table.classes(str(path), given, names)
+    (train_labels, test_labels), class_names, notes = label_table.classes(str(path), checked, names)
     train = array_part(train_images, train_labels, image_size)
     test = None if test_images is None else array_part(test_images, test_labels, image_size)
-    return ImageSource(train, test, found or names, notes)
+    return ImageSource(train, test, class_names or names, notes)
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:

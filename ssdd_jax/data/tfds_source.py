@@ -60,9 +60,9 @@ def open_tfds(name: str, data_dir: str, *, train_split: str, test_split: str, im
     if names:
         return ImageSource(train, test, tuple(names))
     parts = [part for part in (train, test) if part is not None]
-    found = label_table.classes(f"tfds:{name}", [part.labels for part in parts])
-    parts = [part._replace(labels=own) for part, own in zip(parts, found.parts, strict=True)]
-    return ImageSource(parts[0], parts[1] if test else None, found.names, found.notes)
+    classes = label_table.classes(f"tfds:{name}", [part.labels for part in parts])
+    parts = [part._replace(labels=own) for part, own in zip(parts, classes.parts, strict=True)]
+    return ImageSource(parts[0], parts[1] if test else None, classes.names, classes.notes)
 
 
 def prepare_command(name: str, data_dir: str) -> str:

@@ -98,6 +98,15 @@ def test_the_order_in_memory_changes_nothing(order, tmp_path):
         np.testing.assert_array_equal(found, wanted)
 
 
+def test_features_of_all_images_are_to_be_split():
+    with pytest.raises(
+        UserError, match="of 12 images, and the data set has 9 training and 3 test .* as test in an .npz"
+    ):
+        features.check("here", {"train": FEATURES}, train=9, test=3)
+    with pytest.raises(UserError, match="train has features of 12 images, the data set has 9 training images"):
+        features.check("here", {"train": FEATURES, "test": FEATURES[:3]}, train=9, test=3)
+
+
 def test_integers_are_no_features(tmp_path):
     with pytest.raises(UserError, match=r"must be floats of shape \(n, D\), not int64"):
         features.check("here", {"train": np.zeros((COUNT, 5), np.int64)}, train=COUNT)
