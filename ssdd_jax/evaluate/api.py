@@ -16,6 +16,7 @@ from ssdd_jax import data, formats
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, options, sources, suite, tables
+from ssdd_jax.evaluate.protocols.probes import SHOTS
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
 from ssdd_jax.runtime import files
@@ -111,6 +112,8 @@ def evaluate(
         judging=options.for_judging(resolved),
         calibrate=resolved.calibrate,
     )
+    for note in _notes(request):
+        say(f"evaluate: {note}")
     # Networks and metrics of the run's own evaluation are reused.
     folder = pathlib.Path(workdir).expanduser()
     store = Store(folder / "store", also=run and Workdir(run).evaluation)
@@ -118,6 +121,21 @@ def evaluate(
         rows = suite.run(request, store, say=say)
     details = {"edition": name, "settings": resolved._asdict(), "seconds": round(time.monotonic() - began, 1)}
     return _result(request, rows) | details
+
+
+def _notes(request: suite.Request) -> list[str]:
+    """Say what a user should know about the targets, and which measures are left out."""
+    notes = [f"{target.name}: {note}" for target in request.targets for note in target.dataset.notes]
+    for target in request.targets if "few_shot" in request.protocols else ():
+        dataset = target.dataset
+        if dataset.train_labels is not None:
+            few = data.labels.rare(dataset.train_labels, dataset.class_names, SHOTS)
+            if few:
+                notes.append(
+                    f"few_shot is left out on {target.name}: it takes {SHOTS} training images of every class, and "
+                    f"{len(few):,} of {dataset.classes:,} classes have fewer, such as {few[0]!r}"
+                )
+    return notes
 
 
 def _as_list(names: Any) -> Any:
@@ -172,7 +190,8 @@ def write(result: Mapping[str, Any], folder: Path) -> str:
     output = pathlib.Path(folder).expanduser()
     words = tables.markdown(result)
     files.write_json(output / "evaluation.json", dict(result))
-    files.write_bytes(output / "evaluation.md", (words + "\n").encode())
+    # Names of files need not be UTF-8.
+    files.write_bytes(output / "evaluation.md", (words + "\n").encode(errors="backslashreplace"))
     figures.draw(output / "evaluation.png", result)
     return words
 
