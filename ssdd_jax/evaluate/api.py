@@ -19,7 +19,7 @@ from ssdd_jax.evaluate import entries, options, sources, suite, tables
 from ssdd_jax.evaluate.protocols.probes import SHOTS
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
-from ssdd_jax.runtime import files
+from ssdd_jax.runtime import devices, files
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import Workdir, held
 
@@ -78,6 +78,7 @@ def evaluate(
             network diverges.
     """
     began = time.monotonic()
+    devices.check_backend()
     named_sets = sources.name_sets(sets)
     distilled_sets = {
         key: item if isinstance(item, DistilledSet) else formats.read(item) for key, item in named_sets.items()
