@@ -16,9 +16,10 @@ from ssdd_jax import data, formats
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, options, sources, suite, tables
+from ssdd_jax.evaluate.protocols.probes import SHOTS
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
-from ssdd_jax.runtime import constraints, files
+from ssdd_jax.runtime import constraints, devices, files
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import Workdir, held
 
@@ -78,6 +79,7 @@ def evaluate(
             network diverges.
     """
     began = time.monotonic()
+    devices.check_backend()
     named_sets = sources.name_sets(sets)
     distilled_sets = {
         key: item if isinstance(item, DistilledSet) else formats.read(item) for key, item in named_sets.items()
@@ -112,6 +114,8 @@ def evaluate(
         judging=options.for_judging(resolved),
         calibrate=resolved.calibrate,
     )
+    for note in _notes(request):
+        say(f"evaluate: {note}")
     # Networks and metrics of the run's own evaluation are reused.
     folder = pathlib.Path(workdir).expanduser()
     store = Store(folder / "store", also=run and Workdir(run).evaluation)
@@ -129,6 +133,21 @@ def _default_edition(distilled: DistilledSet, say: Callable[[str], None]) -> str
         return "paper"
     say("evaluate: settings of the edition cpu, as there is no accelerator; the edition paper has the published ones")
     return "cpu"
+
+
+def _notes(request: suite.Request) -> list[str]:
+    """Say what a user should know about the targets, and which measures are left out."""
+    notes = [f"{target.name}: {note}" for target in request.targets for note in target.dataset.notes]
+    for target in request.targets if "few_shot" in request.protocols else ():
+        dataset = target.dataset
+        if dataset.train_labels is not None:
+            few = data.labels.rare(dataset.train_labels, dataset.class_names, SHOTS)
+            if few:
+                notes.append(
+                    f"few_shot is left out on {target.name}: it takes {SHOTS} training images of every class, and "
+                    f"{len(few):,} of {dataset.classes:,} classes have fewer, such as {few[0]!r}"
+                )
+    return notes
 
 
 def _as_list(names: Any) -> Any:
@@ -191,7 +210,8 @@ def write(result: Mapping[str, Any], folder: Path) -> str:
     output = pathlib.Path(folder).expanduser()
     words = tables.markdown(result)
     files.write_json(output / "evaluation.json", dict(result))
-    files.write_bytes(output / "evaluation.md", (words + "\n").encode())
+    # Names of files need not be UTF-8.
+    files.write_bytes(output / "evaluation.md", (words + "\n").encode(errors="backslashreplace"))
     figures.draw(output / "evaluation.png", result)
     constraints.write(output)
     return words

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ssdd_jax import config
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, training
 from ssdd_jax.evaluate.protocols import finetune, probes, table, zero_shot
@@ -151,6 +152,8 @@ def make(chosen: Edition, changes: Mapping[str, Any]) -> Options:
         # bool is a subclass of int, and an int is accepted where a float is expected.
         if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and isinstance(value, bool)):
             raise UserError(f"{name}={value!r} is not {'an' if kind is int else 'a'} {kind.__name__}")
+        if name == "seed" and value > config.LARGEST_SEED:
+            raise UserError(f"seed={value} is out of range: it must be at most {config.LARGEST_SEED}")
         least = 0 if name in _FROM_ZERO else 1 if kind is int else None
         if least is not None and kind in (int, float) and value < least:
             raise UserError(f"{name}={value!r} is out of range: it must be at least {least}")

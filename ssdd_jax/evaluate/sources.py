@@ -13,7 +13,7 @@ import numpy as np
 
 from ssdd_jax import config as configuration
 from ssdd_jax import data, teacher
-from ssdd_jax.data import features, preprocess, targets
+from ssdd_jax.data import conversion, features, labels, preprocess, targets
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate.entries import REFERENCES, SourceData, Target, content
@@ -171,34 +171,36 @@ def of_arrays(name: str, arrays: Sequence[Any]) -> data.Dataset:
 
     Args:
         name: Name in the results.
-        arrays: Training images uint8 `(n,H,W,C)` or `(n,H,W)` and their labels, integers `(n,)` from 0 on; then the
-            same of the test images.
+        arrays: Training images uint8 `(n,H,W,C)` or `(n,H,W)` and their labels `(n,)`, whole numbers or names; then the
+            same of the test images. Other forms of images are converted by `data.conversion`.
 
     Raises:
-        UserError: If there are not four arrays, or the labels are not integers `(n,)`.
+        UserError: If there are not four arrays, or they are of other forms.
     """
     if len(arrays) != 4:
         raise UserError(f"target {name}: give training images, their labels, test images and their labels")
-    x, y, x_test, y_test = map(np.asarray, arrays)
-    if y.ndim != 1 or y_test.ndim != 1 or not (y.size and y.dtype.kind in "iu" and y_test.dtype.kind in "iu"):
-        raise UserError(f"target {name}: labels must be whole numbers (n,), not {y.dtype} {y.shape}")
-    x, x_test = (part[..., None] if part.ndim == 3 else part for part in (x, x_test))
-    names = tuple(map(str, range(int(max(y.max(), y_test.max(initial=0))) + 1)))
-    return data.Dataset(name, x, y.astype(np.int32), x_test, y_test.astype(np.int32), names)
+    where = f"target {name}: images"
+    x, x_test = (conversion.to_images(where, images) for images in (arrays[0], arrays[2]))
+    given = [
+        labels.check(f"target {name}", conversion.to_array(f"target {name}: labels", own), len(images))
+        for own, images in ((arrays[1], x), (arrays[3], x_test))
+    ]
+    found = labels.classes(f"target {name}", given)
+    return data.Dataset(name, x, found.parts[0], x_test, found.parts[1], found.names, found.notes)
 
 
 def of_features_in_memory(images: Any, found: Any) -> SourceData:
     """Create the source data of sets that were distilled from arrays in memory.
 
     Args:
-        images: Images uint8 `(n,H,W,C)` or `(n,H,W)`.
+        images: Images uint8 `(n,H,W,C)` or `(n,H,W)`, or of the forms that `data.conversion.to_images` takes.
         found: The teacher's features of the images, floats `(n,D)`.
 
     Raises:
         UserError: If the features are invalid or not one per image.
     """
-    images, found = np.asarray(images), np.asarray(found)
-    images = images[..., None] if images.ndim == 3 else images
+    images = conversion.to_images("the source's images", images)
+    found = conversion.to_features("the source's features", found)
     dataset = data.Dataset("the source", images)
     valid = features.check("the source's features", {"train": found}, train=len(images))
     return SourceData(dataset, features.Features(valid.train, None), preprocess.fit(images, valid.train), whole=False)
@@ -237,5 +239,5 @@ def as_target(name: str, dataset: data.Dataset) -> Target:
     """
     mean, std = preprocess.dataset_moments(dataset)
     assert dataset.test_images is not None
-    labels = [part for part in (dataset.train_labels, dataset.test_labels) if part is not None]
-    return Target(name, dataset, mean, std, mark(content(dataset), dataset.classes, *labels))
+    both = [part for part in (dataset.train_labels, dataset.test_labels) if part is not None]
+    return Target(name, dataset, mean, std, mark(content(dataset), dataset.classes, *both))

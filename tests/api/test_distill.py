@@ -212,9 +212,9 @@ def test_evaluation_of_arrays(tmp_path):
     assert rows["chance"]["mean"] == 33.3333
     for arrays, words in [
         (target["mine"][:3], "give training images, their labels"),
-        ((IMAGES, labels / 2, IMAGES, labels), "labels must be whole numbers"),
-        ((IMAGES, labels[:5], IMAGES, labels), "60 training images but 5 labels"),
-        ((IMAGES / 255, labels, IMAGES, labels), "must be a uint8"),
+        ((IMAGES, labels / 2, IMAGES, labels), "target mine holds labels as float64 .* one whole number or name"),
+        ((IMAGES, labels[:5], IMAGES, labels), "target mine holds 5 labels for 60 images"),
+        ((IMAGES / 255 - 1, labels, IMAGES, labels), "target mine: images must be uint8, 0 to 255, not float64"),
     ]:
         with pytest.raises(UserError, match=words):
             ssdd_jax.evaluate(distilled, targets={"mine": arrays}, **options)
