@@ -153,7 +153,7 @@ def test_stops_after_a_stage_of_its_own(edition, stage, folder):
     assert main.main([*tiny_runs.taught(folder, edition, run.name), f"--stage={stage}"]) == 0
     assert any((folder / "shared" / stage).glob("*.npy"))
     assert {file.name for file in run.iterdir()} <= {
-        *(".lock", "config.json", "gate.json", "seconds.json", "memory.json", "calls.jsonl")
+        *(".lock", "config.json", "gate.json", "seconds.json", "memory.json", "calls.jsonl", "inputs.json")
     }
     assert list(read(run / "seconds.json"))[-1] == stage
 
