@@ -80,7 +80,7 @@ def train(options: arguments.Options) -> dict[str, Any]:
         per_call=min(config.teacher.steps_per_call, epoch),
         save_every=config.teacher.save_every,
         advice="try a smaller config.teacher.learning_rate in another folder",
-        feed=stage.rows_of(trainer, key),
+        feed=stage.rows_of(key, trainer),
     )
     path, chosen = folder / "curve.jsonl", config.teacher
     about = {"blocks": list(chosen.blocks), "width": chosen.width, "mean": mean.tolist(), "std": std.tolist()}

@@ -58,7 +58,7 @@ def train(run: Run) -> None:
         per_call=options.steps_per_call,
         save_every=options.save_every,
         advice="try a smaller config.teacher.learning_rate in another folder",
-        feed=rows_of(trainer, key) if resident else _feed(run, trainer, key),
+        feed=rows_of(key, trainer) if resident else _feed(run, trainer, key),
         shardings=shardings,
     )
     with Checkpoints(folder, say=run.say) as checkpoints:
@@ -145,12 +145,12 @@ def step_of(trainer: teacher.Trainer, *, resident: bool) -> Callable[..., Any]:
     return lambda state, _, batch: trainer.step(state, batch)
 
 
-def rows_of(trainer: teacher.Trainer, key: jax.Array) -> Feed:
+def rows_of(key: jax.Array, trainer: teacher.Trainer) -> Feed:
     """Return the feed of a resident training: the indices of each step's images, int32 `(count,B)`.
 
     Args:
-        trainer: The teacher's training.
         key: The key passed to `trainer.init`.
+        trainer: The teacher's training.
     """
     rows = trainer.rows(key)
     return lambda done, count: np.stack([rows(step) for step in range(done, done + count)])
