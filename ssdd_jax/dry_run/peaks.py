@@ -1,4 +1,4 @@
-"""Upper bound of a program's memory from its trace, without compiling it."""
+"""Estimate of a program's memory from its trace, without compiling it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 def peak(jaxpr: Jaxpr) -> int:
     """Compute the largest number of bytes that values of a traced program take at a time.
 
-    Values live from their equation to their last use, and arguments to the end. XLA fuses equations whose results are
-    then never stored, so that compiled programs mostly take less; scratch memory of libraries is not included.
+    Values live from their equation to their last use, and arguments to the end. XLA fuses equations, whose results are
+    then never stored, but also copies values, orders equations anew, and has libraries with scratch memory: its own
+    estimates are between half and twice as much.
 
     Args:
         jaxpr: The program.

@@ -25,7 +25,7 @@ def usual(candidates: Sequence[Rate]) -> Rate:
 
 
 def explained(
-    network: tuple[nn.Module, Any], source: SourceData, held: np.ndarray, placing: Placing, *, calibrated: int = 0
+    network: tuple[nn.Module, Any], source: SourceData, held: np.ndarray, *, placing: Placing, calibrated: int = 0
 ) -> float:
     """Compute how much of the teacher's features a network's features explain on images that it has not seen.
 

@@ -329,9 +329,8 @@ class _Run:
         trial = row.entry.trial(self.keys[0], module)
         networks = [jax.tree.map(lambda leaf: leaf[i], trial.variables) for i in range(len(candidates))]  # noqa: B023
         calibrated = CALIBRATION_IMAGES if self.request.calibrate == "all" else 0
-        explained = [
-            rates.explained((module, one), source, trial.held, self.placing, calibrated=calibrated) for one in networks
-        ]
+        options: dict[str, Any] = {"placing": self.placing, "calibrated": calibrated}
+        explained = [rates.explained((module, one), source, trial.held, **options) for one in networks]
         values = {rates.words(rate): value for rate, value in zip(candidates, explained, strict=True)}
         values = {name: value for name, value in values.items() if np.isfinite(value)}
         if not values:

@@ -1,4 +1,4 @@
-"""The check of memory before the first stage: its bounds, what it says and refuses, and that it stops nothing else."""
+"""The check of memory before the first stage: its estimates, what it refuses, and that it stops nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -53,14 +53,14 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("edition", ["boost", "krr_st", "mkdt", "scdd", "high_loss", "noise"])
 @pytest.mark.parametrize("gigabytes", [0.0, 1e-6])
 def test_every_stage_is_bounded_without_being_run(edition, gigabytes, folder):
-    """On abstract shapes, with the data on the device and streamed; a bound is no less than XLA's estimate."""
+    """On abstract shapes, with the data on the device and streamed; XLA's estimate is within the margin."""
     job, stages = prepared(folder, edition, devices__gigabytes=gigabytes)
     shapes = preflight.Shapes(job)
     for stage in stages:
         for need in preflight._needs(shapes, stage):
             assert need.size > 0
             if stage.name == "distill" and need.compiled is not None:
-                assert 0 < need.compiled() <= 1.5 * need.size
+                assert 0 < need.compiled() <= preflight.MARGIN * need.size
     names = {stage.name for stage in stages if list(preflight._needs(shapes, stage))}
     own = {"mkdt": {"experts"}, "high_loss": {"experts"}, "scdd": {"probe", "post_training"}}.get(edition, set())
     assert names == {"teacher", "features", "distill", "evaluate"} | own
@@ -81,7 +81,7 @@ def test_a_size_that_is_too_large_is_found(folder, monkeypatch):
     ("backend", "choice", "status"), [("gpu", "refuse", 2), ("gpu", "warn", 0), ("cpu", "refuse", 0)]
 )
 def test_what_is_refused_and_what_is_said(backend, choice, status, tmp_path, monkeypatch, capsys):
-    """A run that cannot fit ends on an accelerator before its first stage; a bound alone refuses nothing."""
+    """A run that cannot fit ends on an accelerator before its first stage; a rough estimate refuses nothing."""
     tiny_runs.write_data(tmp_path)
     shortages = [Shortage("evaluate needs much", exact=False), Shortage("distill needs more", exact=True)]
     monkeypatch.setattr(dry_run, "shortages", lambda job, stages: shortages)
@@ -110,8 +110,9 @@ def test_a_prediction_that_fails_stops_nothing(choice, tmp_path, monkeypatch, ca
     assert ("memory cannot be predicted: no such shape" in capsys.readouterr().out) == (choice == "refuse")
 
 
-def test_xlas_estimate_replaces_a_bound_that_does_not_fit():
+def test_xlas_estimate_replaces_a_size_that_may_not_fit():
     assert preflight._settled(Need(5, lambda: 1 / 0), 10) == (5, False)
+    assert preflight._settled(Need(6, lambda: 9), 10) == (9, True)
     assert preflight._settled(Need(20, lambda: 7), 10) == (7, True)
     assert preflight._settled(Need(20, lambda: 15), 10) == (15, True)
     assert preflight._settled(Need(20, lambda: 0), 10) == (20, False)
