@@ -27,7 +27,7 @@ _FOREIGN = {
     "huggingface": _Form(
         "a folder with data/*.parquet of pixel_values and target", huggingface.is_folder, huggingface.read
     ),
-    "safetensors": _Form("a .safetensors file with images and targets", safe_tensors.is_file, safe_tensors.read),
+    "safetensors": _Form("pairs.safetensors", safe_tensors.is_file, safe_tensors.read),
     "png": _Form("a folder of images with features.npy or features.npz", pictures.is_folder, pictures.read),
 }
 # Readable forms by name, with a description for messages.
