@@ -24,7 +24,9 @@ def default() -> ConfigDict:
     config.seed = 0
     config.method = "boost"  # boost | krr_st | mkdt | scdd | subset | noise
 
-    config.precision = "auto"  # for the pool and the teacher: float32 | bfloat16 | auto (bfloat16 on accelerators)
+    config.precision = (
+        "auto"  # for pool, teacher and evaluated networks: float32 | bfloat16 | auto (bfloat16 on accelerators)
+    )
 
     config.data = data = ConfigDict()
     data.name = "digits"  # digits | tfds:NAME | tiny_imagenet | aircraft | folder:PATH | npz:PATH | npy:PATH

@@ -326,4 +326,5 @@ def with_published(rates: tuple[Rate, ...]) -> tuple[Rate, ...]:
 
 def _plain(settings: training.Settings) -> list[Any]:
     # Written out, since these values are part of cache keys that must not change with the order of the fields.
-    return [settings.steps, settings.epochs, settings.batch_size, settings.momentum, settings.cosine]
+    plain = [settings.steps, settings.epochs, settings.batch_size, settings.momentum, settings.cosine]
+    return plain if settings.precision == "float32" else [*plain, settings.precision]

@@ -6,10 +6,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from ssdd_jax import config
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, training
 from ssdd_jax.evaluate.protocols import finetune, probes, table, zero_shot
+from ssdd_jax.models import precision
 
 
 class Options(NamedTuple):
@@ -21,6 +24,7 @@ class Options(NamedTuple):
     features: str = ""  # a .npy or .npz with the teacher's features, if --source names a data set instead of a run
     together: int = 0  # networks trained side by side in one program; 0: chosen by the device and its memory
 
+    precision: str = "auto"  # of the layers in training: float32, bfloat16, or auto, bfloat16 on an accelerator
     steps: int = 7000  # SGD steps on a set and on real images; about 1,000 epochs of KRR-ST's and Boost-SSDD's sets
     epochs: int = 0  # passes over a set instead of a number of steps; 0: steps
     batch_size: int = 256  # pairs per step (KRR-ST test.py)
@@ -152,6 +156,8 @@ def make(chosen: Edition, changes: Mapping[str, Any]) -> Options:
         # bool is a subclass of int, and an int is accepted where a float is expected.
         if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and isinstance(value, bool)):
             raise UserError(f"{name}={value!r} is not {'an' if kind is int else 'a'} {kind.__name__}")
+        if name == "precision" and value not in precision.NAMES:
+            raise UserError(f"precision={value!r} is out of range: it must be one of {', '.join(precision.NAMES)}")
         if name == "seed" and value > config.LARGEST_SEED:
             raise UserError(f"seed={value} is out of range: it must be at most {config.LARGEST_SEED}")
         least = 0 if name in _FROM_ZERO else 1 if kind is int else None
@@ -185,7 +191,14 @@ def for_training(options: Options) -> entries.Settings:
         tuple(training.Rate(options.learning_rate, decay) for decay in decays)
         for decays in (options.weight_decays, options.full_weight_decays)
     )
-    pairs = training.Settings(options.steps, options.epochs, options.batch_size, rates, options.momentum)
+    pairs = training.Settings(
+        options.steps,
+        options.epochs,
+        options.batch_size,
+        rates,
+        options.momentum,
+        precision=precision.resolve(options.precision, jax.default_backend()),
+    )
     # Full data is trained until the loss has converged, which takes a decaying rate; MKDT's epochs have none.
     full = pairs._replace(
         steps=options.full_steps, epochs=options.full_epochs, rates=full_rates, cosine=not options.full_epochs

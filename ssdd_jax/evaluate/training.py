@@ -60,6 +60,7 @@ class Settings(NamedTuple):
         rates: Learning rate and weight decay; several are candidates to choose from.
         momentum: Momentum of SGD.
         cosine: Whether the learning rate decays to 0 along a cosine; otherwise it is constant.
+        precision: Precision of the layers, `float32` or `bfloat16`; features are extracted in float32.
     """
 
     steps: int = 7000
@@ -68,6 +69,7 @@ class Settings(NamedTuple):
     rates: tuple[Rate, ...] = (PUBLISHED,)
     momentum: float = 0.9
     cosine: bool = False
+    precision: str = "float32"
 
     def steps_on(self, count: int) -> int:
         """Number of steps on `count` pairs."""
@@ -91,11 +93,11 @@ class _Plan(NamedTuple):
     def of(cls, settings: Settings, rates: Sequence[Rate], count: int) -> _Plan:
         return cls(jnp.asarray(rates, jnp.float32), jnp.float32(settings.steps_on(count)), jnp.float32(settings.cosine))
 
-    def sgd(self, rate: Array, step: Array, momentum: float) -> inner.Settings:
+    def sgd(self, rate: Array, step: Array, momentum: float, precision: str) -> inner.Settings:
         """SGD of a network with the learning rate and weight decay `rate (2,)`, at a step."""
         progress = step.astype(jnp.float32) / self.steps
         factor = 1 - self.cosine * 0.5 * (1 - jnp.cos(jnp.pi * progress))
-        return inner.Settings(rate[0] * factor, momentum, rate[1])  # type: ignore[arg-type]
+        return inner.Settings(rate[0] * factor, momentum, rate[1], precision)  # type: ignore[arg-type]
 
 
 def train(
@@ -133,6 +135,7 @@ def train(
     size, _ = epochs.batch_of(examples, settings.batch_size)
     together, steps = together or group_size(network, (size, *shape)), settings.steps_on(examples)
     rates = rates or [settings.rates[0]] * len(keys)
+    network = _in_parallel(network, together)
     trained = []
     with loop.bar(name, len(keys) * steps) as bar:
         for begin in range(0, len(keys), together):
@@ -143,6 +146,7 @@ def train(
             for first, count in loop.calls(bar, steps, per_call=-(-steps // PIECES), weight=weight):
                 span = jnp.int32(first), jnp.int32(first + count)
                 fixed = {"batch_size": settings.batch_size, "momentum": settings.momentum, "network": network}
+                fixed |= {"precision": settings.precision}
                 state = _advance(state, orders, span, plan, group_pairs, preprocessing, **fixed)
                 if not bar.disable:  # the bar shows steps that are done, not those that are dispatched
                     jax.block_until_ready(state)
@@ -179,6 +183,7 @@ def train_streamed(
     size, _ = epochs.batch_of(examples, settings.batch_size)
     together, steps = together or group_size(network, (size, *shape)), settings.steps_on(examples)
     rates = rates or [settings.rates[0]] * len(keys)
+    network = _in_parallel(network, together)
     trained = []
     with loop.bar(name, len(keys) * steps) as bar:
         for begin in range(0, len(keys), together):
@@ -186,7 +191,12 @@ def train_streamed(
             start, orders = _start(keys[group], network=network, image_shape=shape, momentum=settings.momentum)
             plan = _Plan.of(settings, rates[group], examples)
             advance = functools.partial(
-                _advance_fed, pairs.preprocessing, plan, network=network, momentum=settings.momentum
+                _advance_fed,
+                pairs.preprocessing,
+                plan,
+                network=network,
+                momentum=settings.momentum,
+                precision=settings.precision,
             )
             read, _ = streaming.shuffled(orders, pairs, batch_size=settings.batch_size)
             per_call = streaming.steps_per_call(pairs, len(orders) * size, steps)
@@ -197,11 +207,22 @@ def train_streamed(
     return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
 
 
+def _in_parallel(network: nn.Module, together: int) -> nn.Module:
+    """The network with the form of its convolutions that suits a vmap over several of them.
+
+    On accelerators XLA's convolution becomes a grouped one, which took twice the time of a product over patches
+    (`ssdd_jax.methods.bilevel.forms`).
+    """
+    if together > 1 and jax.default_backend() != "cpu" and getattr(network, "form", "") == "auto":
+        return network.clone(form="patches")
+    return network
+
+
 def _update(bar: tqdm, networks: int, steps: int) -> None:
     bar.update(networks * steps)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "momentum"), donate_argnums=2)
+@functools.partial(jax.jit, static_argnames=("network", "momentum", "precision"), donate_argnums=2)
 def _advance_fed(
     preprocessing: Preprocessing,
     plan: _Plan,
@@ -211,11 +232,12 @@ def _advance_fed(
     *,
     network: nn.Module,
     momentum: float,
+    precision: str,
 ) -> tuple[inner.State, Array]:
     """Take `count` steps of networks side by side; the carry holds their states and the number of the next step."""
 
     def update(state: inner.State, rate: Array, step: Array, x: Array, y: Array) -> inner.State:
-        sgd = plan.sgd(rate, step, momentum)
+        sgd = plan.sgd(rate, step, momentum, precision)
         return inner.step(state, preprocessing.images(x), y, settings=sgd, network=network)[0]
 
     def advance(carry: tuple[inner.State, Array], item: tuple[Array, Array]) -> tuple[inner.State, Array]:
@@ -239,7 +261,7 @@ def _start(
     return jax.vmap(start)(keys)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "batch_size", "momentum"), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("network", "batch_size", "momentum", "precision"), donate_argnums=0)
 def _advance(
     state: inner.State,
     keys: Array,
@@ -251,6 +273,7 @@ def _advance(
     network: nn.Module,
     batch_size: int,
     momentum: float,
+    precision: str,
 ) -> inner.State:
     """Take the steps `span[0] .. span[1] - 1` of networks side by side."""
 
@@ -269,7 +292,7 @@ def _advance(
             x = images[indices]
             # uint8 images take a quarter of the memory; only the batch is normalised.
             x = preprocessing.images(x) if x.dtype == jnp.uint8 else x
-            sgd = plan.sgd(rate, step, momentum)
+            sgd = plan.sgd(rate, step, momentum, precision)
             return inner.step(state, x, targets[indices], settings=sgd, network=network)[0], order
 
         return lax.fori_loop(*span, body, (state, order_of(span[0])))[0]

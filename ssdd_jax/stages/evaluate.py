@@ -16,6 +16,7 @@ from ssdd_jax.evaluate import entries, sources, store, suite, training
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.evaluate.protocols import table as protocols
 from ssdd_jax.methods.base import Run
+from ssdd_jax.models import precision
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.version import __version__
 
@@ -83,7 +84,14 @@ def training_of(config: ConfigDict) -> entries.Settings:
         tuple(training.Rate(options.learning_rate, decay) for decay in decays)
         for decays in (options.weight_decays, options.full_weight_decays)
     )
-    pairs = training.Settings(options.steps, 0, options.batch_size, rates, options.momentum)
+    pairs = training.Settings(
+        options.steps,
+        0,
+        options.batch_size,
+        rates,
+        options.momentum,
+        precision=precision.resolve(config.precision, jax.default_backend()),
+    )
     return entries.Settings(
         pairs=pairs,
         # All images are trained on until the loss has converged, which takes a decaying rate.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CHANNELS, DIM, SIZE, WIDTHS, bytes_and_features, pairs
+from helpers import CHANNELS, DIM, SIZE, WIDTHS, bytes_and_features, pairs, relative
 
 from ssdd_jax import inner, models
 from ssdd_jax.data import preprocess
@@ -49,6 +49,26 @@ def test_training_is_the_inner_model_step_by_step(trained):
     for rows in jnp.concatenate(orders)[: SETTINGS.steps]:
         state, _ = step(state, x[rows], y[rows])
     close(jax.tree.map(lambda leaf: leaf[1], trained), state.variables)
+
+
+@pytest.mark.medium
+def test_half_precision_is_that_of_the_inner_model(trained):
+    """The same networks within the precision of bfloat16, with parameters in float32."""
+    half = training.train(
+        KEYS, NETWORK, pairs(0, 6), preprocessing=DATA, settings=SETTINGS._replace(precision="bfloat16")
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype(jnp.float32)}
+    kernels = [networks["params"]["conv1"]["kernel"] for networks in (half, trained)]
+    assert 0 < relative(*kernels) < 0.1
+
+
+@pytest.mark.medium
+def test_networks_in_parallel_on_an_accelerator_use_patches(trained, monkeypatch):
+    """The same networks; one alone keeps the backend's convolution."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert training._in_parallel(NETWORK, 2).form == "patches" and training._in_parallel(NETWORK, 1) is NETWORK
+    found = training.train(KEYS, NETWORK, pairs(0, 6), preprocessing=DATA, settings=SETTINGS, together=2)
+    close(found, trained)
 
 
 def test_a_seed_is_the_same_network_however_many_there_are(trained):
