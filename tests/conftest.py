@@ -20,10 +20,13 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads stand in the way of XLA's
 
-# One compilation cache for the session: its pytest-xdist workers and the processes that tests start inherit it.
+# One compilation cache for the session: its pytest-xdist workers and the processes that tests start inherit it. Several
+# sessions share the one that SSDD_TEST_CACHE names.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    _cache = tempfile.mkdtemp(prefix="ssdd_jax_compiled_")
-    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    _cache = os.environ.get("SSDD_TEST_CACHE", "")
+    if not _cache:
+        _cache = tempfile.mkdtemp(prefix="ssdd_jax_compiled_")
+        atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
