@@ -61,7 +61,8 @@ def test_the_set_of_a_run_in_a_folder_bit_by_bit(tmp_path, method):
     config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in flat.items()})
     config.distill.steps_per_call = 8
     images = np.load(tmp_path / "images.npz")["train_images"]
-    features = np.load(tmp_path / "features.npz")["train"]
+    with np.load(tmp_path / "features.npz") as archive:
+        features = {name: archive[name] for name in archive.files if name != "test"}
     seen, lines = [], []
 
     def watch(now):
@@ -72,13 +73,22 @@ def test_the_set_of_a_run_in_a_folder_bit_by_bit(tmp_path, method):
     assert config.data.name != "arrays"  # the caller's config is left as it was
     assert found.about["images"] == ssdd_jax.load(run / "distilled").about["images"]
     if method == "boost":
-        assert "there are none of the views rot90, rot180, rot270" in " ".join(lines)
+        assert "chosen by the data: storage.M=" in " ".join(lines)
         assert [(step, losses) for step, losses, _ in seen] == [(0, 0), (8, 8), (16, 8), (20, 4)]
         same(seen[-1][2], found)
         moved = [np.abs(one.arrays["image_bases"] - found.arrays["image_bases"]).max() for _, _, one in seen[:-1]]
         assert sorted(moved, reverse=True) == moved and moved[-1] > 0
     else:
         assert seen == []
+
+
+@pytest.mark.medium
+def test_views_without_features_are_left_out():
+    """The features of the upright images would be wrong targets for the turned ones."""
+    lines = []
+    found = small({"train": FEATURES, "rot180": FEATURES}, say=lines.append)
+    assert list(found.statics["views"]) == ["rot0", "rot180"]
+    assert "there are none of the views rot90, rot270: distilling rot0, rot180 only" in " ".join(lines)
 
 
 @pytest.mark.slow
@@ -92,7 +102,8 @@ def test_a_teacher_is_run_on_the_views_that_are_needed():
     counts = []
     config = {"views": ["rot0", "rot90"]}
     by_function = small(teacher, config=config)
-    assert sum(counts) == 60 + 8  # all images, and the turned ones of the eight samples
+    # All images, the turned ones by which the sizes are chosen (here all), and those of the samples.
+    assert sum(counts) == 60 + 60 + by_function.statics["images"]
     turned = np.rot90(IMAGES, axes=(1, 2))
     by_array = small({"train": teacher(IMAGES), "rot90": teacher(turned)}, config=config)
     same(by_function, by_array)

@@ -122,9 +122,9 @@ def test_a_shared_teacher_of_another_config_is_refused(taught):
 
 @pytest.mark.slow
 def test_the_numbers_stored_are_those_of_the_set(tmp_path):
-    """The plan's parts sum to what the run then stores."""
+    """The plan's parts sum to what the run then stores, with sizes that the data do not decide."""
     tiny_runs.write_data(tmp_path)
-    line = tiny_runs.arguments(tmp_path)
+    line = tiny_runs.arguments(tmp_path, storage__M=6, storage__U=3, storage__V=3)
     options = commandline.parse(line)
     job = pipeline.prepare(options.config, pipeline.Workdir(options.workdir), lambda line: None)
     assert main.main([*line, "--stage=approximate"]) == 0

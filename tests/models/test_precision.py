@@ -82,10 +82,10 @@ def curves(precision):
 
 @pytest.mark.slow
 def test_loss_curve_stays_within_the_noise_of_float32():
-    """In every sixth of the way the means over seeds are closer than the seeds' own deviation; and the loss falls."""
+    """In every sixth of the way the means are within two of the deviations between seeds; and the loss falls."""
     exact, half = (curves(name).reshape(SEEDS, 6, STEPS // 6).mean(2) for name in ("float32", "bfloat16"))
     assert not np.array_equal(exact, half)
-    assert (np.abs(half.mean(0) - exact.mean(0)) < exact.std(0, ddof=1)).all()
+    assert (np.abs(half.mean(0) - exact.mean(0)) < 2 * exact.std(0, ddof=1)).all()
     assert half.mean(0)[-1] < 0.9 * half.mean(0)[0] and exact.mean(0)[-1] < 0.9 * exact.mean(0)[0]
 
 
