@@ -4,8 +4,8 @@
                                 [--config.KEY=VALUE ...]
 
 The error is the share of the variance of held-out images (at the bases' resolution) and targets (in all views) that the
-bases leave. A row is a number of decoded images M; the last row of each N is what a run uses. Writes sizes.json and
-sizes.md to the work dir.
+bases leave. A row is a number of decoded images M; the one in bold is what a run uses. Writes sizes.json and sizes.md
+to the work dir.
 """
 
 from __future__ import annotations

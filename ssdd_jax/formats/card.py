@@ -92,7 +92,7 @@ pairs = load_file(hf_hub_download("{place}", "pairs.safetensors", repo_type="dat
 
 
 class Evaluation(NamedTuple):
-    """What the run that distilled a set adds to its card.
+    """Facts about the run that distilled a set, for its card.
 
     Attributes:
         method: Display name of the method; empty for its name in the config.

@@ -3,6 +3,9 @@
 Each method is a module with a `Definition`. `register` adds one, also from outside the package.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,6 +26,7 @@ __all__ = [
     "Source",
     "Stage",
     "Trial",
+    "changed",
     "check",
     "make",
     "mesh_of",
@@ -89,6 +93,13 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     check(config.method)
     check_pairs(config.storage.N, problem.images)
     return METHODS[config.method].make(config, problem)
+
+
+def changed(run: Run, changes: Mapping[str, Any]) -> Run:
+    """Return a run with changes to its config, dotted keys to values, and the method that results from them."""
+    config = run.config.copy_and_resolve_references()
+    config.update_from_flattened_dict(dict(changes))
+    return run._replace(config=config, method=make(config, run.problem)._replace(advice=run.method.advice))
 
 
 def titles() -> dict[str, str]:

@@ -49,9 +49,7 @@ def stored(folder: pathlib.Path) -> Changes | None:
 
 def method_of(run: Run, changes: Changes) -> Method:
     """Build the run's method in another form."""
-    config = run.config.copy_and_resolve_references()
-    config.update_from_flattened_dict(dict(changes))
-    return methods.make(config, run.problem)._replace(advice=run.method.advice)
+    return methods.changed(run, changes).method
 
 
 def choose(run: Run, trainings: Sequence[loop.Training], state: Any, data: Any) -> tuple[Changes, list[Timing]]:

@@ -90,11 +90,7 @@ def settled(run: Run) -> Run:
 
 
 def _changed(run: Run, changes: Mapping[str, Any]) -> Run:
-    if not changes:
-        return run
-    config = run.config.copy_and_resolve_references()
-    config.update_from_flattened_dict(dict(changes))
-    return run._replace(config=config, method=methods.make(config, run.problem)._replace(advice=run.method.advice))
+    return methods.changed(run, changes) if changes else run
 
 
 def _with_views(run: Run, indices: np.ndarray) -> features.Samples:

@@ -103,7 +103,7 @@ def from_source(config: ConfigDict, dataset: data.Dataset) -> tuple[Any, Descrip
 
 
 class Known(NamedTuple):
-    """What is known of a teacher before its stage runs.
+    """Shape and weights of a teacher, as known before its stage runs.
 
     Attributes:
         dim: Length D of its features.

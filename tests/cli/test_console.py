@@ -1,4 +1,4 @@
-"""What every command does with errors: one line, status 2, nothing that a terminal cannot print."""
+"""Errors of every command: one line, status 2, nothing that a terminal cannot print."""
 
 import io
 import os
@@ -84,7 +84,7 @@ def test_a_reader_that_leaves():
 
 @pytest.mark.medium
 def test_a_locale_without_utf8(tmp_path):
-    """What is read and written is UTF-8 in any locale."""
+    """Files are read and written as UTF-8 in any locale."""
     variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     code = f"""
 import locale, pathlib

@@ -1,4 +1,4 @@
-"""What people hand over in a notebook: each form is converted, or refused with advice that holds for its values."""
+"""Images and features as notebooks have them: converted, or refused with advice that holds for their values."""
 
 import re
 
@@ -155,7 +155,7 @@ def test_images_refused(given, words):
     ids=["booleans", "zeros and ones", "digits", "digits as numbers", "overshoot", "-1..1", "10 bits", "16 bits"],
 )
 def test_the_advice_is_right_for_the_values(images, pixels):
-    """What the message says to do gives the pixels that these values stand for."""
+    """The advice of the message gives the pixels that these values stand for."""
     with pytest.raises(UserError) as caught:
         conversion.to_images("images", images)
     advice = re.search(r"(\(.*?astype\('uint8'\))", str(caught.value).partition(": ")[2]).group(1)
