@@ -1,14 +1,19 @@
 """Compare all methods at equal storage: same data, teacher and evaluator, several seeds and sizes, one table and plot.
 
     python -m experiments.compare [--config=configs/digits.py] [--methods=boost,krr_st,...] [--N=10,20] [--seeds=5]
-                                  [--workdir=runs/compare-digits] [--equal_seconds] [--config.KEY=VALUE ...]
+                                  [--references=K] [--workdir=runs/compare-digits] [--equal_seconds]
+                                  [--config.KEY=VALUE ...]
 
 A seed is a distillation: its set, and the networks trained on it. Differences between methods are paired by seed.
 
 Every run has its own folder in the work dir; the teacher, its features, MKDT's experts and SC-DD's probe are computed
-once and shared. The same command resumes an interrupted comparison; with more methods, sizes or seeds it adds the
-missing runs. A method that cannot run, for example because a size is too small for it, is listed below the table.
-Finally comparison.json, comparison.md, comparison.png and report.html are written to the work dir.
+once and shared. The rows that need no set (untrained, all images, teacher) are measured for all seeds, or for the first
+K with --references=K, since training on all images may take longest. The same command resumes an interrupted
+comparison; with more methods, sizes or seeds it adds the missing runs. A method that cannot run, for example because a
+size is too small for it, is listed below the table.
+
+Finally comparison.json, comparison.md, comparison.png, report.html and constraints.txt (versions of the libraries) are
+written to the work dir.
 
 With --equal_seconds a second table compares the first method with the others that learn against the model pool, each
 with as many outer steps as take the first one's time on this machine. Their numbers of steps are kept in steps.json.
@@ -35,10 +40,13 @@ from ssdd_jax import methods, pipeline, report
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import files
+from ssdd_jax.runtime import constraints, files
 
 SCHEMA = 2  # of comparison.json; without the number the measure `linear` is KRR-ST's
-USAGE = "--config=FILE --methods=A,B --N=10,20 --seeds=5 --workdir=DIR --equal_seconds and --config.KEY=VALUE are known"
+USAGE = (
+    "--config=FILE --methods=A,B --N=10,20 --seeds=5 --references=K --workdir=DIR --equal_seconds and "
+    "--config.KEY=VALUE are known"
+)
 # Config keys that distinguish the runs, and the options that set them: they cannot be changed for all runs.
 OWNED = {
     "method": "--methods",
@@ -50,8 +58,8 @@ OWNED = {
 
 
 class Options(NamedTuple):
-    """Options of a comparison: config file, methods (its editions), sizes N, seeds, folder, further changes, and
-    whether methods are also compared at equal seconds."""
+    """Options of a comparison: config file, methods (its editions), sizes N, seeds, folder, further changes, whether
+    methods are also compared at equal seconds, and the seeds of the rows without a set, 0 for all."""
 
     config: str = commandline.DEFAULT
     methods: tuple[str, ...] = tuple(configuration.EDITIONS)
@@ -60,6 +68,7 @@ class Options(NamedTuple):
     workdir: str = ""
     changes: tuple[str, ...] = ()
     equal_seconds: bool = False
+    references: int = 0
 
     @property
     def folder(self) -> pathlib.Path:
@@ -84,8 +93,8 @@ def parse(arguments: Sequence[str]) -> Options:
             values["sizes"] = tuple(sorted({int(part) for part in value.split(",")}))
         elif argument == "--equal_seconds":
             values["equal_seconds"] = True
-        elif name == "--seeds" and value.isdecimal() and int(value):
-            values["seeds"] = int(value)
+        elif name in ("--seeds", "--references") and value.isdecimal() and int(value):
+            values[name[2:]] = int(value)
         else:
             raise UserError(f"cannot read {argument!r}: {USAGE}")
     options = Options(**values, changes=tuple(changes))
@@ -134,8 +143,8 @@ def run_all(options: Options) -> Comparison:
         UserError: If no method can run.
     """
     # The references depend neither on a method nor on N: they are measured once, along with one cheap set. One comes
-    # first, so that an error in the data or the teacher is reported before anything else; the others, which may train on
-    # all images for long, come last.
+    # first, so that an error in the data or the teacher is reported before anything else; the others come last, as
+    # training on all images may take long.
     seeds = range(options.seeds)
     references = [_run(options, "references", "random", 1, 0, REFERENCES)]
     completed: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -149,7 +158,8 @@ def run_all(options: Options) -> Comparison:
                 print(f"compare: {refused[-1]}", flush=True)
     if not completed:
         raise UserError(f"no method could run: {refused[0]}")
-    references += [_run(options, "references", "random", 1, seed, REFERENCES) for seed in seeds[1:]]
+    further = seeds[1 : options.references or None]
+    references += [_run(options, "references", "random", 1, seed, REFERENCES) for seed in further]
     seconds_by_run = [one["seconds"] for results in (references, *completed.values()) for one in results]
     # Shared stages took time only in the run that computed them: the maximum over the runs is their cost.
     method_stages = {stage for seconds in seconds_by_run for stage in seconds if stage not in pipeline.STAGES}
@@ -317,7 +327,9 @@ def _compare(arguments: Sequence[str]) -> None:
     equal = run_equal(options, results) if options.equal_seconds else None
     words = write(options, results, equal)
     write_page(options, results, arguments)
-    print(f"\n{words}\n\ncomparison.json, .md and .png and report.html are in {options.folder}", flush=True)
+    constraints.write(options.folder)
+    written = "comparison.json, .md and .png, report.html and constraints.txt"
+    print(f"\n{words}\n\n{written} are in {options.folder}", flush=True)
 
 
 if __name__ == "__main__":

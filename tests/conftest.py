@@ -18,7 +18,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads stand in the way of XLA's
+# Their threads stand in the way of XLA's, and of those of a test beside it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # One compilation cache for the session: its pytest-xdist workers and the processes that tests start inherit it. Several
 # sessions share the one that SSDD_TEST_CACHE names.

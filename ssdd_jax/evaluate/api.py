@@ -16,7 +16,7 @@ from ssdd_jax import data, formats
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import entries, options, sources, suite, tables
-from ssdd_jax.evaluate.protocols.probes import SHOTS
+from ssdd_jax.evaluate.protocols.probes import too_few
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
 from ssdd_jax.runtime import constraints, devices, files
@@ -141,12 +141,9 @@ def _notes(request: suite.Request) -> list[str]:
     for target in request.targets if "few_shot" in request.protocols else ():
         dataset = target.dataset
         if dataset.train_labels is not None:
-            few = data.labels.rare(dataset.train_labels, dataset.class_names, SHOTS)
+            few = too_few(dataset.train_labels, dataset.class_names)
             if few:
-                notes.append(
-                    f"few_shot is left out on {target.name}: it takes {SHOTS} training images of every class, and "
-                    f"{len(few):,} of {dataset.classes:,} classes have fewer, such as {few[0]!r}"
-                )
+                notes.append(f"few_shot is left out on {target.name}: {few}")
     return notes
 
 

@@ -117,12 +117,22 @@ def _winograd_applies(geometry: Geometry) -> bool:
     return geometry.window == (3, 3) and (geometry.stride, geometry.padding) == (1, 1)
 
 
-def _on_platform(form: str, on_cpu: str, compute: Callable[..., Array], *arrays: Array) -> Array:
-    """Compute `compute(FORMS[name], *arrays)` with the form asked for, or that of the platform of the lowering."""
+@functools.cache
+def _compiled(kind: str, geometry: Geometry, form: str, on_cpu: str) -> Callable[..., Array]:
+    """Return the map `kind` of a form, `auto` being that of the platform of the lowering.
+
+    It is the same function object for the same arguments, so that JAX traces each size once in a process.
+    """
+
+    def compute(name: str, *arrays: Array) -> Array:
+        return getattr(FORMS[name], kind)(*arrays, geometry)
+
     if form != "auto":
-        return compute(FORMS[form], *arrays)
-    cpu, others = (functools.partial(compute, FORMS[name]) for name in (on_cpu, "lax"))
-    return lax.platform_dependent(*arrays, cpu=cpu, default=others)
+        chosen: Callable[..., Array] = functools.partial(compute, form)
+    else:
+        cpu, others = (functools.partial(compute, name) for name in (on_cpu, "lax"))
+        chosen = functools.partial(lax.platform_dependent, cpu=cpu, default=others)
+    return jax.jit(chosen, inline=True)
 
 
 # The three maps, each linear in both of its arrays. The derivatives of each are the other two.
@@ -131,21 +141,21 @@ def _on_platform(form: str, on_cpu: str, compute: Callable[..., Array], *arrays:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv(geometry: Geometry, form: str, x: Array, kernel: Array) -> Array:
     on_cpu = form_on("cpu", x, kernel, geometry.stride, geometry.padding)
-    return _on_platform(form, on_cpu, lambda form, *arrays: form.conv(*arrays, geometry), x, kernel)
+    return _compiled("conv", geometry, form, on_cpu)(x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _image_gradient(geometry: Geometry, form: str, kernel: Array, gradient: Array) -> Array:
     like = jax.ShapeDtypeStruct((len(gradient), *geometry.image, kernel.shape[2]), gradient.dtype)
     on_cpu = form_on("cpu", like, kernel, geometry.stride, geometry.padding)
-    return _on_platform(form, on_cpu, lambda form, *arrays: form.image_gradient(*arrays, geometry), kernel, gradient)
+    return _compiled("image_gradient", geometry, form, on_cpu)(kernel, gradient)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _kernel_gradient(geometry: Geometry, form: str, x: Array, gradient: Array) -> Array:
     like = jax.ShapeDtypeStruct((*geometry.window, x.shape[3], gradient.shape[3]), x.dtype)
     on_cpu = form_on("cpu", x, like, geometry.stride, geometry.padding)
-    return _on_platform(form, on_cpu, lambda form, *arrays: form.kernel_gradient(*arrays, geometry), x, gradient)
+    return _compiled("kernel_gradient", geometry, form, on_cpu)(x, gradient)
 
 
 def _saving(function: Callable[..., Array]) -> Callable[..., tuple[Array, tuple[Array, Array]]]:

@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
-from ssdd_jax.data import labels
 from ssdd_jax.evaluate import entries, sources, store, suite, training
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.evaluate.protocols import table as protocols
@@ -62,13 +61,8 @@ def _missing_labels(run: Run) -> str:
     """Explain which measures are left out because there are too few labels; empty if none is."""
     if run.dataset.train_labels is None:
         return "there are no labels: only feature_r2 and feature_r2_whitened are measured"
-    few = labels.rare(run.dataset.train_labels, run.dataset.class_names, probes.SHOTS)
-    if not few:
-        return ""
-    return (
-        f"few_shot is left out: it takes {probes.SHOTS} training images of every class, and {len(few):,} of "
-        f"{run.dataset.classes:,} classes have fewer, such as {few[0]!r}"
-    )
+    few = probes.too_few(run.dataset.train_labels, run.dataset.class_names)
+    return few and f"few_shot is left out: {few}"
 
 
 def student_name(config: ConfigDict) -> str:

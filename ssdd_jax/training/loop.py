@@ -182,12 +182,11 @@ def compiled(training: Training, state: Any, data: Any, items: Any, *, donate: b
         A jitted function; the infos have leading axes `per_call`, of which the first `count` entries are filled.
     """
 
+    @functools.partial(jax.jit, inline=True)  # so that it is traced once, for its outputs and in the loop
     def step(state: Any, data: Any, items: Any, i: Any) -> tuple[Any, Any]:
         if training.feed is None:
             return training.step(state, data)
         return training.step(state, data, jax.tree.map(lambda leaf: leaf[i], items))
-
-    _, like = jax.eval_shape(step, state, data, items, 0)
 
     def call(state: Any, data: Any, items: Any, count: Any) -> tuple[Any, Any]:
         def body(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -198,8 +197,9 @@ def compiled(training: Training, state: Any, data: Any, items: Any, *, donate: b
                 state = lax.with_sharding_constraint(state, training.shardings)
             return state, jax.tree.map(lambda values, value: values.at[i].set(value), infos, info)
 
+        _, like = jax.eval_shape(step, state, data, items, jnp.int32(0))
         infos = jax.tree.map(lambda value: jnp.zeros((training.per_call, *value.shape), value.dtype), like)
-        return lax.fori_loop(0, count, body, (state, infos))
+        return lax.fori_loop(jnp.int32(0), count, body, (state, infos))
 
     # Donation lets the next state reuse the memory of the previous one.
     donated = (0,) if donate else ()

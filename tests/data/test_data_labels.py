@@ -157,7 +157,8 @@ def test_no_measure_is_left_out_unsaid(tmp_path, capsys):
         np.savez(
             tmp_path / f"{name}.npz", **{**arrays, "train_labels": train, "test_labels": ids[arrays["test_labels"]]}
         )
-        line = arguments(tmp_path, name, data__name=f"npz:{tmp_path / name}.npz")
+        small = {"evaluate__entries": "('distilled',)", "evaluate__seeds": 1}
+        line = arguments(tmp_path, name, data__name=f"npz:{tmp_path / name}.npz", **small)
         assert main.main(line) == 0
         out, results = capsys.readouterr().out, files.read_json(tmp_path / name / "results.json")
         assert results["data"]["classes"] == (3 if name == "many" else 4)

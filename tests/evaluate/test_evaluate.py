@@ -150,7 +150,8 @@ def test_one_more_target_trains_nothing(folder, monkeypatch):
 @pytest.mark.slow
 def test_features_that_do_not_fit_are_read_in_pieces(tmp_path, monkeypatch):
     """From files that are gone at the end: the rows of features on the device, to an image more or less of 30."""
-    options = {"protocols": ["linear", "linear_krr_st", "few_shot", "feature_r2", "knn", "few_labels"], "seeds": 1}
+    protocols = ["linear", "linear_krr_st", "few_shot", "feature_r2", "knn", "few_labels"]
+    options = {"protocols": protocols, "references": ["teacher"], "seeds": 1}
     expected, _ = ask(tmp_path / "whole", **options)
     monkeypatch.setattr(streaming, "memory_bytes", lambda: 4000)
     extracted, own = [], training.extract

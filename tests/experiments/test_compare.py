@@ -269,6 +269,26 @@ def test_preparation_is_told_for_every_size(monkeypatch, tmp_path):
     assert "| 5.0 + 30 |" in words and words.count("linear probe") == 1 and "R2" not in words
 
 
+@pytest.mark.parametrize(("arguments", "count"), [([], 3), (["--references=1"], 1), (["--references=9"], 3)])
+def test_rows_without_a_set_are_measured_for_the_first_seeds(arguments, count, monkeypatch):
+    """One before the methods, so that a mistake is told at once; the others, which may take longest, after them."""
+    names = []
+
+    def run(options, name, method, N, seed, entries=()):
+        names.append((name, seed))
+        return {
+            "seconds": {"teacher": 0.0, "features": 0.0, "samples": 0.0, "distill": 0.0, "approximate": 0.0},
+            "storage": {"numbers": 7, "budget": 8},
+            "linear": {entry: {"values": [seed]} for entry in ("distilled", *entries)},
+        }
+
+    monkeypatch.setattr(compare, "_run", run)
+    found = compare.run_all(compare.parse(["--methods=random", "--N=2", "--seeds=3", *arguments]))
+    assert found.references["teacher"]["linear"] == list(range(count))
+    methods = [("random-N2", seed) for seed in range(3)]
+    assert names == [("references", 0), *methods, *(("references", seed) for seed in range(1, count))]
+
+
 def test_differences_are_paired_by_distillation():
     """The networks on one set are one value; each method against the first, and against random images."""
     values = {

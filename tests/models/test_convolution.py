@@ -50,6 +50,7 @@ FORMS = [
 
 def two_per_chunk(monkeypatch):
     """Chunks that hold Winograd's sums of two of the five images of 7x8 (8x8 with a row of zeros), float64."""
+    jax.clear_caches()  # of convolutions traced with larger chunks
     monkeypatch.setattr(chunks, "BYTES", 2 * 4 * 8 * 8 * (2 + 3) * 8)
 
 

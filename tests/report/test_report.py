@@ -211,7 +211,7 @@ def test_what_a_run_records(finished, record):
     ages = [line for line in record.lines if line["stage"] == "distill"]
     assert all(line["min_age"] <= line["mean_age"] <= line["max_age"] <= 5 for line in ages)
     assert any(line["min_age"] < line["max_age"] for line in ages)
-    assert record.calls[-1]["command"] == commandline.typed(tiny_runs.arguments(finished.parent))
+    assert record.calls[-1]["command"] == commandline.typed(tiny_runs.arguments(finished.parent, **tiny_runs.CHECKED))
     assert list(record.snapshots) == [5, 15, 25, 40]
     for seen in record.snapshots.values():
         assert seen["images"].shape == (min(8, len(record.images)), 8, 8, 1) and seen["images"].dtype == np.uint8

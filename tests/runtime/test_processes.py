@@ -15,9 +15,9 @@ import tiny_runs
 from ssdd_jax import main
 from ssdd_jax.training import loop
 
-STEPS = 80
+STEPS = 40
 # Up to which rounding has not grown.
-ALIKE = 60
+ALIKE = 30
 # The regression is well-posed, so that what is compared is not how it magnifies rounding.
 CHANGES = {
     "distill__steps": STEPS,
@@ -38,8 +38,8 @@ def folder(tmp_path_factory):
     return path
 
 
-def command(folder, workdir, *last):
-    return [*tiny_runs.taught(folder, "boost", workdir, **CHANGES)[:-1], *last]
+def command(folder, workdir, *last, edition="boost"):
+    return [*tiny_runs.taught(folder, edition, workdir, **CHANGES)[:-1], *last]
 
 
 FLAGS = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last count holds
@@ -53,12 +53,12 @@ def hosts(count):
     return [f"localhost:{port},{count},{i}" for i in range(count)]
 
 
-def start_several(count, folder, workdir, *last):
+def start_several(count, folder, workdir, *last, edition="boost"):
     """Processes of one run, with a device each."""
-    return [
-        tiny_runs.start(command(folder, workdir, f"--config.devices.hosts={host}", *last), folder, XLA_FLAGS=FLAGS)
-        for host in hosts(count)
+    lines = [
+        command(folder, workdir, f"--config.devices.hosts={host}", *last, edition=edition) for host in hosts(count)
     ]
+    return [tiny_runs.start(line, folder, XLA_FLAGS=FLAGS) for line in lines]
 
 
 def start_two(folder, workdir, *last):
@@ -162,15 +162,16 @@ def test_an_error_of_one_ends_the_others_with_its_line(count, failing):
 def test_a_run_goes_on_after_one_process_was_killed(count, folder):
     """Any of them, at any step: the others end by themselves, and one process continues from the checkpoint."""
     generator, run = random.Random(), folder / f"killed{count}"
-    victim, step = generator.randrange(count), generator.randrange(12, 40)
-    processes = start_several(count, folder, run.name, "--stage=distill")
+    victim, step = generator.randrange(count), generator.randrange(12, 26)
+    # KRR-ST, which compiles less: every process compiles for itself.
+    processes = start_several(count, folder, run.name, "--stage=distill", edition="krr_st")
     tiny_runs.wait_until(lambda: _steps(run)[-1:] >= [step], processes[0])
     processes[victim].send_signal(signal.SIGKILL)
     said, statuses = ends(processes)
     assert statuses[victim] == -signal.SIGKILL and 0 not in statuses, (victim, step, said)
     saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
     assert saved >= 10 and saved % 10 == 0 and _steps(run)[-1] < STEPS, (victim, step)
-    alone = tiny_runs.start(command(folder, run.name, "--stage=distill"), folder, XLA_FLAGS=FLAGS)
+    alone = tiny_runs.start(command(folder, run.name, "--stage=distill", edition="krr_st"), folder, XLA_FLAGS=FLAGS)
     said, statuses = ends([alone])
     assert statuses == [0] and f"| {saved}/{STEPS} " in said[0][1], (victim, step, said)
     assert _steps(run) == list(range(1, STEPS + 1))

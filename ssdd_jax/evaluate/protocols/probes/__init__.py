@@ -16,7 +16,7 @@ from ssdd_jax.evaluate.protocols.probes.mkdt import (
 )
 from ssdd_jax.evaluate.protocols.probes.neighbours import knn
 from ssdd_jax.evaluate.protocols.probes.regression import R2, feature_r2
-from ssdd_jax.evaluate.protocols.probes.shots import DRAWS, RIDGES, SHOTS, draw_shots, few_shot
+from ssdd_jax.evaluate.protocols.probes.shots import DRAWS, RIDGES, SHOTS, draw_shots, few_shot, too_few
 from ssdd_jax.evaluate.protocols.probes.standard import LinearSettings, fit_linear, linear
 
 __all__ = [
@@ -41,4 +41,5 @@ __all__ = [
     "linear",
     "linear_krr_st",
     "logits",
+    "too_few",
 ]

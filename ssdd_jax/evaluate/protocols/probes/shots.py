@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
+from ssdd_jax.data.labels import rare
 from ssdd_jax.evaluate.protocols.probes.common import Standard, accuracy
 
 Array = jax.Array
@@ -96,3 +99,14 @@ def _leave_one_out(kernel: Array, targets: Array) -> Array:
 
     weights, errors = lax.map(fit, jnp.array(RIDGES, kernel.dtype))
     return weights[jnp.nanargmin(errors)]
+
+
+def too_few(labels: np.ndarray, names: Sequence[str]) -> str:
+    """Explain why `few_shot` is left out for labels, int32 `(n,)`, of the classes `names`; empty if it is not."""
+    few = rare(labels, names, SHOTS)
+    if not few:
+        return ""
+    return (
+        f"it takes {SHOTS} training images of every class, and {len(few):,} of {len(names):,} classes have fewer, such "
+        f"as {few[0]!r}"
+    )
