@@ -107,7 +107,7 @@ def test_the_same_command_again_does_nothing(finished, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_interrupted_run_ends_with_the_same_bits(number, finished, tmp_path):
     tiny_runs.write_data(tmp_path)
-    line = tiny_runs.arguments(tmp_path)
+    line = tiny_runs.arguments(tmp_path, **tiny_runs.CHECKED)
     process = tiny_runs.start(line, tmp_path)
     tiny_runs.wait_for_step(tmp_path / "run", 20, process)
     os.kill(process.pid, number)

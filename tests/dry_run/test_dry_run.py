@@ -12,7 +12,13 @@ from ssdd_jax.dry_run.predictions import Plan, Prediction
 from ssdd_jax.dry_run.timing import Cost
 
 # Small enough that compiling is all there is.
-SMALL = {"student__widths": "(2,)", "teacher__epochs": 3, "views": "('rot0','rot90')", "evaluate__seeds": 1}
+SMALL = {
+    "student__widths": "(2,)",
+    "teacher__epochs": 3,
+    "teacher__gate": "warn",
+    "views": "('rot0','rot90')",
+    "evaluate__seeds": 1,
+}
 
 
 def predicted(line, until="report"):
