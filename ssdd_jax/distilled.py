@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -26,6 +28,8 @@ from ssdd_jax.runtime import files
 Array = jax.Array
 SCHEMA = 1
 TENSORS, DESCRIPTION = "set.safetensors", "set.json"
+# While a set is overwritten: the arrays of the former one.
+PREVIOUS = "previous.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +85,14 @@ class DistilledSet:
         """
         folder = pathlib.Path(path).expanduser()
         tensors = {"arrays": dict(self.arrays), "preprocessing": self.preprocessing._asdict()}
-        # The description is written last: a folder that has one holds a complete set.
-        checksum = files.write_tensors(folder / TENSORS, tensors)
+        # The description is written last: a folder that has one holds a complete set. Until then the arrays of the set
+        # that is overwritten are kept under another name, where `load` finds them.
+        files.keep(folder / TENSORS, folder / PREVIOUS)
+        try:
+            checksum = files.write_tensors(folder / TENSORS, tensors)
+        except UserError:  # nothing was overwritten
+            files.remove(folder / PREVIOUS)
+            raise
         description = {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -90,7 +100,8 @@ class DistilledSet:
             "about": dict(self.about),
             "sha256": checksum,
         }
-        files.write_json(folder / DESCRIPTION, description)
+        files.write_json(folder / DESCRIPTION, description | {"own_sha256": _checksum(description)})
+        files.remove(folder / PREVIOUS)
         return sum((folder / name).stat().st_size for name in (TENSORS, DESCRIPTION))
 
 
@@ -120,8 +131,11 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
         if description["kind"] not in KINDS:
             kind = description["kind"]
             raise UserError(f"{folder} is of the unknown kind {kind!r}: known are {', '.join(KINDS)}")
-        # The checksum ties the arrays to this description: a mixture of two sets is refused.
-        tensors = files.read_tensors(folder / TENSORS, description["sha256"])
+        # Sets of earlier versions have no checksum of the description itself.
+        own = description.pop("own_sha256", None)
+        if own is not None and own != _checksum(description):
+            raise UserError(f"{folder / DESCRIPTION} is damaged: its checksum is not the one that was stored in it")
+        tensors = _tensors(folder, description["sha256"])
         return DistilledSet(
             kind=description["kind"],
             arrays={name: jnp.asarray(array) for name, array in tensors["arrays"].items()},
@@ -131,6 +145,22 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / DESCRIPTION} is not the description of a distilled set: {error}") from None
+
+
+def _checksum(description: Mapping[str, Any]) -> str:
+    """Compute the SHA-256 of a description, however its JSON is laid out."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _tensors(folder: pathlib.Path, checksum: str) -> dict[str, Any]:
+    """Read the arrays that a description belongs to, by their checksum: a mixture of two sets is refused."""
+    try:
+        return files.read_tensors(folder / TENSORS, checksum)
+    except UserError:
+        # A process that was overwriting the set ended before it wrote the new description.
+        if not (folder / PREVIOUS).is_file():
+            raise
+        return files.read_tensors(folder / PREVIOUS, checksum)
 
 
 def from_pairs(

@@ -149,7 +149,7 @@ def overwrite(folder, content):
 
 def describe(folder, **changes):
     path = folder / distilled.DESCRIPTION
-    description = json.loads(path.read_text()) | changes
+    description = json.loads(path.read_text()) | {"own_sha256": None} | changes
     path.write_text(json.dumps({key: value for key, value in description.items() if value is not None}))
 
 
@@ -220,14 +220,35 @@ def test_a_failed_save_leaves_the_old_set(tmp_path, monkeypatch, error):
     same(plain(5), distilled.load(tmp_path))
 
 
-def test_a_save_cut_between_its_files_is_never_garbage(tmp_path, monkeypatch):
-    """Either the old set or a clear refusal."""
-    old = plain(0)
-    old.save(tmp_path)
-    monkeypatch.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        plain(5).save(tmp_path)
-    try:
-        same(old, distilled.load(tmp_path))
-    except UserError as error:
-        assert "damaged: its checksum" in str(error)
+def test_a_description_that_was_changed_is_refused(tmp_path):
+    """Views and sizes decide on what is decoded, so the description has a checksum of its own."""
+    bases().save(tmp_path)
+    content = (tmp_path / distilled.DESCRIPTION).read_text()
+    (tmp_path / distilled.DESCRIPTION).write_text(content.replace("rot90", "rot270"))
+    with pytest.raises(UserError, match="set.json is damaged: its checksum"):
+        distilled.load(tmp_path)
+    # Another layout of the same JSON is the same description.
+    (tmp_path / distilled.DESCRIPTION).write_text(json.dumps(json.loads(content)))
+    same(distilled.load(tmp_path), bases())
+
+
+@pytest.mark.parametrize("written", [distilled.PREVIOUS, distilled.TENSORS, distilled.DESCRIPTION])
+def test_a_set_that_is_overwritten_is_the_old_or_the_new_one(written, tmp_path, monkeypatch):
+    """Whatever was written last before the process ended."""
+    plain(0).save(tmp_path)
+    own = {name: getattr(files, name) for name in ("keep", "write_tensors", "write_json")}
+    last = {distilled.PREVIOUS: "keep", distilled.TENSORS: "write_tensors", distilled.DESCRIPTION: "write_json"}[
+        written
+    ]
+
+    def end(*arguments):
+        own[last](*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, last, end)
+        plain(1).save(tmp_path)
+    same(distilled.load(tmp_path), plain(1 if written == distilled.DESCRIPTION else 0))
+    plain(2).save(tmp_path)
+    same(distilled.load(tmp_path), plain(2))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [distilled.DESCRIPTION, distilled.TENSORS]

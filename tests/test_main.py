@@ -139,7 +139,7 @@ def test_features_of_the_wrong_length(rows, folder, tmp_path, capsys):
 def test_features_that_would_be_unpickled(folder, tmp_path, capsys):
     np.save(tmp_path / "f.npy", np.array([{}], object), allow_pickle=True)
     line = tiny_runs.arguments(folder, "refused", teacher__features=tmp_path / "f.npy")
-    assert "not a readable .npy file of numbers" in refusal(capsys, line)
+    assert "holds pickled objects, which are never loaded" in refusal(capsys, line)
 
 
 def test_a_corrupt_image_is_named(folder, tmp_path, capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from ssdd_jax import augment
 from ssdd_jax.data import conversion, mapped
 from ssdd_jax.data.preprocess import parts
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import files
+from ssdd_jax.runtime import files, numpy_files
 
 # Largest difference between equal features, relative to the features: a few roundings of float32.
 SAME = 1e-6
@@ -142,11 +141,10 @@ def _arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _of_archive(file: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is not a readable .npz file of numbers: {error}") from None
+    with numpy_files.opened(file) as archive:
+        if isinstance(archive, np.ndarray):
+            raise UserError(f"{file} holds a single array: save it with numpy.savez as train")
+        return {name: archive[name] for name in archive.files}
 
 
 def _of_torch(file: pathlib.Path) -> dict[str, np.ndarray]:

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import files
+from ssdd_jax.runtime import files, numpy_files
 
 
 def write(path: pathlib.Path, pieces: Iterable[np.ndarray], count: int) -> None:
@@ -59,12 +58,4 @@ def read(path: pathlib.Path) -> np.ndarray:
     Raises:
         UserError: If it is missing, damaged, or holds pickled objects.
     """
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it is an archive of several arrays")
-        return array
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable .npy file of numbers: {error}") from None
+    return numpy_files.mapped(path)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
 from ssdd_jax.data import conversion
 from ssdd_jax.data import labels as label_table
-from ssdd_jax.data.images import array_part, one_line
+from ssdd_jax.data.images import array_part
 from ssdd_jax.data.source import ImageSource
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import numpy_files
 
 # Accepted names of the images and labels of each part, in pairs; the first pair whose images are present is used.
 _TRAIN = (("train_images", "train_labels"), ("images", "labels"), ("x_train", "y_train"), ("x", "y"))
@@ -84,34 +83,14 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Load the arrays of both parts under the first names that `as_source` takes; returns the names of others too."""
     if not path.is_file():
         raise UserError(f"{path} is not a file: check --config.data.name")
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"{path} holds a single array: save it with numpy.savez as train_images")
-            # An archive decompresses an array when it is indexed: arrays of other names are not read.
-            chosen = {_NAMES: _NAMES, **_pair(_TRAIN, archive.files), **_pair(_TEST, archive.files)}
-            chosen = {name: key for name, key in chosen.items() if key in archive.files}
-            unread = [key for key in archive.files if key not in chosen.values()]
-            return {name: archive[key] for name, key in chosen.items()}, unread
-    except UserError:
-        raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        SyntaxError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        # NumPy has no error type for object arrays, only a message that names the argument.
-        if "allow_pickle" in str(error):
-            raise UserError(
-                f"{path} holds pickled Python objects, which are never loaded: save plain uint8 and integer "
-                "arrays with numpy.savez"
-            ) from error
-        raise UserError(f"{path} is not an .npz archive, or a damaged one: {one_line(error)}") from error
+    with numpy_files.opened(path) as archive:
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{path} holds a single array: save it with numpy.savez as train_images")
+        # An archive decompresses an array when it is indexed: arrays of other names are not read.
+        chosen = {_NAMES: _NAMES, **_pair(_TRAIN, archive.files), **_pair(_TEST, archive.files)}
+        chosen = {name: key for name, key in chosen.items() if key in archive.files}
+        unread = [key for key in archive.files if key not in chosen.values()]
+        return {name: archive[key] for name, key in chosen.items()}, unread
 
 
 def _pair(pairs: tuple[tuple[str, str], ...], stored: list[str]) -> dict[str, str]:

@@ -61,6 +61,8 @@ class _Walk:
                 linked = entry.is_symlink()
                 target = os.path.realpath(entry.path) if linked else place
                 if not _is_folder(entry):
+                    if self.select(entry.name) and _is_special(entry):
+                        raise UserError(f"{entry.path} is a device or a pipe, not a file: remove it")
                     self._add_file(entry.name, entry.path, target, linked)
                 elif not entry.name.startswith("."):
                     # A link to a folder around it, or around the root, would read what is beside it too.
@@ -126,6 +128,14 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
             return list(entries)
     except OSError as error:
         raise UserError(f"{folder} cannot be read: {error.strerror}; change its permissions, or move it") from None
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Return whether reading the entry may never end."""
+    try:
+        return not entry.is_file() and os.path.exists(entry.path)
+    except OSError:  # told when it is read
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

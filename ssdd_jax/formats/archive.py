@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
-from ssdd_jax.data.images import one_line
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats import constants
 from ssdd_jax.formats.content import Content, check_image_shape, check_inputs, check_targets
+from ssdd_jax.runtime import numpy_files
 
 NAME = "pairs.npz"
 UNDO = (
@@ -20,8 +18,6 @@ UNDO = (
 )
 IMAGES, TARGETS = ("images", "x", "x_syn"), ("targets", "y", "y_syn")
 CONSTANTS = ("image_mean", "image_std", "target_mean", "target_scale", "learning_rate")
-# Exceptions of NumPy and its zip reader for damaged content.
-_DAMAGE = (EOFError, ValueError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 def is_archive(path: pathlib.Path) -> bool:
@@ -88,13 +84,5 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: If the file is damaged, or holds pickled objects.
     """
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            return dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
-    except _DAMAGE as error:
-        if "allow_pickle" in str(error):
-            raise UserError(f"{path} holds pickled objects, which are never loaded: save plain arrays") from None
-        raise UserError(f"{path} is not a file of NumPy arrays, or a damaged one: {one_line(error)}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}") from None
+    with numpy_files.opened(path) as loaded:
+        return dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -17,7 +18,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import devices
+from ssdd_jax.runtime import devices, numpy_files
 
 Path = pathlib.Path
 
@@ -106,8 +107,26 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): delete it or restore it") from error
+
+
+def keep(path: Path, other: Path) -> None:
+    """Give a file a second name, in place of a file that has it; nothing happens if there is no file."""
+    if path.exists() and devices.is_first():
+        with saving(other):
+            other.unlink(missing_ok=True)
+            try:
+                os.link(path, other)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, other)
+
+
+def remove(path: Path) -> None:
+    """Delete a file if it is there."""
+    if devices.is_first():
+        with saving(path):
+            path.unlink(missing_ok=True)
 
 
 def append_json_line(path: Path, value: Any) -> None:
@@ -124,7 +143,7 @@ def read_json_lines(path: Path) -> list[Any]:
     """Read a file of JSON lines; incomplete lines are skipped, and a missing file has none."""
     values = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             values.append(json.loads(text))
     return values
 
@@ -176,9 +195,7 @@ def read_array(path: Path) -> np.ndarray:
     Raises:
         UserError: If the file is missing, damaged, or holds pickled objects.
     """
-    try:
-        return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable .npy file of numbers: {error}") from None
+    with numpy_files.opened(path) as array:
+        if not isinstance(array, np.ndarray):
+            raise UserError(f"{path} is not a .npy file of one array: it is an archive of several")
+        return array

@@ -212,7 +212,7 @@ def test_npz_class_names_floats_and_grey(tmp_path):
         ),
         ({"x": IMAGES, "y": LABELS, "x_test": IMAGES}, "only one of"),
         ({"x": IMAGES, "y_test": LABELS}, "test labels but no test images"),
-        ({"x": np.array([None, 1], object)}, "pickled Python objects, which are never loaded"),
+        ({"x": np.array([None, 1], object)}, "pickled objects, which are never loaded"),
     ],
 )
 def test_npz_refused(tmp_path, arrays, text):
@@ -248,7 +248,7 @@ def test_npz_damaged(tmp_path):
         content[:150] + b"x" * 20 + content[170:],
     ):
         path.write_bytes(damaged)
-        refused("a.npz (is not an .npz archive|holds pickled)", f"npz:{path}")
+        refused("a.npz (is not a file of NumPy arrays|holds pickled)", f"npz:{path}")
     buffer = io.BytesIO()
     np.save(buffer, IMAGES)
     path.write_bytes(buffer.getvalue())

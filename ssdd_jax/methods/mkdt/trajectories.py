@@ -20,7 +20,7 @@ import numpy as np
 from ssdd_jax import inner
 from ssdd_jax.errors import UserError
 from ssdd_jax.models import convnet
-from ssdd_jax.runtime import files
+from ssdd_jax.runtime import files, numpy_files
 
 Array = jax.Array
 
@@ -144,13 +144,10 @@ class Store:
         Raises:
             UserError: If the file is missing or damaged.
         """
-        path = self.path(expert)
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing: delete {self.folder} and start again") from None
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is damaged ({error}): delete it and start again") from None
+            return numpy_files.mapped(self.path(expert))
+        except UserError as error:
+            raise UserError(f"{error}; delete it and start again") from None
 
 
 def is_done(store: Store, group: range, expected: tuple[int, int] | None) -> bool:

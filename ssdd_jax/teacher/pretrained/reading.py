@@ -205,8 +205,11 @@ def _trained(content: Mapping[str, Any]) -> int:
 def _is_npz(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return all(name.endswith(".npy") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(name.endswith(".npy") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, OSError):  # damaged: PyTorch's reader says so
+        return False
 
 
 def _harmless() -> list[Any]:

@@ -237,7 +237,7 @@ def test_other_experts_in_the_folder(whole, data, tmp_path):
     with pytest.raises(UserError, match="delete"):
         make(tmp_path, data, SETTINGS._replace(epochs=3))
     (tmp_path / "expert_0001.npy").write_bytes(b"not an array")
-    with pytest.raises(UserError, match="expert_0001.npy is damaged"):
+    with pytest.raises(UserError, match="expert_0001.npy is not a file of NumPy arrays.*; delete it and start again"):
         make(tmp_path, data)
 
 
