@@ -92,6 +92,9 @@ NOT_RUN = {
     "--config.data.data_dir=DIR": DOWNLOADED,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --N=50 --seeds=1 "
     "--methods=boost,krr_st,random,kmeans --config.data.data_dir=DIR": DOWNLOADED,
+    "python -m experiments.compare --methods=boost,krr_st,mkdt,scdd,random,kmeans,high_loss,noise --N=20 "
+    "--config.evaluate.seeds=1": MINUTES,
+    "python -m experiments.fuzz": MINUTES,
     "python -m experiments.convolutions": MINUTES,
     "python -m experiments.cost_curves --output=experiments/results/cost_curves.json": MINUTES,
     "python -m experiments.measure_reader": MINUTES,
