@@ -20,6 +20,7 @@ from ssdd_jax.data.images import one_line
 from ssdd_jax.data.source import ImageSource, Part
 from ssdd_jax.data.walk import files_below
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import numpy_files
 
 _NAME = "tiny-imagenet-200"
 _TRAIN_IMAGE = re.compile(r"train/(?P<wnid>[^/]+)/images/[^/.][^/]*\.JPEG")
@@ -129,14 +130,21 @@ def _open_archive(path: pathlib.Path) -> tuple[list[str], Callable[[str], bytes]
     """Do the same as `_open_folder` for an archive, which stays open while the reader exists."""
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except numpy_files.DAMAGE as error:
         raise UserError(f"{path} is not a zip archive, or a damaged one: {one_line(error)}") from error
     # `ZipFile.read` locks the file for each access, so threads may share the archive. The outermost `wnids.txt` is the
     # one of the data set: some copies add a folder around it.
     listed = [name for name in archive.namelist() if name.rpartition("/")[2] == "wnids.txt"]
     root = min(listed, key=len, default="wnids.txt").removesuffix("wnids.txt")
     names = [name.removeprefix(root) for name in archive.namelist() if name.startswith(root)]
-    return names, lambda name: archive.read(root + name)
+
+    def read(name: str) -> bytes:
+        try:
+            return archive.read(root + name)
+        except numpy_files.DAMAGE as error:
+            raise UserError(f"{path} is damaged at {name}: {one_line(error) or type(error).__name__}") from error
+
+    return names, read
 
 
 def _text(read: Callable[[str], bytes], name: str, path: pathlib.Path) -> str:

@@ -244,6 +244,8 @@ def test_files_that_are_not_weights_are_refused_in_one_line(tmp_path):
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])
     (tmp_path / "cut.safetensors").write_bytes(b"\x10" + bytes(7) + b"{" + b"x" * 30)
     (tmp_path / "cut.msgpack").write_bytes(b"\x81\xa6params")
+    for name, tree in (("number", {3: np.zeros(2)}), ("bytes", {"conv": {"kernel": b"1234"}})):
+        (tmp_path / f"{name}.msgpack").write_bytes(serialization.msgpack_serialize({"params": tree}))
     (tmp_path / "empty").write_bytes(b"")
     np.savez(tmp_path / "features", train=np.zeros((2, 3)))
     (tmp_path / "features.npz").rename(tmp_path / "features.weights")
@@ -256,6 +258,8 @@ def test_files_that_are_not_weights_are_refused_in_one_line(tmp_path):
         "none.pt": "no named tensors",
         "cut.safetensors": "not a safetensors file",
         "cut.msgpack": "not a Flax file",
+        "number.msgpack": "number.msgpack",
+        "bytes.msgpack": "conv.kernel is no array of numbers",
         "empty": "is empty",
         "features.weights": "if they are features, name the file .npz",
         "some.tar.gz": "an archive, to be unpacked first",

@@ -23,7 +23,7 @@ from flax import traverse_util
 
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats.content import require
-from ssdd_jax.runtime import files
+from ssdd_jax.runtime import files, numpy_files
 
 Path = pathlib.Path
 
@@ -203,12 +203,12 @@ def _trained(content: Mapping[str, Any]) -> int:
 
 
 def _is_npz(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
     try:
+        if not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             return all(name.endswith(".npy") for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, OSError):  # damaged: PyTorch's reader says so
+    except numpy_files.DAMAGE:  # PyTorch's reader says what is wrong
         return False
 
 
@@ -272,15 +272,18 @@ def _collections(path: Path, tree: Any) -> dict[str, Any]:
     tree = tree.get("variables", tree) if isinstance(tree, Mapping) else {}
     if "params" not in tree:
         raise UserError(f"{path} has no params: save {{'params': ..., 'batch_stats': ...}} of a network")
-    return _flat({name: tree[name] for name in ("params", "batch_stats") if tree.get(name)})
+    tensors = _flat({name: tree[name] for name in ("params", "batch_stats") if tree.get(name)})
+    for name, value in tensors.items():
+        if not isinstance(value, np.ndarray | np.generic | jax.Array | int | float):
+            raise UserError(f"{path} is damaged, or not a network's: {name} is no array of numbers")
+    return tensors
 
 
 def _flat(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten both collections into one mapping; they share no leaf names, so nothing is overwritten."""
-    trees = [
-        traverse_util.flatten_dict(dict(tree), sep=".") for tree in variables.values() if isinstance(tree, Mapping)
-    ]
-    return {name: value for tree in trees for name, value in tree.items()}
+    trees = [traverse_util.flatten_dict(dict(tree)) for tree in variables.values() if isinstance(tree, Mapping)]
+    # Names are text, unless the file is damaged.
+    return {".".join(map(str, names)): value for tree in trees for names, value in tree.items()}
 
 
 def _some(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
