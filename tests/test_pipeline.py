@@ -33,6 +33,7 @@ def about_without_paths(run):
     for key in ("data.name", "teacher.features"):
         description["about"]["config"].pop(key)
     description["about"].pop("dataset")
+    description.pop("own_sha256")  # of the paths too
     return description
 
 
