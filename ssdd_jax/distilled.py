@@ -87,7 +87,8 @@ class DistilledSet:
         tensors = {"arrays": dict(self.arrays), "preprocessing": self.preprocessing._asdict()}
         # The description is written last: a folder that has one holds a complete set. Until then the arrays of the set
         # that is overwritten are kept under another name, where `load` finds them.
-        files.keep(folder / TENSORS, folder / PREVIOUS)
+        if not (folder / PREVIOUS).is_file() or _is_whole(folder):  # they may be kept since an earlier attempt
+            files.keep(folder / TENSORS, folder / PREVIOUS)
         try:
             checksum = files.write_tensors(folder / TENSORS, tensors)
         except UserError:  # nothing was overwritten
@@ -150,6 +151,15 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
 def _checksum(description: Mapping[str, Any]) -> str:
     """Compute the SHA-256 of a description, however its JSON is laid out."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _is_whole(folder: pathlib.Path) -> bool:
+    """Return whether the description of a set belongs to the arrays beside it."""
+    try:
+        files.read_tensors(folder / TENSORS, files.read_json(folder / DESCRIPTION)["sha256"])
+    except (UserError, KeyError, TypeError):
+        return False
+    return True
 
 
 def _tensors(folder: pathlib.Path, checksum: str) -> dict[str, Any]:

@@ -249,6 +249,11 @@ def test_a_set_that_is_overwritten_is_the_old_or_the_new_one(written, tmp_path, 
         patch.setattr(files, last, end)
         plain(1).save(tmp_path)
     same(distilled.load(tmp_path), plain(1 if written == distilled.DESCRIPTION else 0))
+    # Also when the next attempt ends at the same place.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, last, end)
+        plain(3).save(tmp_path)
+    same(distilled.load(tmp_path), plain(3 if written == distilled.DESCRIPTION else 0))
     plain(2).save(tmp_path)
     same(distilled.load(tmp_path), plain(2))
     assert sorted(file.name for file in tmp_path.iterdir()) == [distilled.DESCRIPTION, distilled.TENSORS]
