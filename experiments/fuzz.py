@@ -138,7 +138,8 @@ def _try(name: str, numbers: Sequence[int | str], seed: int, output: str) -> Non
             shutil.copytree(valid, copy)
             damaged = copy / path.relative_to(valid)
             if isinstance(number, str):
-                change = damage.LIES[number](damaged) or ""
+                damage.LIES[number](damaged)
+                change = "a file that lies"
             else:
                 change = damage.mutate(np.random.default_rng([seed, number]), damaged)
             print(json.dumps([number, change, None]), file=lines, flush=True)

@@ -215,7 +215,7 @@ def _device(path: pathlib.Path) -> None:
 
 
 # By the kind of file that they take the place of, as in `readers.Reader.kinds`.
-LIES: dict[str, Callable[[pathlib.Path], str | None]] = {
+LIES: dict[str, Callable[[pathlib.Path], None]] = {
     "npy: 2^60 numbers": _huge_npy,
     "npy: pickled": _pickled_npy,
     "npz: 2^60 numbers": _huge_npz,
