@@ -101,13 +101,22 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, /, *, page: Any, config: Any, files: Files) -> str:
-    """Point links to source files at the modules' pages, and links to results at their copies in the site."""
+    """Point links to source files at the modules' pages, and links to results at their copies in the site.
+
+    Other files of the repository have no page: of a link to one, only its text stays.
+    """
     source = page.file.src_uri
     if source != "index.md" and not source.startswith("guides/"):
         return markdown
     root = "../" * source.count("/")
     markdown = re.sub(r"\]\((?:\.\./)+experiments/results/", f"]({root}experiments/results/", markdown)
-    return re.sub(r"\]\((?:\.\./)+(ssdd_jax/[\w/]+)\.py\)", lambda match: _module_link(root, match[1]), markdown)
+    markdown = re.sub(r"\]\((?:\.\./)+(ssdd_jax/[\w/]+)\.py\)", lambda match: _module_link(root, match[1]), markdown)
+    return re.sub(r"\[([^\]]*)\]\((?:\.\./)+((?:experiments|configs|tests)/[\w./]+)\)", _kept_text, markdown)
+
+
+def _kept_text(match: re.Match[str]) -> str:
+    """Of a link to a file of the repository, its text, unless the file is a result, which the site has."""
+    return match[0] if match[2].startswith("experiments/results/") else match[1]
 
 
 def _module_link(root: str, path: str) -> str:

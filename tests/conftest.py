@@ -8,10 +8,11 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("SSDD_TEST_PLATFORM", "cpu")
 # Most of a test's time is spent compiling. LLVM's optimization passes and XLA's fusion emitters change speed and last
-# digits, nothing that a test may rest on.
+# digits, nothing that a test may rest on. Threads that compile and compute stand in the way of the test beside it.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_multi_thread_eigen=false",
         # Later versions have no such flag, and refuse it.
         "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib").startswith("0.10.") else "",
         os.environ.get("XLA_FLAGS", ""),
@@ -33,12 +34,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import gc
 import pathlib
 
 import jax
 import numpy as np
 import pytest
 
+# Tracing makes many objects that live; looking through all of them takes a twentieth of the time.
+gc.set_threshold(200_000, 50, 1000)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

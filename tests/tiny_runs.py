@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from experiments.measure import small_runs
 from ssdd_jax import main
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -20,62 +21,13 @@ TIMEOUT = 1800
 # one method, and in the run that several files share.
 CHECKED = {"devices__preflight": "warn", "teacher__gate": "warn"}
 
-TINY = {
-    "devices.preflight": "off",
-    "teacher.gate": "off",
-    "storage.N": 4,
-    "storage.base_size": 4,
-    "storage.hidden": 2,
-    "student.widths": "(4,8)",
-    "pool.size": 2,
-    "pool.steps": 5,
-    "distill.steps": 40,
-    "distill.steps_per_call": 5,
-    "distill.save_every": 10,
-    "distill.batch_size": 32,
-    "distill.learning_rate": 1e-2,
-    "approximate.steps": 50,
-    "evaluate.seeds": 2,
-    "evaluate.steps": 5,
-    "evaluate.full_steps": 3,
-    "evaluate.weight_decays": "(1e-3,)",
-    "evaluate.probe_steps": 20,
-}
-
-# A teacher of its own, and what the methods add.
-TAUGHT = {
-    "teacher.features": "",
-    "teacher.blocks": "(1,1,1,1)",
-    "teacher.width": 2,
-    "teacher.projector_hidden": 8,
-    "teacher.projector_out": 8,
-    "teacher.epochs": 2,
-    "teacher.warmup_epochs": 1,
-    "teacher.batch_size": 40,
-    "experts.widths": "(4,4)",
-    "experts.count": 3,
-    "experts.start_epochs": 2,
-    "experts.batch_size": 40,
-    "mkdt.unroll": 2,
-    "mkdt.batch_size": 4,
-    "mkdt.image_learning_rate": 1.0,
-    "mkdt.target_learning_rate": 1.0,
-    "scdd.post_epochs": 2,
-    "scdd.jitter": 1,
-    "scdd.padding": 1,
-}
+TINY = small_runs.SMALL
+TAUGHT = small_runs.TAUGHT
 
 
 def write_data(folder: pathlib.Path, *, labels: bool = True, side: int = 8) -> None:
     """`images.npz` (120 + 40 images) and `features.npz` in the folder."""
-    generator = np.random.default_rng(0)
-    label = generator.integers(0, 3, 160)
-    pattern = generator.integers(40, 216, (3, side, side, 1))
-    images = np.clip(pattern[label] + generator.normal(0, 25, (160, side, side, 1)), 0, 255).astype(np.uint8)
-    arrays = {"train_images": images[:120], "test_images": images[120:]}
-    if labels:
-        arrays |= {"train_labels": label[:120], "test_labels": label[120:]}
-    np.savez(folder / "images.npz", **arrays)
+    images, label = small_runs.write_images(folder / "images.npz", labels=labels, side=side)
 
     def features_of(images: np.ndarray) -> np.ndarray:
         return images.reshape(len(images), -1)[:, :12].astype(np.float32) + np.eye(3, 12, dtype=np.float32)[label] * 50

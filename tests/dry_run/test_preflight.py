@@ -50,8 +50,19 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("edition", ["boost", "krr_st", "mkdt", "scdd", "high_loss", "noise"])
-@pytest.mark.parametrize("gigabytes", [0.0, 1e-6])
+@pytest.mark.parametrize(
+    ("edition", "gigabytes"),
+    # What every method has in common is bounded in both ways for one of them.
+    [
+        ("boost", 0.0),
+        ("boost", 1e-6),
+        ("krr_st", 1e-6),
+        ("mkdt", 0.0),
+        ("scdd", 1e-6),
+        ("high_loss", 1e-6),
+        ("noise", 0.0),
+    ],
+)
 def test_every_stage_is_bounded_without_being_run(edition, gigabytes, folder):
     """On abstract shapes, with the data on the device and streamed; XLA's estimate is within the margin."""
     job, stages = prepared(folder, edition, devices__gigabytes=gigabytes)

@@ -75,7 +75,7 @@ def test_mistakes(argument, words, capsys):
 
 @pytest.mark.slow
 def test_readers_stand_mutants(tmp_path, capsys):
-    names = ["set_of_bases", "npz", "npy", "folder", "weights_pt"]
+    names = ["set_of_bases", "npz", "weights_pt"]
     status = fuzz.main([f"--readers={','.join(names)}", "--mutants=15", f"--workdir={tmp_path}"])
     assert status == 0, capsys.readouterr().out
     found = json.loads((tmp_path / "fuzz.json").read_text())

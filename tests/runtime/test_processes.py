@@ -158,10 +158,12 @@ def test_an_error_of_one_ends_the_others_with_its_line(count, failing):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_a_run_goes_on_after_one_process_was_killed(count, folder):
-    """Any of them, at any step: the others end by themselves, and one process continues from the checkpoint."""
-    generator, run = random.Random(), folder / f"killed{count}"
+def test_a_run_goes_on_after_one_process_was_killed(folder):
+    """Any of them, at any step: the other ends by itself, and one process continues from the checkpoint.
+
+    `experiments.torture` does it with more processes, and at any moment.
+    """
+    count, generator, run = 2, random.Random(), folder / "killed"
     victim, step = generator.randrange(count), generator.randrange(12, 26)
     # KRR-ST, which compiles less: every process compiles for itself.
     processes = start_several(count, folder, run.name, "--stage=distill", edition="krr_st")
