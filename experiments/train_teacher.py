@@ -99,26 +99,26 @@ def train(options: arguments.Options) -> dict[str, Any]:
         files.append_json_line(path, line | {"seconds": time.monotonic() - began})
         print(f"teacher: epoch {line['epoch']:.0f}, probe {accuracy:.2f} %", file=sys.stderr, flush=True)
         export(folder / "export", jax.device_get(progress.state.variables), about)
-        curve = {"curve": files.read_json_lines(path), "config": configuration.flatten(config)}
+        curve = {"curve": list(files.json_lines(path)), "config": configuration.flatten(config)}
         files.write_json(folder / "export" / "curve.json", curve | {"device": jax.devices()[0].device_kind})
 
     with Checkpoints(folder / "checkpoints", say=print) as checkpoints:
         done = checkpoints.steps()
         # Lines after the checkpoint that is resumed are measured again.
-        lines = [line for line in files.read_json_lines(path) if done and line["epoch"] * epoch <= done[-1]]
+        lines = [line for line in files.json_lines(path) if done and line["epoch"] * epoch <= done[-1]]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
         for line in lines:
             files.append_json_line(path, line)
         loop.run(training, jnp.asarray(images), checkpoints=checkpoints, watch=watch)
-    return {"probe": files.read_json_lines(path)[-1]["probe"], "folder": str(folder / "export")}
+    return {"probe": list(files.json_lines(path))[-1]["probe"], "folder": str(folder / "export")}
 
 
 def export(folder: pathlib.Path, variables: Any, about: dict[str, Any]) -> None:
     """Write the backbone and its description, as `teacher.source` reads them; in float16 what fits into its range."""
     kept = {name: {"backbone": tree} for name, tree in teacher.backbone(variables).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    checksum = files.write_tensors(folder / "teacher.safetensors", jax.tree.map(_halved, kept))
+    checksum = files.write_tensors(folder / "teacher.safetensors", jax.tree.map(_halved, kept), sealed=False)
     files.write_json(folder / "teacher.json", about | {"sha256": checksum})
 
 

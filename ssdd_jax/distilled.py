@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -90,7 +88,7 @@ class DistilledSet:
         if not (folder / PREVIOUS).is_file() or _is_whole(folder):  # they may be kept since an earlier attempt
             files.keep(folder / TENSORS, folder / PREVIOUS)
         try:
-            checksum = files.write_tensors(folder / TENSORS, tensors)
+            checksum = files.write_tensors(folder / TENSORS, tensors, sealed=False)
         except UserError:  # nothing was overwritten
             files.remove(folder / PREVIOUS)
             raise
@@ -101,7 +99,7 @@ class DistilledSet:
             "about": dict(self.about),
             "sha256": checksum,
         }
-        files.write_json(folder / DESCRIPTION, description | {"own_sha256": _checksum(description)})
+        files.write_sealed(folder / DESCRIPTION, description)
         files.remove(folder / PREVIOUS)
         return sum((folder / name).stat().st_size for name in (TENSORS, DESCRIPTION))
 
@@ -122,7 +120,7 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
     folder = pathlib.Path(path).expanduser()
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder} holds no distilled set: there is no {DESCRIPTION} in it")
-    description = files.read_json(folder / DESCRIPTION)
+    description = files.read_sealed(folder / DESCRIPTION)
     try:
         if description["schema"] > SCHEMA:
             raise UserError(
@@ -132,10 +130,6 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
         if description["kind"] not in KINDS:
             kind = description["kind"]
             raise UserError(f"{folder} is of the unknown kind {kind!r}: known are {', '.join(KINDS)}")
-        # Sets of earlier versions have no checksum of the description itself.
-        own = description.pop("own_sha256", None)
-        if own is not None and own != _checksum(description):
-            raise UserError(f"{folder / DESCRIPTION} is damaged: its checksum is not the one that was stored in it")
         tensors = _tensors(folder, description["sha256"])
         return DistilledSet(
             kind=description["kind"],
@@ -146,11 +140,6 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / DESCRIPTION} is not the description of a distilled set: {error}") from None
-
-
-def _checksum(description: Mapping[str, Any]) -> str:
-    """Compute the SHA-256 of a description, however its JSON is laid out."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _is_whole(folder: pathlib.Path) -> bool:

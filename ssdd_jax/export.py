@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from ssdd_jax.cli import console
@@ -157,7 +156,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def cli(arguments: list[str] | None = None) -> NoReturn:
     """Run the command with these arguments, by default those of the process, and exit with its status."""
-    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
+    console.leave(main, arguments)
 
 
 if __name__ == "__main__":

@@ -150,15 +150,21 @@ def _say(line: str) -> None:
 
 def cli(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line with these arguments, by default those of the process, and exit with its status."""
-    from ssdd_jax.runtime import devices
+    from ssdd_jax.cli import console
 
+    console.leave(_main, arguments)
+
+
+def _main(arguments: list[str]) -> int:
     try:
-        status = main(sys.argv[1:] if arguments is None else arguments)
+        status = main(arguments)
     except Exception:
         traceback.print_exc()
         status = 1
+    from ssdd_jax.runtime import devices
+
     devices.leave(status)
-    sys.exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def run(
             _announce(announce, job, stages)
         for stage in stages:
             _do(stage, job)
-        return files.read_json(work.results) if work.results.exists() else None
+        return files.read_sealed(work.results) if work.results.exists() else None
 
 
 def _stages_until(until: str, job: Run) -> list[Stage]:

@@ -181,7 +181,7 @@ DAMAGES = {
     "newer schema": (lambda folder: describe(folder, schema=2), "schema 2, this version reads up to 1: update"),
     "unknown kind": (lambda folder: describe(folder, kind="zip"), "unknown kind 'zip': known are bases, pairs"),
     "no checksum": (lambda folder: describe(folder, sha256=None), "not the description of a distilled set"),
-    "a list": (lambda folder: (folder / distilled.DESCRIPTION).write_text("[1]"), "not the description"),
+    "a list": (lambda folder: (folder / distilled.DESCRIPTION).write_text("[1]"), "no JSON object"),
     "pickle": (lambda folder: overwrite(folder, pickle.dumps(Bomb())), "not a safetensors file"),
     "npz": (npz, "not a safetensors file"),
     "empty": (lambda folder: overwrite(folder, b""), "not a safetensors file"),
@@ -241,8 +241,8 @@ def test_a_set_that_is_overwritten_is_the_old_or_the_new_one(written, tmp_path, 
         written
     ]
 
-    def end(*arguments):
-        own[last](*arguments)
+    def end(*arguments, **options):
+        own[last](*arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

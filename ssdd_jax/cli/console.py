@@ -69,6 +69,19 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
     return _flushed()
 
 
+def leave(main: Callable[[list[str]], int], arguments: list[str] | None) -> NoReturn:
+    """Run a command with these arguments, by default those of the process, and exit with its status.
+
+    Ctrl-C may come before the command has begun, while modules are imported.
+    """
+    try:
+        status = main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("ssdd_jax: stopped before anything was done", file=sys.stderr)
+        status = 0
+    sys.exit(status)
+
+
 def _flushed() -> int:
     """Write what is printed, before the interpreter fails to at its end; returns the exit status."""
     try:

@@ -16,12 +16,7 @@ from ml_collections import ConfigDict
 from ssdd_jax.data import mapped
 from ssdd_jax.data.source import Part
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import files
-
-try:
-    import fcntl
-except ImportError:  # on Windows there is no lock: the user must not let two runs fill one cache
-    fcntl = None  # type: ignore[assignment]
+from ssdd_jax.runtime import files, locks
 
 # Images decoded at a time: 50 MB at 64x64.
 BLOCK = 4096
@@ -79,14 +74,12 @@ class Cache:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Hold the lock of the folder, so that one process decodes while the others wait."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / ".lock", "w")
-        except OSError as error:
-            raise UserError(f"config.data.cache_dir: cannot write {self.folder}: {error.strerror}") from None
-        with lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locks.held(self.folder / ".lock", wait=lambda: None))
+            except OSError as error:
+                raise UserError(f"config.data.cache_dir: cannot write {self.folder}: {error.strerror}") from None
             yield
 
 

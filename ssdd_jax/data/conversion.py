@@ -226,6 +226,11 @@ def _channels_last(where: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
+def _finite(images: np.ndarray) -> np.ndarray:
+    """Return which images of `(n,...)` have finite values only."""
+    return np.isfinite(images).reshape(len(images), -1).all(1)
+
+
 def _levels(where: str, array: np.ndarray) -> np.ndarray:
     """Convert pixels to uint8; the error explains how to convert values that have no clear meaning."""
     if array.dtype == np.uint8:
@@ -236,7 +241,10 @@ def _levels(where: str, array: np.ndarray) -> np.ndarray:
     low, high = float(array.min()), float(array.max())
     floats = array.dtype.kind == "f"
     if floats and not (np.isfinite(low) and np.isfinite(high)):
-        raise UserError(f"{where} hold values that are not finite")
+        bad = next(
+            at.start + int(np.argmin(finite)) for at in _blocks(array) if not (finite := _finite(array[at])).all()
+        )
+        raise UserError(f"{where} hold values that are not finite, first in the image of index {bad}")
     if floats and low >= 0 and high <= 1:
         return _in_blocks(array, 255)
     whole = not floats or all((array[at] == np.rint(array[at])).all() for at in _blocks(array))

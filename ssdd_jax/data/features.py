@@ -16,6 +16,8 @@ from ssdd_jax.runtime import files, numpy_files
 
 # Largest difference between equal features, relative to the features: a few roundings of float32.
 SAME = 1e-6
+# Features that differ by less are near the end of float32, whose squares are zero.
+SMALLEST = 1e-30
 
 
 class Features(NamedTuple):
@@ -171,13 +173,19 @@ def varied(where: str, pieces: Iterable[np.ndarray], count: int) -> Iterator[np.
         count: Sum of all k.
 
     Raises:
-        UserError: If no feature differs between images by more than rounding.
+        UserError: If no feature differs between images by more than rounding, or than what can be normalised.
     """
-    first, differ = None, count < 2
+    first, spread, differ = None, 0.0, count < 2
     for piece in pieces:
         first = piece[:1] if first is None else first
-        differ = differ or bool(np.abs(piece - first).max() > SAME * np.abs(first).max())
+        distance = float(np.abs(piece - first).max())
+        spread, differ = max(spread, distance), differ or distance > SAME * float(np.abs(first).max())
         yield piece
+    if differ and count > 1 and spread < SMALLEST:
+        raise UserError(
+            f"{where}: the features differ by {spread:.2g} at most, which float32 cannot normalise: multiply them by "
+            f"{1 / SMALLEST:.0g} or so"
+        )
     if not differ:
         raise UserError(
             f"{where}: the features are the same for all {count:,} images: the teacher has collapsed, or was given "
@@ -186,7 +194,7 @@ def varied(where: str, pieces: Iterable[np.ndarray], count: int) -> Iterator[np.
 
 
 def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
-    if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
+    if array.ndim != 2 or not array.shape[1] or not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"{where}: {name} must be floats of shape (n, D), not {array.dtype} {array.shape}")
     if len(array) != count:
         part = "test" if name == "test" else "training"
@@ -196,10 +204,12 @@ def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
         )
     # In blocks: the array may be mapped from disk and exceed the memory.
     for block in parts(len(array)):
-        bad = np.flatnonzero(~np.isfinite(array[block]).all(1))
+        with np.errstate(over="ignore"):
+            bad = np.flatnonzero(~np.isfinite(array[block].astype(np.float32)).all(1))
         if len(bad):
             raise UserError(
-                f"{where}: {name} holds values that are not finite, first at index {block.start + int(bad[0])}"
+                f"{where}: {name} holds values that are not finite in float32, "
+                f"first at index {block.start + int(bad[0])}"
             )
     return array.astype(np.float32, copy=False)
 
@@ -239,7 +249,7 @@ def write(folder: pathlib.Path, pieces: Mapping[str, tuple[Iterable[np.ndarray],
     for name, (arrays, count) in pieces.items():
         mapped.write(folder / f"{name}.npy", arrays, count)
     # The description comes last: `complete` takes it as the mark of a finished folder.
-    files.write_json(folder / "features.json", {"images": images, "test": "test" in pieces})
+    files.write_sealed(folder / "features.json", {"images": images, "test": "test" in pieces})
 
 
 def complete(folder: pathlib.Path) -> bool:
@@ -253,8 +263,8 @@ def load(folder: pathlib.Path, images: str) -> Features:
     Raises:
         UserError: If they are missing, or belong to images with another fingerprint.
     """
-    about = files.read_json(folder / "features.json")
-    if about["images"] != images:
+    about = files.read_sealed(folder / "features.json")
+    if about.get("images") != images:
         raise UserError(
             f"{folder} holds features of other images than the data set has now: "
             "restore the data set, or choose another folder"
@@ -265,11 +275,11 @@ def load(folder: pathlib.Path, images: str) -> Features:
 def save_samples(folder: pathlib.Path, samples: Samples) -> None:
     """Write samples to a folder; `rows.npy` comes last and marks the folder as complete."""
     files.write_array(folder / "views.npy", samples.views)
-    files.write_json(folder / "changes.json", dict(samples.changes))
+    files.write_sealed(folder / "changes.json", samples.changes)
     files.write_array(folder / "rows.npy", samples.rows)
 
 
 def load_samples(folder: pathlib.Path) -> Samples:
     """Read the samples that `save_samples` wrote."""
     arrays = files.read_array(folder / "rows.npy"), files.read_array(folder / "views.npy")
-    return Samples(*arrays, files.read_json(folder / "changes.json"))
+    return Samples(*arrays, files.read_sealed(folder / "changes.json"))

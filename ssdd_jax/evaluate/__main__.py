@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-import sys
 import textwrap
 from typing import Any, NoReturn
 
@@ -164,7 +163,9 @@ def _converted(name: str, text: str, default: Any) -> Any:
 
 def cli(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line with these arguments, by default those of the process, and exit with its status."""
-    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
+    from ssdd_jax.cli import console
+
+    console.leave(main, arguments)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from ssdd_jax.report.figures import (
     stretch,
     table,
 )
-from ssdd_jax.report.records import Record, read, upgrade
+from ssdd_jax.report.records import POINTS, Record, read, upgrade
 from ssdd_jax.report.run_page import write
 
 __all__ = [
+    "POINTS",
     "SHOWN",
     "TITLES",
     "Record",

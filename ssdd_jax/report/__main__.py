@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import pathlib
 import shlex
-import sys
 from typing import NoReturn
 
 from ssdd_jax.cli import console
@@ -77,7 +76,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def cli(arguments: list[str] | None = None) -> NoReturn:
     """Run the command with these arguments, by default those of the process, and exit with its status."""
-    sys.exit(main(sys.argv[1:] if arguments is None else arguments))
+    console.leave(main, arguments)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from ssdd_jax.runtime import files, history
 from ssdd_jax.runtime.workdir import Workdir
 from ssdd_jax.training import loop
 
+# Half of the most points of a curve, of which a page or figure shows no more.
+POINTS = 2000
+
 
 def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
     """Convert `results.json` of any version to the newest: schema 1 (ssdd_jax 0.1.0) lacks the number.
@@ -77,9 +80,9 @@ def read(folder: str | pathlib.Path) -> Record:
     return Record(
         folder=work.folder,
         config=files.read_json(work.config),
-        results=upgrade(files.read_json(work.results)),
+        results=upgrade(files.read_sealed(work.results)),
         about=distilled_set.about,
-        lines=loop.read_metrics(work.metrics),
+        lines=loop.read_metrics(work.metrics, most=POINTS),
         calls=history.read(work.calls),
         images=snapshots.as_bytes(np.asarray(distilled_set.images())),
         bases=None if bases is None else snapshots.as_bytes(figures.stretch(np.asarray(jax.device_get(bases)))),

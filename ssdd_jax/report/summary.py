@@ -30,7 +30,7 @@ def of_folder(folder: pathlib.Path, about: Mapping[str, Any]) -> Evaluation:
     path = folder / RESULTS
     if not path.is_file():
         return Evaluation()
-    results = upgrade(files.read_json(path))
+    results = upgrade(files.read_sealed(path))
     return Evaluation(labels.method(results), markdown(results, about))
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,9 +18,11 @@ import safetensors.numpy
 from flax import traverse_util
 
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import devices, numpy_files
+from ssdd_jax.runtime import devices, locks, marks, numpy_files
 
 Path = pathlib.Path
+# Key of a JSON object's own checksum.
+SEAL = "own_sha256"
 
 
 @contextlib.contextmanager
@@ -76,14 +78,13 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        try:
+        # Another process that writes the same file waits; what a killed one has left is overwritten.
+        with locks.held(partial, wait=lambda: None):
             with open(partial, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -109,6 +110,33 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): delete it or restore it") from error
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON atomically, with a checksum of itself."""
+    write_json(path, {**value, SEAL: _seal(value)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without the checksum; files of earlier versions have none.
+
+    Raises:
+        UserError: If the file is missing, is no JSON object, or was changed.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object; delete it or restore it")
+    seal = value.pop(SEAL, None)
+    if seal is not None and seal != _seal(value):
+        raise UserError(
+            f"{path} is damaged: its checksum is not the one that was stored in it; delete it or restore it"
+        )
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    """Compute the SHA-256 of a JSON object, however it is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def keep(path: Path, other: Path) -> None:
@@ -139,22 +167,60 @@ def append_json_line(path: Path, value: Any) -> None:
         file.write(json.dumps(value).encode() + b"\n")
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """Read a file of JSON lines; incomplete lines are skipped, and a missing file has none."""
-    values = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError, RecursionError):
-            values.append(json.loads(text))
-    return values
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a file of JSON objects line by line; damaged lines are skipped, and a missing file has none.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            for text in file:
+                with contextlib.suppress(ValueError, RecursionError):
+                    value = json.loads(text)
+                    if isinstance(value, dict):
+                        yield value
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): delete it or restore it") from error
 
 
-def write_tensors(path: Path, tree: Mapping[str, Any]) -> str:
-    """Write a nested dictionary of arrays as safetensors, atomically; returns the SHA-256 of the file."""
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write a file of JSON lines atomically, one after the other."""
+    with _whole(path) as file:
+        for value in values:
+            file.write(json.dumps(value).encode() + b"\n")
+
+
+def write_tensors(path: Path, tree: Mapping[str, Any], *, sealed: bool = True) -> str:
+    """Write a nested dictionary of arrays as safetensors, atomically.
+
+    Args:
+        path: The file.
+        tree: The arrays.
+        sealed: Whether to add a checksum of the arrays to the file's metadata; not for those whose checksum is kept
+            elsewhere.
+
+    Returns:
+        The SHA-256 of the file.
+    """
     flat = traverse_util.flatten_dict(dict(tree), sep="/")
     # Not np.ascontiguousarray: it turns a scalar into an array of one axis.
-    content = safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in flat.items()})
+    arrays = {name: np.asarray(value, order="C") for name, value in flat.items()}
+    metadata = {SEAL: _seal_of_arrays(arrays)} if sealed else None
+    content = safetensors.numpy.save(arrays, metadata=metadata)
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def _seal_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path, checksum: str | None = None) -> dict[str, Any]:
@@ -178,23 +244,29 @@ def read_tensors(path: Path, checksum: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: its checksum is not the one that was stored with it")
     try:
         flat = safetensors.numpy.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        seal = header.get("__metadata__", {}).get(SEAL)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not a safetensors file, or is damaged ({error})") from None
+    if seal is not None and seal != _seal_of_arrays(flat):
+        raise UserError(f"{path} is damaged: its checksum is not the one that was stored in it")
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a `.npy` file atomically."""
-    with _whole(path) as file:
-        np.save(file, array, allow_pickle=False)
+    """Write a `.npy` file atomically, and its mark."""
+    if devices.is_first():
+        with saving(path), marks.written(path), _whole(path) as file:
+            np.save(file, array, allow_pickle=False)
 
 
 def read_array(path: Path) -> np.ndarray:
     """Read a `.npy` file.
 
     Raises:
-        UserError: If the file is missing, damaged, or holds pickled objects.
+        UserError: If the file is missing, damaged, holds pickled objects, or differs from its mark.
     """
+    marks.check(path)
     with numpy_files.opened(path) as array:
         if not isinstance(array, np.ndarray):
             raise UserError(f"{path} is not a .npy file of one array: it is an archive of several")

@@ -13,6 +13,8 @@ import jax
 from ssdd_jax.runtime import devices, files
 from ssdd_jax.runtime.version import __version__
 
+FIELDS = ("command", "date", "ssdd_jax", "jax", "python", "machine")
+
 
 def machine() -> str:
     """Describe the devices and the processor cores in a few words."""
@@ -43,5 +45,5 @@ def note(path: pathlib.Path, command: str) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Read the logged commands in chronological order; incomplete lines are skipped."""
-    return files.read_json_lines(path)
+    """Read the logged commands in chronological order; damaged lines are skipped."""
+    return [line for line in files.json_lines(path) if all(isinstance(line.get(field), str) for field in FIELDS)]

@@ -8,9 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import marks
 
 # Inputs by name, and the groups of config keys that say where they are.
 PARTS = {
@@ -24,8 +23,6 @@ PARTS = {
 PLACES = ("data.name", "data.data_dir", "data.cache_dir", "teacher.features", "teacher.source")
 # Names of data that are paths begin with one of these.
 PATHS = ("folder:", "npz:", "npy:")
-# Arrays up to this size are hashed as a whole, which takes a second; of larger ones as many entries as SAMPLE.
-HASHED, SAMPLE = 1 << 30, 2000
 
 
 def hashes(**inputs: Any) -> dict[str, str]:
@@ -37,13 +34,15 @@ def hashes(**inputs: Any) -> dict[str, str]:
     Returns:
         Hashes by name.
     """
-    marks: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name, value in inputs.items():
         if isinstance(value, tuple):
-            value = hashlib.sha256(repr([None if part is None else _mark(part) for part in value]).encode()).hexdigest()
+            value = hashlib.sha256(
+                repr([None if part is None else marks.mark(part) for part in value]).encode()
+            ).hexdigest()
         if value is not None:
-            marks[name.replace("_", " ")] = value if isinstance(value, str) else _mark(value)
-    return marks
+            found[name.replace("_", " ")] = value if isinstance(value, str) else marks.mark(value)
+    return found
 
 
 def compare(folder: pathlib.Path, new: Mapping[str, str], stored: Mapping[str, str], advice: str) -> None:
@@ -58,7 +57,7 @@ def compare(folder: pathlib.Path, new: Mapping[str, str], stored: Mapping[str, s
     Raises:
         UserError: If they differ; the message names them.
     """
-    different = [name for name, mark in new.items() if name in stored and stored[name] != mark]
+    different = [name for name, value in new.items() if name in stored and stored[name] != value]
     if different:
         raise UserError(
             f"{folder} was made with other {' and '.join(different)} than there are now: {advice}, or restore them"
@@ -81,15 +80,3 @@ def _beside(key: str, value: Any) -> Any:
     if key == "data.name":
         return "" if str(value).startswith(PATHS) else value
     return bool(value) if key.startswith("teacher.") else ""
-
-
-def _mark(array: np.ndarray) -> str:
-    """Hash the type, the shape and the entries of an array, or a sample of them if it is large."""
-    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    if array.nbytes <= HASHED:
-        for begin in range(0, len(array), 1000):  # in blocks: it may be mapped from disk
-            digest.update(np.ascontiguousarray(array[begin : begin + 1000]).tobytes())
-    else:
-        for index in np.unique(np.linspace(0, len(array) - 1, SAMPLE).astype(int)):
-            digest.update(np.ascontiguousarray(array[index]).tobytes())
-    return digest.hexdigest()

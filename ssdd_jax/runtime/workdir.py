@@ -15,12 +15,7 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import devices, files, inputs, memory
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where the user must avoid two runs in one folder
-    fcntl = None  # type: ignore[assignment]
+from ssdd_jax.runtime import devices, files, inputs, locks, memory
 
 # Config keys within the groups that outputs depend on which do not affect the outputs: paths, and how often to save.
 CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call", "teacher.gate"}
@@ -156,16 +151,11 @@ class Workdir:
             yield  # the work dir is bound to its config as a whole
             return
         path = self.shared / f"{stage}.json"
-        with files.saving(path):
-            self.shared.mkdir(parents=True, exist_ok=True)
-            lock = open(self.shared / f".lock-{stage}", "w")
-        with lock:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    say(f"{stage}: waiting for another run that is making it in {self.shared}")
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+        words = f"{stage}: waiting for another run that is making it in {self.shared}"
+        with contextlib.ExitStack() as stack:
+            with files.saving(path):
+                self.shared.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locks.held(self.shared / f".lock-{stage}", wait=lambda: say(words)))
             # Written before the stage starts: an interrupted output is never continued with other values.
             if not self.agrees(stage, config, parts):
                 made_of = self._inputs_of(parts)
@@ -220,11 +210,16 @@ class Workdir:
 
     def read_seconds(self) -> dict[str, float]:
         """Read the seconds that each stage has taken so far."""
-        return files.read_json(self.seconds) if self.seconds.exists() else {}
+        found = files.read_json(self.seconds) if self.seconds.exists() else {}
+        return {stage: value for stage, value in _items(found) if isinstance(value, int | float)}
 
     def read_memory(self) -> dict[str, dict[str, int]]:
         """Read the peak memory of each stage so far in bytes, by place; see `memory.peaks`."""
-        return files.read_json(self.memory) if self.memory.exists() else {}
+        found = files.read_json(self.memory) if self.memory.exists() else {}
+        return {
+            stage: {place: size for place, size in _items(value) if isinstance(size, int)}
+            for stage, value in _items(found)
+        }
 
 
 @contextlib.contextmanager
@@ -234,16 +229,19 @@ def held(folder: pathlib.Path) -> Iterator[None]:
     Raises:
         UserError: If another process holds the lock.
     """
-    with files.saving(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
-    with lock:
-        if fcntl is not None:
+    with contextlib.ExitStack() as stack:
+        with files.saving(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                stack.enter_context(locks.held(folder / ".lock"))
+            except locks.Busy:
                 raise UserError(f"another run is using {folder}: wait for it, or choose another --workdir") from None
         yield
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    """Return the items of a JSON object; none of what a damaged file holds instead."""
+    return list(value.items()) if isinstance(value, dict) else []
 
 
 def _is_text(path: pathlib.Path) -> bool:

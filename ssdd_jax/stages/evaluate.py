@@ -54,7 +54,7 @@ def measure(run: Run) -> None:
     )
     # The store holds finished entries, so that an interrupted evaluation resumes with the next one.
     rows = suite.run(request, store.Store(run.work.evaluation), say=run.say)
-    files.write_json(run.work.results, _results(run, distilled_set, rows))
+    files.write_sealed(run.work.results, _results(run, distilled_set, rows))
 
 
 def _missing_labels(run: Run) -> str:
@@ -109,7 +109,7 @@ def _results(run: Run, distilled_set: distilled.DistilledSet, rows: list[dict[st
                 trained[row["entry"]] = {"steps": steps, **rate}
     # Methods may measure the set in stages of their own, such as SC-DD's post-training.
     by_stage = {
-        stage.name: files.read_json(run.work.own(stage.name, shared=False) / "results.json")
+        stage.name: files.read_sealed(run.work.own(stage.name, shared=False) / "results.json")
         for stage in run.method.after
     }
     size = sum(file.stat().st_size for file in run.work.distilled.iterdir() if file.is_file())
@@ -120,7 +120,7 @@ def _results(run: Run, distilled_set: distilled.DistilledSet, rows: list[dict[st
         **by_stage,
         "training": trained,
         "calibrate": config.evaluate.calibrate,
-        **({"gate": files.read_json(gate)} if gate.exists() else {}),
+        **({"gate": files.read_sealed(gate)} if gate.exists() else {}),
         "storage": {
             "numbers": distilled_set.numbers_stored(),
             "budget": config.storage.N * (run.problem.image_numbers + run.problem.dim),

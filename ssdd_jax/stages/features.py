@@ -63,12 +63,15 @@ def of_images(run: Run, images: np.ndarray, *, mesh: Mesh | None = None) -> Iter
     # The wrapper of a converted teacher resizes images to its input size; `about` holds its normalisation.
     if "network" in about:
         variables = teacher.describe(about).frozen(teacher.backbone(variables))
+    done = 0
     for batch in teacher.feature_batches(variables, images, mean=about["mean"], std=about["std"], mesh=mesh):
-        if not np.isfinite(batch).all():
+        bad = np.flatnonzero(~np.isfinite(batch).all(1))
+        if len(bad):
             raise UserError(
-                "the teacher's features are not finite: "
+                f"the teacher's features are not finite, first for image {done + int(bad[0])} of {len(images):,}: "
                 + ("take another one" if run.config.teacher.source else "train another with a smaller learning rate")
             )
+        done += len(batch)
         yield batch
 
 

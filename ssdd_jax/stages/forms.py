@@ -44,7 +44,7 @@ def measured(run: Run) -> bool:
 def stored(folder: pathlib.Path) -> Changes | None:
     """Read the form that an earlier start of the run has chosen; None if there is none."""
     path = folder / FILE
-    return dict(files.read_json(path)["config"]) if path.exists() else None
+    return dict(files.read_sealed(path)["config"]) if path.exists() else None
 
 
 def method_of(run: Run, changes: Changes) -> Method:
@@ -78,7 +78,7 @@ def choose(run: Run, trainings: Sequence[loop.Training], state: Any, data: Any) 
 def keep(folder: pathlib.Path, changes: Changes, timings: list[Timing]) -> None:
     """Write the choice to the run's folder, so that a resumed run computes the same."""
     rows = [{"form": row.words, "seconds_per_step": None if np.isnan(row.seconds) else row.seconds} for row in timings]
-    files.write_json(folder / FILE, {"config": dict(changes), "measured": rows})
+    files.write_sealed(folder / FILE, {"config": dict(changes), "measured": rows})
 
 
 def _words(timings: list[Timing], fastest: int) -> str:

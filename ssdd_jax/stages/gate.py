@@ -36,10 +36,10 @@ def check(run: Run) -> None:
         UserError: If the teacher is not better and `config.teacher.gate` is `refuse`.
     """
     if run.work.gate.exists():
-        compared = files.read_json(run.work.gate)
+        compared = files.read_sealed(run.work.gate)
     else:
         compared = accuracies(run)
-        files.write_json(run.work.gate, compared)
+        files.write_sealed(run.work.gate, compared)
     if compared["teacher"] > compared["untrained"]:
         return
     line = (

@@ -10,12 +10,12 @@ from ssdd_jax.training import loop
 
 def draw(run: Run) -> None:
     """Draw the figures, update the seconds and memory in `results.json`, and write the page and the versions."""
-    distilled_set, results = distilled.load(run.work.distilled), files.read_json(run.work.results)
+    distilled_set, results = distilled.load(run.work.distilled), files.read_sealed(run.work.results)
     # The evaluation wrote `results.json` before its own time and memory were final.
     results |= {"seconds": run.work.read_seconds(), "memory": run.work.read_memory()}
-    files.write_json(run.work.results, results)
+    files.write_sealed(run.work.results, results)
     constraints.write(run.work.folder)
-    lines = [line for line in loop.read_metrics(run.work.metrics) if line["stage"] == "distill"]
+    lines = [line for line in loop.read_metrics(run.work.metrics, most=report.POINTS) if line["stage"] == "distill"]
     report.draw(run.work.figures, distilled_set, lines, results)
     report.write(run.work.page, report.read(run.work.folder))
     storage = results["storage"]

@@ -75,8 +75,8 @@ def train(run: Run) -> None:
 
 def _write(folder: pathlib.Path, variables: Any, about: dict[str, Any]) -> None:
     """Write the weights, and last the description, which marks the teacher as complete."""
-    checksum = files.write_tensors(folder / "teacher.safetensors", variables)
-    files.write_json(folder / "teacher.json", about | {"sha256": checksum})
+    checksum = files.write_tensors(folder / "teacher.safetensors", variables, sealed=False)
+    files.write_sealed(folder / "teacher.json", about | {"sha256": checksum})
 
 
 def _digest(variables: Any) -> str:
@@ -128,7 +128,7 @@ def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) ->
         return Known(8 * config.teacher.width, True)
     weights, path = None, work.teacher / "teacher.json"
     if path.exists():
-        about = files.read_json(path)
+        about = files.read_sealed(path)
         description = teacher.describe(about, path)
         # The source may have been deleted after the conversion; if it exists, it must be unchanged.
         if pathlib.Path(config.teacher.source).expanduser().exists():

@@ -131,7 +131,7 @@ def load(folder: pathlib.Path) -> tuple[Variables, dict[str, Any]]:
     Raises:
         UserError: If a file is missing or damaged.
     """
-    about = files.read_json(folder / "teacher.json")
+    about = files.read_sealed(folder / "teacher.json")
     return files.read_tensors(folder / "teacher.safetensors", about["sha256"]), about
 
 

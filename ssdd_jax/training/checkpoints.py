@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 KEEP = 2
 # Generous upper limit for the size of a checkpoint besides its arrays.
 SPARE_BYTES = 2**20
+# Name of the checksums in a checkpoint's metadata.
+CHECKSUMS = "crc32"
 
 
 class Checkpoints:
@@ -58,7 +61,8 @@ class Checkpoints:
         with files.saving(self.folder / str(step)):
             with devices.agreed():  # all check before any process writes, which would change the free space
                 self._check_room(state)
-            self._manager.save(step, args=_orbax().args.StandardSave(_raw(state)))
+            raw = _raw(state)
+            self._manager.save(step, args=_orbax().args.StandardSave(raw), custom_metadata={CHECKSUMS: checksums(raw)})
 
     def _check_room(self, state: Any) -> None:
         """Raise if the disk is full, before a write begins: one that fails midway also prints tracebacks of threads."""
@@ -91,11 +95,23 @@ class Checkpoints:
             # Orbax raises many kinds of errors for damaged files: each means that an older checkpoint is tried.
             try:
                 raw = self._manager.restore(step, args=_orbax().args.StandardRestore(template))
+                self._check(step, raw)
             except Exception as error:
                 self._set_aside(step, error)
                 continue
             return _typed(raw, like), step
         return None
+
+    def _check(self, step: int, raw: Any) -> None:
+        """Raise a ValueError if arrays are not those that were saved, as far as this process had and has them.
+
+        Orbax notices a damaged file, but not every damaged number.
+        """
+        stored = (self._manager.metadata(step).custom_metadata or {}).get(CHECKSUMS)  # None in those of older versions
+        found = checksums(raw)
+        pairs = [] if stored is None else list(zip(stored, found, strict=True))
+        if devices.any_process(any(one is not None and other is not None and one != other for one, other in pairs)):
+            raise ValueError("its numbers are not those that were saved")
 
     def steps(self) -> list[int]:
         """List the steps that have a checkpoint, in ascending order."""
@@ -137,6 +153,17 @@ def _orbax() -> Any:
     import orbax.checkpoint
 
     return orbax.checkpoint
+
+
+def checksums(state: Any) -> list[int | None]:
+    """Return the CRC-32 of every leaf of a state; None for those of which this process has a part only."""
+
+    def one(leaf: Any) -> int | None:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return None
+        return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+
+    return [one(leaf) for leaf in jax.tree.leaves(state)]
 
 
 def _is_key(leaf: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import pathlib
 import signal
 import sys
@@ -315,13 +314,58 @@ def _log(path: pathlib.Path, name: str, done: int, scalars: dict[str, float]) ->
 def _drop_lines(path: pathlib.Path, name: str, done: int) -> None:
     """Drop the lines after the step of the checkpoint, and an incomplete last line left by a kill."""
     if path.exists() and devices.is_first():
-        lines = [line for line in read_metrics(path) if line["stage"] != name or line["step"] <= done]
-        files.write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        kept = (line for line in _metrics(path) if line["stage"] != name or line["step"] <= done)
+        files.write_json_lines(path, kept)
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Read the lines of a `metrics.jsonl`, except an incomplete last line left by a kill."""
-    return files.read_json_lines(path)
+def _metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Read the lines of a `metrics.jsonl` one after the other, except what is damaged or was left by a kill."""
+    for line in files.json_lines(path):
+        numbers = [value for key, value in line.items() if key != "stage"]
+        if isinstance(line.get("stage"), str) and isinstance(line.get("step"), int) and "loss" in line:
+            if all(isinstance(value, int | float) for value in numbers):
+                yield line
+
+
+def read_metrics(path: pathlib.Path, *, most: int = 0) -> list[dict[str, Any]]:
+    """Read the lines of a `metrics.jsonl`, except what is damaged or was left by a kill.
+
+    Args:
+        path: The file; one that is missing has no lines.
+        most: Keep at most twice as many lines of each stage, at equal distances, and the last; all of them if 0. A
+            long run writes more lines than fit into memory or a figure.
+
+    Returns:
+        The lines, in the order of the file.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    stages: dict[str, _Thinned] = {}
+    for place, line in enumerate(_metrics(path)):
+        stages.setdefault(line["stage"], _Thinned(most)).add(place, line)
+    kept = [one for stage in stages.values() for one in stage.lines()]
+    return [line for _, line in sorted(kept, key=lambda one: one[0])]
+
+
+class _Thinned:
+    """Lines at equal distances, fewer than twice `most` however many are added, and the last."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.count, self.every = most, 0, 1
+        self.kept: list[tuple[int, dict[str, Any]]] = []
+
+    def add(self, place: int, line: dict[str, Any]) -> None:
+        self.last = place, line
+        if self.count % self.every == 0:
+            self.kept.append(self.last)
+        self.count += 1
+        if self.most and len(self.kept) == 2 * self.most:
+            del self.kept[1::2]
+            self.every *= 2
+
+    def lines(self) -> list[tuple[int, dict[str, Any]]]:
+        return self.kept if self.kept[-1] is self.last else [*self.kept, self.last]
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def bad(array, row):
         ({"images": IMAGES[..., :2]}, "with 1 or 3 channels last"),
         ({"images": IMAGES[:, :7]}, "7x8 .* cannot be halved"),
         ({"images": IMAGES[:40]}, "features of 60 images, the data set has 40"),
-        ({"features": bad(FEATURES, 7)}, "not finite, first at index 7"),
+        ({"features": bad(FEATURES, 7)}, "not finite in float32, first at index 7"),
         ({"features": FEATURES.astype(int)}, r"must be floats of shape \(n, D\), not int64"),
         ({"features": FEATURES[:, 0]}, r"must be floats of shape \(n, D\)"),
         ({"features": {"rot90": FEATURES}}, "no array named train"),

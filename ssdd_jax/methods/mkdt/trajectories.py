@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax import inner
+from ssdd_jax.data import mapped
 from ssdd_jax.errors import UserError
 from ssdd_jax.models import convnet
-from ssdd_jax.runtime import files, numpy_files
+from ssdd_jax.runtime import files
 
 Array = jax.Array
 
@@ -145,7 +146,7 @@ class Store:
             UserError: If the file is missing or damaged.
         """
         try:
-            return numpy_files.mapped(self.path(expert))
+            return mapped.read(self.path(expert))
         except UserError as error:
             raise UserError(f"{error}; delete it and start again") from None
 
@@ -179,7 +180,7 @@ def merge(store: Store, groups: Sequence[range]) -> None:
     if not path.exists():
         total = np.sum([files.read_array(group_losses(store, group)) for group in groups], axis=0)
         files.write_array(path, (total / sum(map(len, groups))).astype(np.float32))
-    for leftover in store.folder.glob("group_*.npy"):
+    for leftover in store.folder.glob("group_*.npy*"):
         leftover.unlink()
 
 

@@ -118,7 +118,7 @@ def _post_train(run: Run) -> None:
         # Each seed is stored as soon as it is done, so that an interrupted stage resumes after it.
         part = path.with_name(f"seed{seed}.json")
         if part.exists():
-            values.append(files.read_json(part))
+            values.append(float(files.read_sealed(part)["top1"]))
             continue
         variables = train(
             key,
@@ -133,10 +133,10 @@ def _post_train(run: Run) -> None:
             raise UserError("post_training: the network diverged: try a smaller config.scdd.post_learning_rate")
         accuracy = post_training.accuracy(variables, run.dataset.test_images, run.dataset.test_labels, constants)
         values.append(float(accuracy))
-        files.write_json(part, values[-1])
+        files.write_sealed(part, {"top1": values[-1]})
     summary = statistics.summary(values)
     run.say(f"post_training: top-1 {summary['mean']:.4g} ± {summary['std']:.2g}, distilled from the teacher")
-    files.write_json(path, {"top1": summary})
+    files.write_sealed(path, {"top1": summary})
 
 
 def _probe_trials(stand: StandIns) -> list[Trial]:

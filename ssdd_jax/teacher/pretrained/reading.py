@@ -115,7 +115,7 @@ def _folder(path: Path) -> Weights:
     # A run's teacher is looked for first, as its folder may hold checkpoints of Orbax as well.
     for folder in (path, path / "teacher"):
         if (folder / "teacher.json").is_file():
-            about = files.read_json(folder / "teacher.json")
+            about = files.read_sealed(folder / "teacher.json")
             tensors = files.read_tensors(folder / "teacher.safetensors", about.get("sha256"))
             return Weights(folder, _flat(tensors), {"about": about})
     if (path / "config.json").is_file():

@@ -49,7 +49,7 @@ def make(folder, data, settings=SETTINGS, **options):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.npy"))}
 
 
 def fresh(seed, settings=SETTINGS):
@@ -114,7 +114,7 @@ def test_losses_of_images(data, monkeypatch):
 def test_trajectories(whole, data):
     """The start is a fresh network, every expert another one, and training lowers the loss epoch by epoch."""
     size = trajectories.numbers(SETTINGS, SHAPE, DIM)
-    assert sorted(path.name for path in whole.folder.iterdir()) == [
+    assert sorted(path.name for path in whole.folder.glob("*.npy")) == [
         *(f"expert_000{i}.npy" for i in range(3)),
         "losses.npy",
     ]
