@@ -66,7 +66,8 @@ def write_images(path: pathlib.Path, *, labels: bool = True, side: int = 8) -> t
 
 def command(images: pathlib.Path, workdir: pathlib.Path, method: str) -> list[str]:
     """Return the command line of a small run of a method, with a teacher of its own."""
-    values = {"data.name": f"npz:{images}", "data.image_size": 0, **SMALL, **TAUGHT}
+    evaluated = {"evaluate.entries": "('distilled','random_real')", "evaluate.seeds": 1}
+    values = {"data.name": f"npz:{images}", "data.image_size": 0, **SMALL, **TAUGHT, **evaluated}
     return [
         f"--config=configs/digits.py:{method}",
         f"--workdir={workdir}",
