@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Collection
@@ -207,6 +208,37 @@ def _pickle_in_zip(path: pathlib.Path) -> None:
         archive.writestr("archive/version", "3\n")
 
 
+def _tar_with(path: pathlib.Path, name: str, content: bytes = b"", *, link: str = "", size: int | None = None) -> None:
+    """Put a member before those of an archive; its header may name another size than its content has."""
+    before = path.read_bytes()
+    member = tarfile.TarInfo(name)
+    member.size = len(content) if size is None else size
+    if link:
+        member.type, member.linkname = tarfile.SYMTYPE, link
+    # Base 256 stands for sizes beyond eight gigabytes.
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(header + content + bytes(-len(content) % 512) + before)
+
+
+VARIANTS = "fgvc-aircraft-2013b/data/variants.txt"
+
+
+def _linked_tar(path: pathlib.Path) -> None:
+    _tar_with(path, VARIANTS, link="/etc/passwd")
+
+
+def _outside_tar(path: pathlib.Path) -> None:
+    _tar_with(path, "../../outside/data/variants.txt", b"a\nb")
+
+
+def _absolute_tar(path: pathlib.Path) -> None:
+    _tar_with(path, "/tmp/data/variants.txt", b"a\nb")
+
+
+def _huge_tar(path: pathlib.Path) -> None:
+    _tar_with(path, VARIANTS, b"a\nb", size=1 << 60)
+
+
 def _device(path: pathlib.Path) -> None:
     """A link to a file that never ends."""
     file = _one(path, "")
@@ -230,6 +262,10 @@ LIES: dict[str, Callable[[pathlib.Path], None]] = {
     "png: 2^31 pixels wide": _endless_png,
     "pt: pickled": _pickle,
     "pt: pickled in an archive": _pickle_in_zip,
+    "tar: a link": _linked_tar,
+    "tar: a name outside": _outside_tar,
+    "tar: an absolute name": _absolute_tar,
+    "tar: 2^60 bytes": _huge_tar,
     "any: a device": _device,
 }
 

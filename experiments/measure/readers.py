@@ -1,13 +1,16 @@
 """Readers of files from elsewhere, each with a valid file of a few kilobytes that it reads.
 
-Orbax's checkpoints and prepared TFDS folders, which their own libraries read, are not among them.
+Prepared TFDS folders, which their own library reads, are not among them.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import io
 import json
 import pathlib
+import tarfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ from ssdd_jax import approximate, decoder, distilled, formats
 from ssdd_jax import config as configuration
 from ssdd_jax.data import features, loading, preprocess
 from ssdd_jax.models import resnet
+from ssdd_jax.runtime import files
 from ssdd_jax.teacher import pretrained
 
 COUNT, SIDE, DIM = 12, 8, 6
@@ -188,7 +192,6 @@ def _msgpack(folder: pathlib.Path) -> pathlib.Path:
 
 def _zip(folder: pathlib.Path) -> pathlib.Path:
     """Tiny ImageNet's archive, with a few images of two classes."""
-    import io
     import zipfile
 
     from PIL import Image
@@ -214,6 +217,63 @@ def _read_zip(path: pathlib.Path) -> Any:
     settings = configuration.default().data
     settings.name, settings.data_dir, settings.image_size = "tiny_imagenet", str(path.parent), SIDE
     return loading.load(settings).train_images
+
+
+def _aircraft(folder: pathlib.Path, *, ending: str) -> pathlib.Path:
+    """FGVC-Aircraft's archive, with a few images of two variants."""
+    from PIL import Image
+
+    names = [f"{number:07d}" for number in range(COUNT)]
+    lines = [f"{name} {('707-320', 'A 300')[number % 2]}" for number, name in enumerate(names)]
+    texts = {"variants": "707-320\nA 300", "images_variant_trainval": "\n".join(lines[:8])}
+    texts["images_variant_test"] = "\n".join(lines[8:])
+    contents = {f"{name}.txt": text.encode() for name, text in texts.items()}
+    for name, image in zip(names, _images(), strict=True):
+        packed = io.BytesIO()
+        Image.fromarray(image).save(packed, "JPEG")
+        contents[f"images/{name}.jpg"] = packed.getvalue()
+    path = folder / f"fgvc-aircraft-2013b.{ending}"
+    with tarfile.open(path, "w:gz" if ending.endswith("gz") else "w") as archive:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"fgvc-aircraft-2013b/data/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def _read_aircraft(path: pathlib.Path) -> Any:
+    settings = configuration.default().data
+    settings.name, settings.data_dir, settings.image_size = "aircraft", str(path), SIDE
+    return loading.load(settings).train_images
+
+
+def _orbax(folder: pathlib.Path) -> pathlib.Path:
+    import orbax.checkpoint as ocp
+
+    ocp.PyTreeCheckpointer().save(folder / "network", _flax_tree())
+    return folder / "network"
+
+
+def _run_teacher(folder: pathlib.Path) -> pathlib.Path:
+    """A teacher as a run keeps it."""
+    variables = jax.device_get(_flax_tree())
+    place = folder / "teacher"
+    checksum = files.write_tensors(place / "teacher.safetensors", variables, sealed=False)
+    about = {"mean": [0.5] * 3, "std": [0.25] * 3, "sha256": checksum}
+    files.write_sealed(place / "teacher.json", about)
+    return place
+
+
+def _parquet(folder: pathlib.Path) -> pathlib.Path:
+    """Pairs as the hub has them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    (folder / "hub" / "data").mkdir(parents=True)
+    images = _images().astype(np.float32).reshape(COUNT, -1)
+    columns = {"pixel_values": images.reshape(COUNT, SIDE, SIDE, 3).tolist(), "target": _features().tolist()}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "hub" / "data" / "train.parquet")
+    return folder / "hub"
 
 
 def _hugging_face(folder: pathlib.Path) -> pathlib.Path:
@@ -251,5 +311,11 @@ READERS = {
     "weights_safetensors": Reader(functools.partial(_weights, ending="safetensors"), _read_weights, ("safetensors",)),
     "weights_msgpack": Reader(_msgpack, _read_weights, ()),
     "tiny_imagenet": Reader(_zip, _read_zip, ()),
+    "aircraft_tar": Reader(functools.partial(_aircraft, ending="tar"), _read_aircraft, ("tar",)),
+    "aircraft_tar_gz": Reader(functools.partial(_aircraft, ending="tar.gz"), _read_aircraft, ()),
+    "weights_orbax": Reader(_orbax, _read_weights, ()),
+    "weights_of_run": Reader(_run_teacher, _read_weights, ("safetensors", "json")),
     "weights_folder": Reader(_hugging_face, _read_weights, ("safetensors", "json")),
 }
+if importlib.util.find_spec("pyarrow") is not None:
+    READERS["parquet"] = Reader(_parquet, _read_export, ())

@@ -245,6 +245,9 @@ def _msgpack(path: Path) -> dict[str, Any]:
 def _orbax(path: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp  # slow to load, and needed only here
 
+    # Orbax would read a device, such as a link to /dev/zero, for ever.
+    if strange := [file for file in path.rglob("*") if not (file.is_file() or file.is_dir())]:
+        raise UserError(f"{path} is not an Orbax checkpoint: {strange[0].relative_to(path)} is no file")
     handler = ocp.PyTreeCheckpointer()
     # Orbax versions nest the tree differently in their metadata.
     try:
