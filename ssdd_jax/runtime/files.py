@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -19,6 +20,11 @@ from flax import traverse_util
 
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import devices, locks, marks, numpy_files
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 Path = pathlib.Path
 # Key of a JSON object's own checksum.
@@ -55,14 +61,25 @@ def machine_bytes() -> int:
     return memory
 
 
+def longest_file() -> float:
+    """Return how many bytes a file of this process may have, as `ulimit -f` sets it; infinity without a limit."""
+    if resource is None:
+        return math.inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Return whether an error, or an error in its chain of causes, reports a full disk."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         # Errors of the checkpoint libraries carry no errno, only the text.
-        if "no space left on device" in str(cause).lower() or "RESOURCE_EXHAUSTED: No space" in str(cause):
+        text = str(cause).lower()
+        if any(
+            words in text for words in ("no space left on device", "resource_exhausted: no space", "file too large")
+        ):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

@@ -69,6 +69,8 @@ class Checkpoints:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(_raw(state)))
         if shutil.disk_usage(self.folder).free < 1.1 * size + SPARE_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if files.longest_file() < size + SPARE_BYTES // 16:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
     def wait(self) -> None:
         """Wait until all writes have finished.
