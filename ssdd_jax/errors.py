@@ -10,5 +10,9 @@ class UserError(ValueError):
     """
 
 
-class Stopped(Exception):
-    """Raised when a stop was requested, after the progress has been saved."""
+class Stopped(KeyboardInterrupt):
+    """Raised when a stop was requested, after the progress has been saved.
+
+    It passes through `except Exception`, and through libraries, as Ctrl-C does: it says nothing of the work in which it
+    happens to arrive.
+    """

@@ -135,7 +135,7 @@ def run(
             if checkpoints and (done - saved >= training.save_every or done == training.steps or stop):
                 checkpoints.save(done, state)
                 saved = done
-            if stop and done < training.steps:
+            if stop:  # also after the last step, as more work follows
                 if checkpoints:
                     checkpoints.wait()
                 raise Stopped(f"{training.name}: stopped at step {done} of {training.steps}")
@@ -370,7 +370,10 @@ class _Thinned:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Context that collects SIGTERM and SIGINT in the list it yields; a repeated signal has its usual effect."""
+    """Context that collects SIGTERM and SIGINT in the list it yields; a repeated signal has its usual effect.
+
+    So has one that nothing came of, because it arrived too late: at the end of the context.
+    """
     requested: list[int] = []
     before: dict[signal.Signals, Any] = {}
 
@@ -384,8 +387,12 @@ def stop_requests() -> Iterator[list[int]]:
             before[number] = signal.signal(number, note)
     except ValueError:  # not the main thread, where handlers cannot be set
         pass
+    ended = False
     try:
         yield requested
+        ended = True
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if ended and requested and jax.process_count() == 1:  # several have to agree first
+        signal.raise_signal(requested[-1])

@@ -136,6 +136,21 @@ def test_sigterm_saves_and_a_resumed_run_gives_the_same_bits(folder, alone):
 
 
 @pytest.mark.medium
+def test_a_stop_in_the_last_step_is_not_lost(folder, alone):
+    """More work follows the training: the signal is meant for that too."""
+    with pytest.raises(loop.Stopped, match="stopped at step 20 of 20"):
+        folder.run(watch=stop_at(20))
+    assert folder.steps()[-1] == 20
+    assert bits(folder.run()) == alone[20]
+
+
+def test_a_signal_that_comes_too_late_has_its_usual_effect():
+    with pytest.raises(KeyboardInterrupt), loop.stop_requests() as requested:
+        signal.raise_signal(signal.SIGINT)
+        assert requested == [signal.SIGINT]
+
+
+@pytest.mark.medium
 def test_a_killed_run_resumes_from_its_last_checkpoint(folder, alone):
     class Killed(Exception):
         pass
