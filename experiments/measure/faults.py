@@ -26,10 +26,10 @@ resource.setrlimit(getattr(resource, limit), (int(size), int(size)))
 os.execv(command[0], command)
 """
 CLOCK = """
-import random, time
-seconds, steps = time.time, random.Random({seed})
+import time
+seconds, began = time.time, time.monotonic()
 def jumping():
-    return seconds() + steps.choice((0, 0, 0, 3600, -3600, 3e7, -3e7))
+    return seconds() + ({jump} if time.monotonic() > began + {moment} else 0)
 time.time, time.time_ns = jumping, lambda: int(jumping() * 1e9)
 """
 READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
@@ -92,16 +92,17 @@ def little_memory(trial: trials.Trial) -> None:
 
 
 def clock(trial: trials.Trial) -> None:
-    """A clock that jumps by hours and years, before and after a kill."""
+    """A clock that jumps by an hour or a year at a random moment, before a kill and again after it."""
     folder = trial.run.with_suffix(".clock")
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(CLOCK.format(seed=int(trial.generator.integers(1 << 30))))
+    jump = float(trial.generator.choice([3600, -3600, 3e7, -3e7]))
+    (folder / "sitecustomize.py").write_text(CLOCK.format(jump=jump, moment=trial.moment()))
     moment = trial.moment()
     process = trial.start(path=str(folder))
     time.sleep(moment)
     process.kill()
     trials.end(process, trials.PATIENCE)
-    trial.done.append(f"a jumping clock, killed after {moment:.1f} s")
+    trial.done.append(f"a clock that jumps by {jump:.0f} s, killed after {moment:.1f} s")
     trial.expect(trials.end(trial.start(path=str(folder)), trials.PATIENCE), [0], "a jumping clock")
     trial.compare()
     shutil.rmtree(folder)
