@@ -11,9 +11,9 @@ cache. Then the same command is typed again.
 
 As promised is: a stop that can be continued, or one line with status 2, within 30 seconds of the fault; and in the end
 the set, its description and its results with the bits of a run that was left alone. Everything else is a finding: it
-is listed with its number, which `--only` repeats, and its folder is kept. Moments are drawn, so that a number repeats
-the fault, but not to the instruction. The exit status is 1 if there are findings. The table is also in torture.md in
-the work dir, and every trial in torture.json.
+is listed with its number, which `--only` repeats; its folder, and what its processes said, are kept. Moments are drawn,
+so that a number repeats the fault, but not to the instruction. The exit status is 1 if there are findings. The table is
+also in torture.md in the work dir, and every trial in torture.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import itertools
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +130,9 @@ def trial(options: Options, number: int, base: pathlib.Path) -> Result:
     except trials.NotPossible as reason:
         tried = False
         subject.done.append(str(reason))
-    if not subject.findings:
+    if subject.findings:
+        run.with_suffix(".txt").write_text("\n\n".join(subject.errors))
+    else:
         remove(run)
     return Result(number, method, fault, tuple(subject.done), tuple(subject.findings), tried)
 
@@ -198,6 +201,8 @@ def _write(base: pathlib.Path, options: Options, results: Sequence[Result]) -> N
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status."""
+    # In the background of a script SIGINT is ignored, which the runs would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0

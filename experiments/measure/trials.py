@@ -49,6 +49,7 @@ class Trial:
         memory: The address space that it takes, in bytes.
         done: What was done to it.
         findings: What was not as promised.
+        errors: What its processes wrote to standard error.
     """
 
     def __init__(self, method: str, base: pathlib.Path, run: pathlib.Path, generator: np.random.Generator) -> None:
@@ -59,6 +60,7 @@ class Trial:
         self.expected: dict[str, str] = undisturbed["artefacts"]
         self.done: list[str] = []
         self.findings: list[str] = []
+        self.errors: list[str] = []
 
     def start(self, *changes: str, before: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
         """Start the command, behind another that leads to it, or with other variables of the environment."""
@@ -71,6 +73,7 @@ class Trial:
 
     def expect(self, answer: Answer, statuses: Sequence[int], what: str) -> None:
         """Note a finding unless the process ended with one of these statuses and without a traceback."""
+        self.errors.append(f"{what}: status {answer.status}\n{answer.errors}")
         last = (answer.errors.strip().splitlines() or ["nothing was said"])[-1][:300]
         if answer.status is None:
             self.findings.append(f"{what}: still running after {HANGS} seconds; {last}")

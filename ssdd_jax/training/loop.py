@@ -383,7 +383,8 @@ def stop_requests() -> Iterator[list[int]]:
         signal.signal(number, before[signal.Signals(number)])
 
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # What is ignored, as SIGINT is by a job in the background of a shell script, stays so.
+        for number in [one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) != signal.SIG_IGN]:
             before[number] = signal.signal(number, note)
     except ValueError:  # not the main thread, where handlers cannot be set
         pass

@@ -95,6 +95,8 @@ NOT_RUN = {
     "python -m experiments.compare --methods=boost,krr_st,mkdt,scdd,random,kmeans,high_loss,noise --N=20 "
     "--config.evaluate.seeds=1": MINUTES,
     "python -m experiments.fuzz": MINUTES,
+    "python -m experiments.torture": MINUTES,
+    "python -m experiments.endurance": MINUTES,
     "python -m experiments.convolutions": MINUTES,
     "python -m experiments.cost_curves --output=experiments/results/cost_curves.json": MINUTES,
     "python -m experiments.measure_reader": MINUTES,
