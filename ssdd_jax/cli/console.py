@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import signal
@@ -79,6 +80,10 @@ def leave(main: Callable[[list[str]], int], arguments: list[str] | None) -> NoRe
     except KeyboardInterrupt:
         print("ssdd_jax: stopped before anything was done", file=sys.stderr)
         status = 0
+    # All is said and saved: a signal now could only interrupt how libraries end, with their tracebacks.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
 
 
