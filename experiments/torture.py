@@ -67,7 +67,7 @@ class Options(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of one trial.
+    """Outcome of one trial.
 
     Attributes:
         number: Its number; with the seed, it stands for what was drawn.

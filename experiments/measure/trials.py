@@ -27,7 +27,7 @@ PATIENCE = 900
 
 
 class Answer(NamedTuple):
-    """How a process ended: its status, None if it had to be killed, and what it printed."""
+    """Exit status of a process, None if it had to be killed, and its output and errors."""
 
     status: int | None
     output: str

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax.runtime import files, locks
+from ssdd_jax.runtime import files
 
-# Folder for temporary files.
-SCRATCH = "scratch"
 Values = dict[int, dict[str, float]]
 
 # To be increased when the computation changes but its settings do not, so that older entries are not used any more.
@@ -94,37 +89,6 @@ class Store:
         # The file format has no empty collections: a network without batch norm lacks `batch_stats`.
         trees = [{"params": {}, "batch_stats": {}} | files.read_tensors(path) for path in paths]
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-    @contextlib.contextmanager
-    def alone(self, what: Mapping[str, Any], wait: Callable[[], None]) -> Iterator[None]:
-        """Let one evaluation at a time compute what belongs to the key `what`; `wait` is called before others wait."""
-        with self._locked(f"{mark(what)[:32]}.lock", wait):
-            yield
-
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[pathlib.Path]:
-        """Context with the path of a folder of its own for large temporary files; those of killed processes go."""
-        parent = self.folder / SCRATCH
-        for left in [path for path in parent.glob("*") if path.is_dir()]:
-            with contextlib.suppress(locks.Busy), locks.held(left.with_suffix(".lock")):
-                shutil.rmtree(left, ignore_errors=True)
-        folder = parent / uuid.uuid4().hex
-        with self._locked(f"{SCRATCH}/{folder.name}.lock", None):
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # others may have theirs in it
-            parent.rmdir()
-
-    @contextlib.contextmanager
-    def _locked(self, name: str, wait: Callable[[], None] | None) -> Iterator[None]:
-        path = self.folder / name
-        with contextlib.ExitStack() as stack:
-            with files.saving(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locks.held(path, wait=wait))
-            yield
 
     def _path(
         self, kind: str, what: Mapping[str, Any], ending: str, folder: pathlib.Path | None = None

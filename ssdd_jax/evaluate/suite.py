@@ -6,7 +6,6 @@ per network and target. Networks and metrics are cached in a `Store`.
 
 from __future__ import annotations
 
-import pathlib
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +39,8 @@ SUPERVISED = np.uint32(zlib.crc32(b"supervised"))
 # Training images of the target that batch norm is calibrated on.
 CALIBRATION_IMAGES = 256
 
-# Name of the features of the current network among those that are too large for the memory.
-NETWORK = "network"
+# Folder in the store for features that are too large for the memory, and the name of those of the current network.
+SCRATCH, NETWORK = "scratch", "network"
 
 
 class Request(NamedTuple):
@@ -222,17 +221,19 @@ class _Run:
         self.teachers: dict[str, tuple[np.ndarray, np.ndarray] | None] = {}
         self.loaded: tuple[Any, Any] = (None, None)
         self.placing = Placing(request.training.gigabytes)
-        self.scratch: pathlib.Path
+        self.scratch = store.folder / SCRATCH
 
     def rows(self) -> list[dict[str, Any]]:
+        # Also at the start: a run that was killed leaves its files.
+        self._clear()
         try:
-            with self.store.scratch() as self.scratch:
-                return self._rows()
+            return self._rows()
         finally:
             self.placing.close()
+            self._clear()
 
-    def _clear(self, name: str) -> None:
-        """Delete the features of one name on the disk."""
+    def _clear(self, name: str = "") -> None:
+        """Delete the features on the disk, all or those of one name."""
         shutil.rmtree(self.scratch / name, ignore_errors=True)
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -240,20 +241,15 @@ class _Run:
         # Targets are the inner loop, so that networks are loaded once.
         for entry in _entries(self.request):
             for model in self.modules if entry.train is not None else [None]:
-                row = _Row(entry, model, {**entry.what, "model": model, "seed_of_all": self.request.seed})
-                name = " ".join(filter(None, (model, entry.name)))
-                # Another evaluation with the same store may be at this row: what it finds need not be computed twice.
-                with self.store.alone(row.what, lambda: self.say(f"evaluate: {name}: waiting for another evaluation")):  # noqa: B023
-                    results += self._row(self._with_rate(row), name)
-        return results
-
-    def _row(self, row: _Row, name: str) -> list[dict[str, Any]]:
-        results = []
-        for target in self.request.targets:
-            lines = self._lines(row, target)
-            words = ", ".join(f"{x['measure']} {x['mean']:.4g} ± {x['std']:.2g}" for x in lines)
-            self.say(f"evaluate: {name} on {target.name}: {words or 'nothing to measure'}")
-            results += lines
+                row = self._with_rate(
+                    _Row(entry, model, {**entry.what, "model": model, "seed_of_all": self.request.seed})
+                )
+                for target in self.request.targets:
+                    lines = self._lines(row, target)
+                    words = ", ".join(f"{x['measure']} {x['mean']:.4g} ± {x['std']:.2g}" for x in lines)
+                    name = " ".join(filter(None, (model, entry.name)))
+                    self.say(f"evaluate: {name} on {target.name}: {words or 'nothing to measure'}")
+                    results += lines
         return results
 
     def _lines(self, row: _Row, target: Target) -> list[dict[str, Any]]:

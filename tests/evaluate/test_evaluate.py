@@ -164,7 +164,7 @@ def test_features_that_do_not_fit_are_read_in_pieces(tmp_path, monkeypatch):
     found, lines = ask(tmp_path / "pieces", **options)
     assert extracted and all(path.parent.name == "network" for path in extracted)
     assert any("are written to" in line and "read in pieces" in line for line in lines)
-    assert not (tmp_path / "pieces" / "store" / store.SCRATCH).exists()
+    assert not (tmp_path / "pieces" / "store" / suite.SCRATCH).exists()
     for one, other in zip(found["rows"], expected["rows"], strict=True):
         assert [one[key] for key in ("entry", "measure")] == [other[key] for key in ("entry", "measure")]
         tolerance = 2e-3 if one["measure"].startswith("feature_r2") else 100 / 30 + 1e-3

@@ -280,7 +280,7 @@ def test_items_reach_their_steps(folder):
 
 @pytest.mark.medium
 def test_items_are_not_baked_in(folder, alone):
-    """What the feed gives decides, not what it gave at first: without a shift the values are those of a plain run."""
+    """Items are arguments of the compiled call: a feed of zero shifts gives the values of a run without one."""
     feed = Feed()
 
     def still(done, count):
