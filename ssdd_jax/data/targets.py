@@ -38,6 +38,12 @@ NAMES = {
 _KINDS = ("tfds", "folder", "npz", "npy")
 
 
+def is_name(name: str) -> bool:
+    """Whether `settings` knows a name."""
+    kind, _, rest = name.partition(":")
+    return name in NAMES or name == "digits" or (kind in _KINDS and rest != "")
+
+
 def settings(name: str, *, data_dir: str = "", image_size: int = 0) -> ConfigDict:
     """Build the settings that load a target.
 
@@ -53,9 +59,7 @@ def settings(name: str, *, data_dir: str = "", image_size: int = 0) -> ConfigDic
     Raises:
         UserError: If the name is none of these; the message lists them and suggests similar ones.
     """
-    kind, _, rest = name.partition(":")
-    full = name == "digits" or (kind in _KINDS and rest != "")
-    if not full and name not in NAMES:
+    if not is_name(name):
         hint = f"; did you mean {' or '.join(alike)}?" if (alike := _alike(name)) else ""
         raise UserError(
             f"there is no target {name!r}: give {', '.join(NAMES)}, digits, tfds:NAME, folder:PATH, npz:PATH "

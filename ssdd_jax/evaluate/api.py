@@ -96,7 +96,7 @@ def evaluate(
     run = _run_of(next(iter(named_sets.values())))
     source_data = _source(source, run, resolved, shape, say)
     _warn(distilled_sets, say)
-    target_list = _targets(targets) or [_default_target(source_data)]
+    target_list = _targets(targets) or [_default_target(source_data, first)]
     # Repeated names would repeat rows, so each is evaluated once, in the order of the arguments.
     request = suite.Request(
         sets=distilled_sets,
@@ -250,13 +250,15 @@ def _run_of(item: DistilledSet | Path) -> pathlib.Path | None:
     return folder if (folder / "config.json").exists() else None
 
 
-def _default_target(source: entries.SourceData | None) -> str | data.Dataset:
-    if source is None:
-        raise UserError("no target is given: name one, as in --targets=cifar10")
-    if not source.whole:  # a subset: loading the data set by its name would give other images
+def _default_target(source: entries.SourceData | None, first: DistilledSet) -> str | data.Dataset:
+    """Choose the data that a set was distilled from: those of its source, or those that the set names."""
+    if source is not None and not source.whole:  # a subset: loading the data set by its name would give other images
         return source.dataset
-    short = {name: key for key, name in data.targets.NAMES.items()}
-    return short.get(source.dataset.name, source.dataset.name)
+    name = source.dataset.name if source is not None else str(first.about.get("dataset", ""))
+    if source is None and not data.targets.is_name(name):
+        raise UserError("no target is given: name one, as in --targets=cifar10")
+    short = {full: key for key, full in data.targets.NAMES.items()}
+    return short.get(name, name)
 
 
 def _about(name: str, distilled: DistilledSet, count: int) -> dict[str, Any]:

@@ -409,6 +409,16 @@ def test_refuses(changes, words, folder):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("dataset", "target"), [("digits", "digits"), ("tfds:cifar10", "cifar10"), ("mine", "")])
+def test_the_default_target_is_what_a_set_names_as_its_data(dataset, target):
+    item = dataclasses.replace(SET, about={"dataset": dataset})
+    if target:
+        assert api._default_target(None, item) == target
+    else:
+        with pytest.raises(UserError, match="no target is given"):
+            api._default_target(None, item)
+
+
 @pytest.mark.parametrize(
     ("dataset", "backend", "edition", "said"),
     [("digits", "cpu", "digits", 0), ("cifar10", "cpu", "cpu", 1), ("cifar10", "gpu", "paper", 0)],

@@ -180,5 +180,5 @@ def step(
     matching_loss, gradient = jax.value_and_grad(value)(state.params)
     updates, opt_state = optimizer(settings).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)))
+    norm = optax.tree.norm(gradient)
     return State(params, opt_state), Info(matching_loss, norm, state.params.rate)
