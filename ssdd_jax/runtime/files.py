@@ -7,10 +7,11 @@ import errno
 import hashlib
 import json
 import math
+import mmap
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -193,21 +194,60 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with open(path, "rb") as file:
             for text in file:
-                with contextlib.suppress(ValueError, RecursionError):
-                    value = json.loads(text)
-                    if isinstance(value, dict):
-                        yield value
+                value = _json_object(text)
+                if value is not None:
+                    yield value
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): delete it or restore it") from error
 
 
-def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    """Write a file of JSON lines atomically, one after the other."""
-    with _whole(path) as file:
-        for value in values:
-            file.write(json.dumps(value).encode() + b"\n")
+def _json_object(text: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def cut_json_lines(
+    path: Path, *, stop: Callable[[dict[str, Any]], bool], drop: Callable[[dict[str, Any]], bool]
+) -> None:
+    """Drop lines from the end of a file of JSON lines, and damaged ones there; a missing file has none.
+
+    Only the end of the file is read, as it may have millions of lines.
+
+    Args:
+        path: The file.
+        stop: Whether a line and all before it are kept. The first such line from the end is the last one looked at.
+        drop: Whether to drop a line after that.
+
+    Raises:
+        UserError: If the file cannot be read or written.
+    """
+    if not devices.is_first() or not path.exists() or not path.stat().st_size:
+        return
+    kept: list[bytes] = []
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            size = end = len(content)
+            while end:
+                start = content.rfind(b"\n", 0, end - 1) + 1
+                line = _json_object(content[start:end])
+                if line is not None and stop(line):
+                    break
+                if line is not None and not drop(line):
+                    kept.append(content[start:end])
+                end = start
+            if kept:
+                with _whole(path) as whole:
+                    whole.write(content[:end])
+                    whole.writelines(reversed(kept))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): delete it or restore it") from error
+    if not kept and end < size:
+        with saving(path):
+            os.truncate(path, end)
 
 
 def write_tensors(path: Path, tree: Mapping[str, Any], *, sealed: bool = True) -> str:

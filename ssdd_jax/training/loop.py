@@ -313,18 +313,28 @@ def _log(path: pathlib.Path, name: str, done: int, scalars: dict[str, float]) ->
 
 def _drop_lines(path: pathlib.Path, name: str, done: int) -> None:
     """Drop the lines after the step of the checkpoint, and an incomplete last line left by a kill."""
-    if path.exists() and devices.is_first():
-        kept = (line for line in _metrics(path) if line["stage"] != name or line["step"] <= done)
-        files.write_json_lines(path, kept)
+
+    def of_stage(line: dict[str, Any]) -> bool:
+        return _is_metric(line) and line["stage"] == name
+
+    # Steps of a stage follow each other, so that those before a line of a step that is done are done too.
+    files.cut_json_lines(
+        path,
+        stop=lambda line: of_stage(line) and line["step"] <= done,
+        drop=lambda line: not _is_metric(line) or of_stage(line),
+    )
 
 
 def _metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Read the lines of a `metrics.jsonl` one after the other, except what is damaged or was left by a kill."""
-    for line in files.json_lines(path):
-        numbers = [value for key, value in line.items() if key != "stage"]
-        if isinstance(line.get("stage"), str) and isinstance(line.get("step"), int) and "loss" in line:
-            if all(isinstance(value, int | float) for value in numbers):
-                yield line
+    return filter(_is_metric, files.json_lines(path))
+
+
+def _is_metric(line: dict[str, Any]) -> bool:
+    """Whether a line has the stage, the step and numbers, among them the loss."""
+    numbers = [value for key, value in line.items() if key != "stage"]
+    named = isinstance(line.get("stage"), str) and isinstance(line.get("step"), int) and "loss" in line
+    return named and all(isinstance(value, int | float) for value in numbers)
 
 
 def read_metrics(path: pathlib.Path, *, most: int = 0) -> list[dict[str, Any]]:
