@@ -19,6 +19,7 @@ from ssdd_jax import config as configuration
 from ssdd_jax import data, methods
 from ssdd_jax import dry_run as plans
 from ssdd_jax.cli import arguments
+from ssdd_jax.data import loading
 from ssdd_jax.errors import Stopped, UserError
 from ssdd_jax.formats.content import require
 from ssdd_jax.methods import Stage
@@ -110,6 +111,9 @@ def run(
         with devices.agreed():
             held.enter_context(work.claim(config))
         with work.timed("data"):
+            settings = _data_settings(config, work)
+            if jax.process_count() > 1 and settings.cache_dir:
+                loading.decode_together(settings)
             job = _in_turn(lambda: prepare(config, work, say))
             stages = _stages_until(until, job)
             # A resumed run has announced its plan before.
@@ -239,10 +243,19 @@ def _do(stage: Stage, job: Run) -> None:
                     stage.run(job)
 
 
+def _data_settings(config: ConfigDict, work: Workdir) -> ConfigDict:
+    """Return the settings of the data; several processes decode them together, into the folder that they share."""
+    if jax.process_count() == 1 or config.data.cache_dir or not loading.is_decoded(config.data.name):
+        return config.data
+    settings = config.data.copy_and_resolve_references()
+    settings.cache_dir = str(work.shared / "images")
+    return settings
+
+
 def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     """Load the data, and raise errors for settings that cannot work before any stage runs."""
     # Everything that can fail for reasons of the config or the data fails here, not hours later.
-    dataset = data.load(config.data)
+    dataset = data.load(_data_settings(config, work))
     dataset.check_varied()
     if dataset.test_images is None:
         raise UserError(f"{config.data.name} has no test images: set config.data.test_fraction above 0")

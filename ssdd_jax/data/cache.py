@@ -7,7 +7,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ssdd_jax.data import mapped
 from ssdd_jax.data.source import Part
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import files, locks
+from ssdd_jax.runtime import files, locks, marks
 
 # Images decoded at a time: 50 MB at 64x64.
 BLOCK = 4096
@@ -55,24 +55,63 @@ class Cache:
         Raises:
             UserError: If `part.read` fails, the disk is full, or the cached images are not those of the data set.
         """
-        path, mark = self.folder / f"{name}.npy", self.folder / f"{name}.json"
-        # Labels are read from the source, not from the cache: its order must still be the one that was decoded.
-        labels = None if part.labels is None else hashlib.sha256(part.labels[rows].tobytes()).hexdigest()
-        with self._alone():
+        path = self.path(name)
+        with self.alone():
             if not path.exists():
-                mapped.write(path, _decoded(part, rows), len(rows))
-                files.write_json(mark, {"labels": labels})
-            cached_labels = files.read_json(mark)["labels"]
+                self._write(name, part, rows, _decoded(part, rows))
+            cached_labels = files.read_json(self._record(name))["labels"]
         images = mapped.read(path)
         # Comparing all images would decode them all again; the number of images and a sample reveal most changes.
         sample = np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int))
-        same = len(images) == len(rows) and cached_labels == labels
+        same = len(images) == len(rows) and cached_labels == _hash_of_labels(part, rows)
         if not same or not np.array_equal(images[sample], part.read(rows[sample])):
             raise UserError(f"{path} holds other images than the data set has now: delete it")
         return images
 
+    def path(self, name: str) -> pathlib.Path:
+        """Return the file of the images of a name such as `train_images`."""
+        return self.folder / f"{name}.npy"
+
+    def write_share(self, name: str, part: Part, rows: np.ndarray, *, index: int, count: int) -> None:
+        """Decode the share of one of several processes into a file of its own; arguments as for `read`.
+
+        Args:
+            name: Name of the file.
+            part: The part that images are decoded from.
+            rows: Image indices of all shares together.
+            index: The process.
+            count: The number of processes.
+        """
+        own = _share(rows, index, count)
+        if len(own):
+            mapped.write(self._path_of_share(name, index), _decoded(part, own), len(own))
+
+    def join_shares(self, name: str, part: Part, rows: np.ndarray, *, count: int) -> None:
+        """Join the shares of all processes in the file that `read` maps, and delete them; arguments as before."""
+        paths = [self._path_of_share(name, index) for index in range(count) if len(_share(rows, index, count))]
+        # One image of each share shows whether their sizes agree before any is copied.
+        _check_sizes([mapped.read(path).shape[1:] for path in paths])
+        blocks = (
+            share[begin : begin + BLOCK] for share in map(mapped.read, paths) for begin in range(0, len(share), BLOCK)
+        )
+        self._write(name, part, rows, blocks)
+        for path in paths:
+            files.remove(path)
+            files.remove(marks.place(path))
+
+    def _write(self, name: str, part: Part, rows: np.ndarray, blocks: Iterable[np.ndarray]) -> None:
+        mapped.write(self.path(name), blocks, len(rows))
+        # Labels are read from the source, not from the cache: its order must still be the one that was decoded.
+        files.write_json(self._record(name), {"labels": _hash_of_labels(part, rows)})
+
+    def _record(self, name: str) -> pathlib.Path:
+        return self.folder / f"{name}.json"
+
+    def _path_of_share(self, name: str, index: int) -> pathlib.Path:
+        return self.folder / f"{name}.share{index}.npy"
+
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Hold the lock of the folder, so that one process decodes while the others wait."""
         with contextlib.ExitStack() as stack:
             try:
@@ -83,15 +122,29 @@ class Cache:
             yield
 
 
+def _hash_of_labels(part: Part, rows: np.ndarray) -> str | None:
+    return None if part.labels is None else hashlib.sha256(part.labels[rows].tobytes()).hexdigest()
+
+
+def _share(rows: np.ndarray, index: int, count: int) -> np.ndarray:
+    """Return the indices of one process: consecutive ones, as many as those of the others or one fewer."""
+    return np.array_split(rows, count)[index]
+
+
 def _decoded(part: Part, indices: np.ndarray) -> Iterator[np.ndarray]:
     # `part.read` compares the sizes within a block only.
     shape: Any = None
     for begin in range(0, len(indices), BLOCK):
         block = part.read(indices[begin : begin + BLOCK])
         shape = shape or block.shape[1:]
-        if block.shape[1:] != shape:
-            raise UserError(
-                f"the images differ in size: {'x'.join(map(str, shape))} and {'x'.join(map(str, block.shape[1:]))}; "
-                "give them one with --config.data.image_size"
-            )
+        _check_sizes([shape, block.shape[1:]])
         yield block
+
+
+def _check_sizes(shapes: list[tuple[int, ...]]) -> None:
+    other = next((shape for shape in shapes if shape != shapes[0]), None)
+    if other is not None:
+        raise UserError(
+            f"the images differ in size: {'x'.join(map(str, shapes[0]))} and {'x'.join(map(str, other))}; "
+            "give them one with --config.data.image_size"
+        )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,6 +22,7 @@ from ssdd_jax.data.npz import open_npz
 from ssdd_jax.data.source import ImageSource, Part, hold_out, limit
 from ssdd_jax.data.tfds_source import open_tfds
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import devices
 
 FORMS = "digits, tfds:NAME, tiny_imagenet, aircraft, folder:PATH, npz:PATH or npy:PATH"
 
@@ -50,6 +54,65 @@ def load(settings: ConfigDict) -> Dataset:
         UserError: If the name is not one of these, the source is missing, damaged or not prepared, its images
             differ in size while `image_size` is 0, or another setting is out of range.
     """
+    chosen = _select(settings)
+    read = Cache(settings).read if settings.cache_dir else _into_memory
+    return Dataset(
+        name=settings.name,
+        train_images=read("train_images", *chosen.train),
+        train_labels=_labels(chosen.train),
+        test_images=None if chosen.test is None else read("test_images", *chosen.test),
+        test_labels=None if chosen.test is None else _labels(chosen.test),
+        class_names=chosen.source.class_names,
+        notes=chosen.source.notes,
+    )
+
+
+def decode_together(settings: ConfigDict) -> None:
+    """Fill the cache of decoded images with several processes, each of which decodes its own part of the images.
+
+    All processes must call this at the same point. `load` finds the cache on each of them.
+
+    Args:
+        settings: As for `load`; `cache_dir` is a folder that all processes share.
+
+    Raises:
+        UserError: As for `load`, on every process if it fails on one.
+    """
+    cache = Cache(settings)
+    with contextlib.ExitStack() as held:
+        with devices.agreed():
+            if devices.is_first():
+                held.enter_context(cache.alone())
+        with devices.agreed():
+            chosen = _select(settings)
+        # One collective per part, on all processes or on none.
+        parts = {"train_images": chosen.train, "test_images": chosen.test}
+        missing = {name for name in parts if devices.from_first(not cache.path(name).exists())}
+        for name, selected in parts.items():
+            if selected is None or name not in missing:
+                continue
+            with devices.agreed():
+                cache.write_share(name, *selected, index=jax.process_index(), count=jax.process_count())
+            with devices.agreed():
+                if devices.is_first():
+                    cache.join_shares(name, *selected, count=jax.process_count())
+
+
+def is_decoded(name: str) -> bool:
+    """Whether the images of a data set of this name are decoded from files, one by one."""
+    return name in ("tiny_imagenet", "aircraft") or name.startswith(("tfds:", "folder:"))
+
+
+class _Chosen(NamedTuple):
+    """The source of a data set, and the part and the image indices `(k,)` of either split; no test part is None."""
+
+    source: ImageSource
+    train: tuple[Part, np.ndarray]
+    test: tuple[Part, np.ndarray] | None
+
+
+def _select(settings: ConfigDict) -> _Chosen:
+    """Open a source, and select its images; nothing is decoded."""
     # Opening a source lists its images and labels but decodes none, so that a wrong setting fails early.
     if settings.image_size < 0:
         raise UserError(f"--config.data.image_size must be 0 or a size in pixels, not {settings.image_size}")
@@ -68,17 +131,12 @@ def load(settings: ConfigDict) -> Dataset:
         train_indices, test_indices = hold_out(train.size, train.labels, settings.test_fraction)
         test = train
     train_indices = limit(train_indices, settings.train_limit)
-    has_test = len(test_indices) > 0
-    read = Cache(settings).read if settings.cache_dir else _into_memory
-    return Dataset(
-        name=settings.name,
-        train_images=read("train_images", train, train_indices),
-        train_labels=None if train.labels is None else train.labels[train_indices],
-        test_images=read("test_images", test, test_indices) if has_test else None,
-        test_labels=test.labels[test_indices] if has_test and test.labels is not None else None,
-        class_names=source.class_names,
-        notes=source.notes,
-    )
+    return _Chosen(source, (train, train_indices), (test, test_indices) if len(test_indices) else None)
+
+
+def _labels(selected: tuple[Part, np.ndarray]) -> np.ndarray | None:
+    part, indices = selected
+    return None if part.labels is None else part.labels[indices]
 
 
 def _with_classes_that_occur(name: str, source: ImageSource) -> ImageSource:

@@ -114,7 +114,12 @@ def make(
         # The key that `init` stores in the state: the host draws the batches that a resident run would draw.
         pairs, key = run.pairs(), jax.random.split(run.key("distill"), 4)[3]
         batch_indices = streaming.on_host(lambda key, step: indices_of(keys_of(key, step)[1]))
-        return streaming.feed(lambda step: pairs.take(batch_indices(key, np.int32(step))), steps=config.distill.steps)
+        rows = devices.rows(problem.mesh, size)
+
+        def read(step: int) -> tuple[np.ndarray, np.ndarray]:
+            return pairs.take(batch_indices(key, np.int32(step))[rows.own])
+
+        return streaming.feed(read, steps=config.distill.steps, rows=rows)
 
     def step(state: State, source: Source, item: tuple[Array, Array] | None = None) -> tuple[State, Info]:
         # Keys depend on the step number alone, so that a resumed run draws the same models and images.

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -171,7 +171,7 @@ def _of_all(code: int) -> np.ndarray:
     """Gather one number from every process."""
     if not jax.distributed.is_initialized():
         return np.array([code])
-    return np.asarray(multihost_utils.process_allgather(np.array([code], np.int32)))
+    return np.asarray(multihost_utils.process_allgather(np.int32(code)))
 
 
 @contextlib.contextmanager
@@ -269,9 +269,70 @@ def over_all(mesh: Mesh | None, batch: Any) -> Any:
     """Split the leading axes over all devices inside a compiled function; over `data` if only that divides them."""
     if mesh is None:
         return batch
-    divisible = all(len(leaf) % mesh.size == 0 for leaf in jax.tree.leaves(batch))
-    axes = (POOL, DATA) if divisible else (DATA,)
-    return lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(axes)))
+    count = math.gcd(*(len(leaf) for leaf in jax.tree.leaves(batch)))
+    return lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(_all_axes(mesh, count))))
+
+
+def _all_axes(mesh: Mesh, count: int) -> tuple[str, ...]:
+    return (POOL, DATA) if count % mesh.size == 0 else (DATA,)
+
+
+class Rows(NamedTuple):
+    """The rows of a batch that the devices of this process hold, so that it reads only those.
+
+    Attributes:
+        mesh: The mesh; None for one device, which holds all rows.
+        axes: The mesh axes over which the batch is split.
+        size: Rows of the whole batch B.
+        own: The rows of this process.
+    """
+
+    mesh: Mesh | None
+    axes: tuple[str, ...]
+    size: int
+    own: slice
+
+    def place(self, items: Any) -> Any:
+        """Place rows that were read on the devices.
+
+        Args:
+            items: A pytree of NumPy arrays `(k,b,...)`: k batches, of which this process has read the rows `own`.
+
+        Returns:
+            The same pytree of arrays `(k,B,...)`, split over the devices of all processes.
+        """
+        if self.mesh is None:
+            return jax.device_put(items)
+        split = NamedSharding(self.mesh, PartitionSpec(None, self.axes))
+
+        def one(leaf: np.ndarray) -> Array:
+            def part(index: Any) -> np.ndarray:
+                first, last, _ = index[1].indices(self.size)
+                return leaf[index[0], first - self.own.start : last - self.own.start]
+
+            return jax.make_array_from_callback((len(leaf), self.size, *leaf.shape[2:]), split, part)
+
+        return jax.tree.map(one, items)
+
+
+def rows(mesh: Mesh | None, count: int, *, everywhere: bool = False) -> Rows:
+    """Find the rows of a batch that this process has to read.
+
+    Args:
+        mesh: The mesh of the run; None for one device.
+        count: Rows of the batch, which the number of devices that it is split over divides.
+        everywhere: Whether the batch is split as by `over_all`; otherwise as by `over_data`.
+
+    Returns:
+        The rows.
+    """
+    if mesh is None:
+        return Rows(None, (), count, slice(0, count))
+    axes = _all_axes(mesh, count) if everywhere else (DATA,)
+    split = NamedSharding(mesh, PartitionSpec(axes))
+    indices = split.addressable_devices_indices_map((count,)).values()
+    places = [index[0].indices(count) for index in indices if index]
+    return Rows(mesh, axes, count, slice(min(place[0] for place in places), max(place[1] for place in places)))
 
 
 def replicated(mesh: Mesh | None, tree: Any) -> Any:

@@ -174,7 +174,10 @@ def rows_of(key: jax.Array, trainer: teacher.Trainer) -> Feed:
 
 def _feed(run: Run, trainer: teacher.Trainer, key: jax.Array) -> Feed:
     indices, images = trainer.rows(key), run.dataset.train_images
-    return streaming.feed(lambda step: streaming.gather(images, indices(step)), steps=trainer.steps)
+    rows = devices.rows(run.problem.mesh, run.config.teacher.batch_size, everywhere=True)
+    return streaming.feed(
+        lambda step: streaming.gather(images, indices(step)[rows.own]), steps=trainer.steps, rows=rows
+    )
 
 
 def trainer_of(config: ConfigDict, dataset: data.Dataset, *, mesh: Mesh | None = None) -> teacher.Trainer:

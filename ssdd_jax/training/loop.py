@@ -164,6 +164,8 @@ def items_of(training: Training, done: int) -> Any:
     items = training.feed(done, training.per_call)
     if training.shardings is None:
         return jax.device_put(items)
+    if isinstance(jax.tree.leaves(items)[0], jax.Array):  # the feed has read this process's rows only, and placed them
+        return items
     return devices.place(jax.tree.leaves(training.shardings)[0].mesh, items)
 
 

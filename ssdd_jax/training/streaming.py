@@ -20,6 +20,7 @@ from jax import lax
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
+from ssdd_jax.runtime.devices import Rows
 from ssdd_jax.training import epochs
 
 Array = jax.Array
@@ -155,17 +156,18 @@ def _targets() -> Callable[[Preprocessing, np.ndarray], np.ndarray]:
     return on_host(Preprocessing.targets)
 
 
-def feed(read: Callable[[int], Any], *, steps: int) -> Callable[[int, int], Any]:
+def feed(read: Callable[[int], Any], *, steps: int, rows: Rows | None = None) -> Callable[[int, int], Any]:
     """Create a feed for `ssdd_jax.training.loop` that reads ahead in threads.
 
     Args:
         read: Maps a step's number to its inputs, a pytree of NumPy arrays. It is called by several threads and must be
             a pure function, so that a resumed run gets the same inputs.
         steps: Number of steps of the training; nothing is read beyond the call that contains the last step.
+        rows: The rows of a batch that `read` returns, of several processes; None for all of them.
 
     Returns:
-        `(done, count) -> items`, leaves with a leading axis `count`. Sequential requests continue the prefetch; any
-        other request restarts it.
+        `(done, count) -> items`, leaves with a leading axis `count`; with `rows` they are on the devices. Sequential
+        requests continue the prefetch; any other request restarts it.
     """
     position, reader = -1, iter(())
 
@@ -177,7 +179,8 @@ def feed(read: Callable[[int], Any], *, steps: int) -> Callable[[int, int], Any]
             reader = _ahead(read, done, done + calls * count)
         per_step = [next(reader) for _ in range(count)]
         position = done + count
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *per_step)
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *per_step)
+        return rows.place(stacked) if rows else stacked
 
     return items
 

@@ -1,6 +1,7 @@
 """Several processes on this machine, as hosts would be: the losses of one, one stop and one end for all, and kills."""
 
 import fcntl
+import json
 import os
 import random
 import signal
@@ -9,10 +10,11 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import tiny_runs
 
-from ssdd_jax import main
+from ssdd_jax import config, data, main
 from ssdd_jax.training import loop
 
 STEPS = 40
@@ -155,6 +157,80 @@ def test_an_error_of_one_ends_the_others_with_its_line(count, failing):
     line = "ssdd_jax: the disk of this host is full"
     for index, (_, err) in enumerate(said):
         assert (line if index == failing else f"{line} (process {failing})") in err.splitlines()
+
+
+READS_ITS_OWN = """
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from ssdd_jax import config, data
+from ssdd_jax.data import encoded, loading
+from ssdd_jax.runtime import devices
+from ssdd_jax.training import streaming
+
+host, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+devices.join(host)
+decoded = set()
+decode = encoded.decode
+encoded.decode = lambda one, *arguments: decoded.add(one) or decode(one, *arguments)
+
+settings = config.default().data
+settings.update(name=f"folder:{folder / 'photos'}", cache_dir=str(folder / "cache"), image_size=8, test_fraction=0.25)
+loading.decode_together(settings)
+count = len(decoded)
+dataset = data.load(settings)
+
+mesh = devices.make(1, 0, batches={"distill.batch_size": 8})
+rows, read = devices.rows(mesh, 8), []
+def take(step):
+    chosen = np.random.default_rng(step).permutation(len(dataset.train_images))[:8][rows.own]
+    read.append(chosen)
+    return streaming.gather(dataset.train_images, chosen)
+
+items = streaming.feed(take, steps=3, rows=rows)(0, 3)
+total = jax.jit(lambda batch: batch.astype(np.int32).sum((1, 2, 3, 4)), out_shardings=devices.sharding(mesh))(items)
+report = {
+    "decoded": count, "own": [rows.own.start, rows.own.stop], "read": sorted({len(one) for one in read}),
+    "totals": np.asarray(total.addressable_data(0)).tolist(), "shape": list(items.shape),
+    "files": sorted(path.name for path in (folder / "cache").glob("*/*.npy")),
+}
+print(json.dumps(report))
+devices.leave(0)
+"""
+
+
+@pytest.mark.medium
+def test_each_process_decodes_and_reads_its_own_rows(tmp_path):
+    generator = np.random.default_rng(0)
+    for i in range(16):
+        (tmp_path / "photos" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (8, 8, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / "photos" / f"class{i % 2}" / f"{i}.png")
+    environment = os.environ | {"XLA_FLAGS": FLAGS, "PYTHONPATH": str(tiny_runs.ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", READS_ITS_OWN, host, str(tmp_path)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for host in hosts(2)
+    ]  # fmt: skip
+    said, statuses = ends(processes)
+    assert statuses == [0, 0], said
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in said)
+    # 12 training and 4 test images, half of each by either process.
+    assert [first["decoded"], second["decoded"]] == [8, 8]
+    assert [first["own"], second["own"]] == [[0, 4], [4, 8]] and first["read"] == second["read"] == [4]
+    assert first["files"] == ["test_images.npy", "train_images.npy"]
+    settings = config.default().data
+    settings.update(name=f"folder:{tmp_path / 'photos'}", image_size=8, test_fraction=0.25)
+    images = data.load(settings).train_images
+    orders = [np.random.default_rng(step).permutation(len(images))[:8] for step in range(3)]
+    assert first["shape"] == [3, 8, 8, 8, 3]
+    assert first["totals"] == second["totals"] == [int(images[order].sum()) for order in orders]
 
 
 @pytest.mark.slow
