@@ -1,7 +1,4 @@
-"""Readers of files from elsewhere, each with a valid file of a few kilobytes that it reads.
-
-Prepared TFDS folders, which their own library reads, are not among them.
-"""
+"""Readers of files from elsewhere, each with a valid file of a few kilobytes that it reads."""
 
 from __future__ import annotations
 
@@ -247,6 +244,43 @@ def _read_aircraft(path: pathlib.Path) -> Any:
     return loading.load(settings).train_images
 
 
+def _tfds(folder: pathlib.Path) -> pathlib.Path:
+    """A data set that TFDS has prepared."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    rows = []
+    for number, image in enumerate(_images()):
+        packed = io.BytesIO()
+        Image.fromarray(image).save(packed, "PNG")
+        rows.append({"image": packed.getvalue(), "label": number % 2})
+
+    class Fuzzed(tfds.core.GeneratorBasedBuilder):
+        """Two classes."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> Any:
+            label = tfds.features.ClassLabel(names=["cat", "dog"])
+            contents = {"image": tfds.features.Image(shape=(SIDE, SIDE, 3)), "label": label}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(contents))
+
+        def _split_generators(self, manager: Any) -> Any:
+            return {"train": self._generate_examples(rows), "test": self._generate_examples(rows[:4])}
+
+        def _generate_examples(self, chosen: Any) -> Any:
+            return enumerate(chosen)
+
+    Fuzzed(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder / "fuzzed"
+
+
+def _read_tfds(path: pathlib.Path) -> Any:
+    settings = configuration.default().data
+    settings.name, settings.data_dir = "tfds:fuzzed", str(path.parent)
+    return loading.load(settings).train_images
+
+
 def _orbax(folder: pathlib.Path) -> pathlib.Path:
     import orbax.checkpoint as ocp
 
@@ -313,6 +347,7 @@ READERS = {
     "tiny_imagenet": Reader(_zip, _read_zip, ()),
     "aircraft_tar": Reader(functools.partial(_aircraft, ending="tar"), _read_aircraft, ("tar",)),
     "aircraft_tar_gz": Reader(functools.partial(_aircraft, ending="tar.gz"), _read_aircraft, ()),
+    "tfds": Reader(_tfds, _read_tfds, ("json",)),
     "weights_orbax": Reader(_orbax, _read_weights, ()),
     "weights_of_run": Reader(_run_teacher, _read_weights, ("safetensors", "json")),
     "weights_folder": Reader(_hugging_face, _read_weights, ("safetensors", "json")),
