@@ -19,7 +19,7 @@ from ssdd_jax.evaluate import entries, options, sources, suite, tables
 from ssdd_jax.evaluate.protocols.probes import too_few
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
-from ssdd_jax.runtime import constraints, devices, files
+from ssdd_jax.runtime import constraints, devices, files, inputs
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import Workdir, held
 
@@ -255,7 +255,8 @@ def _default_target(source: entries.SourceData | None, first: DistilledSet) -> s
     if source is not None and not source.whole:  # a subset: loading the data set by its name would give other images
         return source.dataset
     name = source.dataset.name if source is not None else str(first.about.get("dataset", ""))
-    if source is None and not data.targets.is_name(name):
+    # Of a folder or a file, a set has only the last part of the path.
+    if source is None and (not data.targets.is_name(name) or name.startswith(inputs.PATHS)):
         raise UserError("no target is given: name one, as in --targets=cifar10")
     short = {full: key for key, full in data.targets.NAMES.items()}
     return short.get(name, name)

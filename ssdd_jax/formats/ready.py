@@ -12,7 +12,7 @@ class Ready(NamedTuple):
     """A ready-made set.
 
     Attributes:
-        folder: Folder in `experiments/results` that holds the set as `distilled`, with its `results.json`.
+        folder: Its folder below `experiments/results` of a checkout, or `ssdd_jax/sets` of an installation.
         words: Data, method and budget.
         command: The command that distilled it.
     """
@@ -22,9 +22,29 @@ class Ready(NamedTuple):
     command: str
 
 
-# A line here needs one in `pyproject.toml`, which puts the set into the wheel as `ssdd_jax/sets/NAME`.
+_METHODS = {
+    "krr_st": "KRR-ST",
+    "mkdt": "MKDT",
+    "scdd": "SC-DD",
+    "random": "random subset",
+    "kmeans": "k-means subset",
+    "high_loss": "high-loss subset",
+    "noise": "Gaussian noise",
+}
+
+
+def _compared(folder: str, name: str, words: str, command: str) -> dict[str, Ready]:
+    """Sets of a comparison: of each method the first."""
+    return {
+        f"{name}-{method}": Ready(f"{folder}/sets/{method}", words.format(title), command)
+        for method, title in _METHODS.items()
+    }
+
+
+# A folder here has a line in `pyproject.toml`, which puts it, or one above it, into the wheel.
 SETS = {
-    "digits-n20": Ready("digits", "scikit-learn's digits, Boost-SSDD, N = 20", "python -m ssdd_jax.main"),
+    "digits-n20": Ready("digits/distilled", "scikit-learn's digits, Boost-SSDD, N = 20", "python -m ssdd_jax.main"),
+    **_compared("compare-digits", "digits-n20", "scikit-learn's digits, {}, N = 20", "python -m experiments.compare"),
 }
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
@@ -37,12 +57,12 @@ def find(name: str) -> pathlib.Path | None:
     """
     if name not in SETS:
         return None
-    stored = f"experiments/results/{SETS[name].folder}/distilled"
+    stored = SETS[name].folder
     # Next to the package in a checkout, inside it in a wheel.
-    for folder in (_PACKAGE.parent / stored, _PACKAGE / "sets" / name):
-        if folder.is_dir():
-            return folder
+    for root in (_PACKAGE.parent / "experiments" / "results", _PACKAGE / "sets"):
+        if (root / stored).is_dir():
+            return root / stored
     raise UserError(
-        f"the set {name} is missing from this installation: it is {stored} of the project's repository, or is made "
-        f"again by: {SETS[name].command}"
+        f"the set {name} is missing from this installation: it is experiments/results/{stored} of the project's "
+        f"repository, or is made again by: {SETS[name].command}"
     )

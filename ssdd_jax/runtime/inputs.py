@@ -75,6 +75,18 @@ def without_places(new: dict[str, Any], stored: dict[str, Any]) -> tuple[dict[st
     return pair[0], pair[1]
 
 
+def without_folders(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorten the places in a flat config to the last part of their paths: a set is given to others."""
+    short = {key: pathlib.PurePath(flat[key]).name for key in PLACES if key in flat and key != "data.name"}
+    return {**flat, **short, "data.name": name_of_data(flat["data.name"])}
+
+
+def name_of_data(name: str) -> str:
+    """Return the name of a data set without folders, as `folder:photos` of `folder:/home/me/photos`."""
+    kind = next((kind for kind in PATHS if name.startswith(kind)), None)
+    return name if kind is None else kind + pathlib.PurePath(name.removeprefix(kind)).name
+
+
 def _beside(key: str, value: Any) -> Any:
     """Return what a config key's value says besides a path."""
     if key == "data.name":

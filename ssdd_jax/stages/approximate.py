@@ -12,7 +12,7 @@ from ssdd_jax import config as configuration
 from ssdd_jax import distilled, methods
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Run
-from ssdd_jax.runtime import devices
+from ssdd_jax.runtime import devices, inputs
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import fingerprint
 from ssdd_jax.stages import distill, samples, teacher
@@ -56,11 +56,11 @@ def set_of(run: Run, state: Any, start: methods.Source) -> distilled.DistilledSe
     distilled_set = run.method.export(run.key("approximate"), state, start)
     about = {
         "method": run.config.method,
-        "dataset": run.config.data.name,
+        "dataset": inputs.name_of_data(run.config.data.name),
         "class_names": list(run.dataset.class_names),
         "teacher": teacher.words(run),
         "seed": run.config.seed,
-        "config": configuration.flatten(run.config),
+        "config": inputs.without_folders(configuration.flatten(run.config)),
         "images": fingerprint(run.dataset.train_images),
         "version": __version__,
         "jax": jax.__version__,

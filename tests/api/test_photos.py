@@ -196,3 +196,6 @@ def test_a_folder_without_labels_is_distilled(tmp_path, capsys):
     assert "expected time" not in capsys.readouterr().out  # of a run that goes on
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert "distilled" in results["feature_r2"] and "linear" not in results
+    # A set may be given to others, who need not know the folders of this machine.
+    described = (tmp_path / "run" / "distilled" / "set.json").read_text()
+    assert "folder:photos" in described and str(tmp_path) not in described

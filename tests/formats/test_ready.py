@@ -1,5 +1,6 @@
 """Ready-made sets: they lie in the repository and in the wheel, and the guide shows their numbers."""
 
+import pathlib
 import re
 import tomllib
 
@@ -18,37 +19,50 @@ from ssdd_jax.runtime import files
 RESULTS = ROOT / "experiments" / "results"
 
 
+def published(name):
+    """What was published about a set: method, numbers stored, budget, title, and its measures."""
+    folder = RESULTS / ready.SETS[name].folder
+    if folder.parent.name == "sets":  # of a comparison, of which it is the first seed's
+        content = files.read_json(folder.parents[1] / "comparison.json")
+        (row,) = [row for row in content["rows"] if row["method"] == folder.name]
+        measures = {measure: f"{values[0]:.{LABELS[measure]}f}" for measure, values in row["values"].items()}
+        return row["numbers"], row["budget"], labels.method({"method": row["method"]}), measures
+    results = report.upgrade(files.read_json(folder.parent / "results.json"))
+    storage, entries = results["storage"], {measure: results[measure]["distilled"] for measure in LABELS}
+    measures = {measure: labels.value(measure, one["mean"], one["std"]) for measure, one in entries.items()}
+    return storage["numbers"], storage["budget"], labels.method(results), measures
+
+
+LABELS = {"linear": 1, "linear_krr_st": 1, "few_shot": 1, "feature_r2": 3, "feature_r2_whitened": 3}
+
+
 @pytest.mark.parametrize("name", ready.SETS)
 def test_is_loaded_by_name(name):
-    one = ready.SETS[name]
-    loaded = ssdd_jax.load(name)
-    results = report.upgrade(files.read_json(RESULTS / one.folder / "results.json"))
+    loaded, (numbers, budget, *_) = ssdd_jax.load(name), published(name)
     # The set is that of the published results.
-    assert loaded.numbers_stored() == results["storage"]["numbers"] <= results["storage"]["budget"]
-    assert (loaded.about["method"], loaded.about["dataset"]) == (results["method"], results["dataset"])
-    assert name.endswith(f"-n{loaded.about['config']['storage.N']}") and one.words.endswith(
-        f", N = {loaded.about['config']['storage.N']}"
-    )
+    assert loaded.numbers_stored() == numbers <= budget
+    assert ready.SETS[name].words.endswith(f", N = {loaded.about['config']['storage.N']}")
+    assert f"-n{loaded.about['config']['storage.N']}" in name
     assert all(np.isfinite(array).all() for array in loaded.pairs())
 
 
 @pytest.mark.parametrize("name", ready.SETS)
 def test_is_in_the_wheel(name):
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    source = f"experiments/results/{ready.SETS[name].folder}/distilled"
-    assert wheel["force-include"][source] == f"ssdd_jax/sets/{name}"
-    assert sum(file.stat().st_size for file in (ROOT / source).iterdir()) < 3e6
+    folder = pathlib.PurePath(ready.SETS[name].folder)
+    places = [wheel["force-include"].get(f"experiments/results/{one}") for one in (folder, *folder.parents)]
+    assert f"ssdd_jax/sets/{folder}".startswith(next(filter(None, places)))
+    assert sum(file.stat().st_size for file in (RESULTS / folder).iterdir()) < 3e6
 
 
 @pytest.mark.parametrize("name", ready.SETS)
 def test_the_guide_shows_its_numbers(name):
-    results = report.upgrade(files.read_json(RESULTS / ready.SETS[name].folder / "results.json"))
+    *_, title, measures = published(name)
     guide = (ROOT / "docs" / "guides" / "sharing.md").read_text()
     row = re.search(rf"^\| `{name}` \|.*$", guide, re.MULTILINE)[0]
-    assert f"| `{ready.SETS[name].command}` |" in row and labels.method(results) in row
+    assert f"| `{ready.SETS[name].command}` |" in row and title in row
     for measure in ("linear", "few_shot", "feature_r2"):
-        entry = results[measure]["distilled"]
-        assert f"| {labels.value(measure, entry['mean'], entry['std'])} |" in row, measure
+        assert f"| {measures[measure]} |" in row, measure
 
 
 def test_a_path_takes_precedence(tmp_path, monkeypatch):
@@ -70,10 +84,10 @@ def test_an_unknown_name_is_answered_with_those_there_are():
 def test_a_set_that_is_not_installed_says_where_it_is(tmp_path, monkeypatch):
     name, one = next(iter(ready.SETS.items()))
     monkeypatch.setattr(ready, "_PACKAGE", tmp_path / "ssdd_jax")
-    with pytest.raises(UserError, match=f"experiments/results/{one.folder}/distilled .*{one.command}"):
+    with pytest.raises(UserError, match=f"experiments/results/{one.folder} .*{one.command}"):
         ready.find(name)
-    (tmp_path / "ssdd_jax" / "sets" / name).mkdir(parents=True)
-    assert ready.find(name) == tmp_path / "ssdd_jax" / "sets" / name
+    (tmp_path / "ssdd_jax" / "sets" / one.folder).mkdir(parents=True)
+    assert ready.find(name) == tmp_path / "ssdd_jax" / "sets" / one.folder
     assert ready.find("no such set") is None
 
 

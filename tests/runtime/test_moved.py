@@ -12,7 +12,7 @@ from ssdd_jax import main
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import sources
 from ssdd_jax.runtime import files, marks
-from ssdd_jax.runtime.inputs import hashes
+from ssdd_jax.runtime.inputs import hashes, without_folders
 from ssdd_jax.runtime.workdir import Workdir
 
 
@@ -170,3 +170,14 @@ def test_a_source_that_moved_has_to_exist(tmp_path):
     with pytest.raises(UserError, match="was made with other weights"):
         work.check_inputs({"training images": "1", "weights": "3"})
     work.check_inputs({"training images": "1"})
+
+
+def test_a_set_does_not_name_folders():
+    places = {"data.data_dir": "/home/me/data", "teacher.source": "~/nets/resnet.pt", "storage.N": 3}
+    short = {"data.data_dir": "data", "teacher.source": "resnet.pt", "storage.N": 3}
+    for name, expected in (
+        ("folder:/a/photos", "folder:photos"),
+        ("npz:a/b.npz", "npz:b.npz"),
+        ("tfds:a/b", "tfds:a/b"),
+    ):
+        assert without_folders(places | {"data.name": name}) == short | {"data.name": expected}
