@@ -146,7 +146,7 @@ def _of_archive(file: pathlib.Path) -> dict[str, np.ndarray]:
     with numpy_files.opened(file) as archive:
         if isinstance(archive, np.ndarray):
             raise UserError(f"{file} holds a single array: save it with numpy.savez as train")
-        return {name: archive[name] for name in archive.files}
+        return dict(archive)
 
 
 def _of_torch(file: pathlib.Path) -> dict[str, np.ndarray]:

@@ -84,12 +84,12 @@ def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
     if not path.is_file():
         raise UserError(f"{path} is not a file: check --config.data.name")
     with numpy_files.opened(path) as archive:
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+        if isinstance(archive, np.ndarray):
             raise UserError(f"{path} holds a single array: save it with numpy.savez as train_images")
         # An archive decompresses an array when it is indexed: arrays of other names are not read.
-        chosen = {_NAMES: _NAMES, **_pair(_TRAIN, archive.files), **_pair(_TEST, archive.files)}
-        chosen = {name: key for name, key in chosen.items() if key in archive.files}
-        unread = [key for key in archive.files if key not in chosen.values()]
+        chosen = {_NAMES: _NAMES, **_pair(_TRAIN, list(archive)), **_pair(_TEST, list(archive))}
+        chosen = {name: key for name, key in chosen.items() if key in archive}
+        unread = [key for key in archive if key not in chosen.values()]
         return {name: archive[key] for name, key in chosen.items()}, unread
 
 

@@ -85,4 +85,4 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         UserError: If the file is damaged, or holds pickled objects.
     """
     with numpy_files.opened(path) as loaded:
-        return dict(loaded.items()) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
+        return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)

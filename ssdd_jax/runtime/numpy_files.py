@@ -8,7 +8,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -24,8 +24,31 @@ DAMAGE = (
 EXPANDED, EXPANSION = 1 << 28, 200
 
 
+class Archive(Mapping[str, np.ndarray]):
+    """The arrays of a `.npz` archive by name, read when they are indexed."""
+
+    def __init__(self, loaded: np.lib.npyio.NpzFile):
+        """Wrap an archive, whose members that are no arrays NumPy returns as bytes."""
+        self._loaded = loaded
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Read an array; raises a ValueError if the member is none."""
+        array = self._loaded[name]
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{name} is no array")
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._loaded.files)
+
+    def __len__(self) -> int:
+        """Number of arrays."""
+        return len(self._loaded.files)
+
+
 @contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[np.ndarray | np.lib.npyio.NpzFile]:
+def opened(path: pathlib.Path) -> Iterator[np.ndarray | Archive]:
     """Read a `.npy` file, or open a `.npz` archive, whose arrays are read when they are indexed in the context.
 
     Args:
@@ -40,7 +63,7 @@ def opened(path: pathlib.Path) -> Iterator[np.ndarray | np.lib.npyio.NpzFile]:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.lib.npyio.NpzFile):
                 _check_expansion(path, loaded)
-            yield loaded
+            yield Archive(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
     except UserError:
         raise
     except DAMAGE as error:

@@ -1,6 +1,7 @@
 """NumPy files from elsewhere: every kind of damage is told in a line, nothing is unpickled, nothing expands unasked."""
 
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -75,3 +76,12 @@ def test_an_archive_that_expands_is_not_read(tmp_path, monkeypatch):
         read(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", x=np.zeros(1 << 17))
     assert read(tmp_path / "b.npz") is not None
+
+
+def test_a_member_that_is_no_array(tmp_path):
+    """NumPy returns it as bytes."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"\x92NUMPY and so on")
+    with pytest.raises(UserError, match="not a file of NumPy arrays"), numpy_files.opened(path) as arrays:
+        dict(arrays)
