@@ -38,6 +38,10 @@ class Archive(Mapping[str, np.ndarray]):
             raise ValueError(f"{name} is no array")
         return array
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a member of the name; it is not read."""
+        return name in self._loaded.files
+
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
         return iter(self._loaded.files)
