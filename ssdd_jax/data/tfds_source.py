@@ -232,8 +232,8 @@ def _labels(name: str, records: Any, label: str, feature: Any) -> np.ndarray:
         for start in range(0, len(records), _LABEL_BLOCK):
             block = range(start, min(start + _LABEL_BLOCK, len(records)))
             labels += [label_only.deserialize_example_np(record)[label] for record in records.__getitems__(block)]
-    except (RuntimeError, ValueError) as error:
+        if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes:
+            return np.array(labels, np.int32)
+    except (RuntimeError, ValueError, TypeError) as error:  # the last for a record without a label
         raise UserError(f"the files of tfds:{name} are missing or damaged: {one_line(error)}") from error
-    if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes:
-        return np.array(labels, np.int32)
     return label_table.check(f"tfds:{name}", np.array(labels), len(records))

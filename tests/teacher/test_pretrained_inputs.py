@@ -139,3 +139,11 @@ def test_a_central_crop_is_that_of_torchvision(shape, method):
     found = frozen.resized(x, 14, method, shortest_side=20)
     # Where the image grows, JAX's bicubic kernel is that of PyTorch's antialiased one, but for the border.
     np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("missing", ["mean", "std"])
+def test_a_teacher_of_a_run_without_its_moments_is_refused(missing):
+    about = {"mean": [0.5] * 3, "std": [0.2] * 3}
+    assert inputs.from_files({"about": about}, "w").mean == (0.5,) * 3
+    with pytest.raises(UserError, match="w: its teacher.json has no mean or std"):
+        inputs.from_files({"about": {key: value for key, value in about.items() if key != missing}}, "w")

@@ -58,11 +58,13 @@ def from_files(facts: Mapping[str, Any], path: str) -> Inputs:
         The preprocessing; its defaults without such files.
 
     Raises:
-        UserError: If the interpolation or the crop is not supported.
+        UserError: If the interpolation or the crop is not supported, or a run's teacher lacks its moments.
     """
     # In order of preference: a run's teacher, timm, Hugging Face.
     if "about" in facts:
         about = facts["about"]
+        if about.get("mean") is None or about.get("std") is None:
+            raise UserError(f"{path}: its teacher.json has no mean or std of the pixels: restore it")
         return Inputs(
             _numbers(about["mean"]),
             _numbers(about["std"]),
