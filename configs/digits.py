@@ -17,6 +17,8 @@ EXPERTS: dict[str, Any] = {
     "experts.start_epochs": 5,
     "experts.vectorize": 5,
 }
+# A mirrored or a cut digit is another one.
+ENCODER: dict[str, Any] = {"distill.steps": 1000, "encoder.flip": 0.0, "encoder.crop_scale": (0.6, 1.0)}
 OWN: dict[str, dict[str, Any]] = {
     "krr_st": {"distill.steps": 500, "distill.learning_rate": 3e-2},
     "mkdt": EXPERTS
@@ -30,6 +32,8 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "high_loss": EXPERTS,
     "scdd": {"scdd.jitter": 2, "scdd.padding": 2, "scdd.flip": 0.0},
+    "lgm": ENCODER,
+    "clp_dd": ENCODER,
 }
 
 

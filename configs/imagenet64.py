@@ -29,6 +29,9 @@ OWN: dict[str, dict[str, Any]] = {
         "scdd.bn_weight": 0.01,
         "scdd.post_epochs": 300,
     },
+    # An image of each class.
+    "lgm": {"storage.N": 1000},
+    "clp_dd": {"storage.N": 1000},
 }
 
 

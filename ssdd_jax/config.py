@@ -22,7 +22,7 @@ def default() -> ConfigDict:
     """Build the default config, with the published values of Boost-SSDD for 32x32 images where there are any."""
     config = ConfigDict()
     config.seed = 0
-    config.method = "boost"  # boost | krr_st | mkdt | scdd | subset | noise
+    config.method = "boost"  # boost | krr_st | mkdt | scdd | lgm | clp_dd | subset | noise
 
     config.precision = (
         "auto"  # for pool, teacher and evaluated networks: float32 | bfloat16 | auto (bfloat16 on accelerators)
@@ -151,6 +151,17 @@ def default() -> ConfigDict:
     scdd.padding = 4  # pixels added on every side before a random crop
     scdd.flip = 0.5  # probability of a horizontal flip
 
+    # Methods for a frozen encoder, lgm and clp_dd.
+    config.encoder = encoder = ConfigDict()
+    encoder.clusters = 0  # clusters of the teacher's features in place of labels; 0: labels
+    encoder.copies = 10  # LGM: augmented copies of each distilled image in a step, and as many real images
+    encoder.flip = 0.5  # probability of a horizontal flip of these, and of the images that heads are trained on
+    encoder.crop_scale = (0.08, 1.0)  # range of the area of their crops
+    encoder.extend_every = 200  # steps after which the next resolution joins
+    encoder.ridge_scale = 1e-3  # CLP-DD, and the heads in closed form that test the set
+    encoder.temperature = 0.1  # CLP-DD
+    encoder.head_epochs = 1000  # of the published heads that test the set; 0: skip them
+
     config.evaluate = evaluate = ConfigDict()
     evaluate.entries = ("distilled", "random_real", "random_init", "full_data", "teacher")  # rows of the results
     evaluate.seeds = 3
@@ -241,19 +252,21 @@ _COUNTS = (
     "distill.steps distill.batch_size distill.steps_per_call distill.save_every approximate.steps evaluate.seeds "
     "evaluate.steps evaluate.full_steps evaluate.probe_steps evaluate.probe_batch_size "
     "experts.count experts.start_epochs experts.epochs experts.batch_size experts.vectorize mkdt.unroll "
-    "mkdt.batch_size scdd.group_size scdd.vectorize scdd.post_batch_size"
+    "mkdt.batch_size scdd.group_size scdd.vectorize scdd.post_batch_size encoder.copies encoder.extend_every"
 ).split()
 _RATES = (
     "teacher.learning_rate teacher.off_diagonal teacher.scale inner.learning_rate distill.learning_rate "
     "distill.ridge_scale approximate.learning_rate evaluate.learning_rate evaluate.probe_learning_rate "
-    "experts.learning_rate mkdt.rate scdd.post_learning_rate scdd.temperature"
+    "experts.learning_rate mkdt.rate scdd.post_learning_rate scdd.temperature encoder.ridge_scale "
+    "encoder.temperature"
 ).split()
 _NOT_NEGATIVE = (
     "data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
     "storage.V inner.weight_decay distill.weight_decay experts.weight_decay "
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
     "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
-    "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads"
+    "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads "
+    "encoder.clusters encoder.head_epochs"
 ).split()
 
 # Rows with recalibrated batch norm: no row, as published; the untrained networks; every network.
@@ -274,14 +287,15 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "devices.hosts": (_hosts, "auto, or ADDRESS:PORT,COUNT,INDEX with INDEX below COUNT, such as node1:8476,2,0"),
     "teacher.batch_size": _at_least(2),
     "teacher.blocks": ((lambda v: len(v) == 4 and _widths(v)), "four whole numbers above 0, such as (2, 2, 2, 2)"),
-    "teacher.crop_scale": (
-        (lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1),
-        "two numbers, 0 < low <= high <= 1",
+    **dict.fromkeys(
+        ("teacher.crop_scale", "encoder.crop_scale"),
+        ((lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1), "two numbers, 0 < low <= high <= 1"),
     ),
     "teacher.gate": _one_of(("warn", "refuse", "off")),
     "devices.preflight": _one_of(("refuse", "warn", "off")),
     "teacher.flip_probability": _between(0, 1),
     "scdd.flip": _between(0, 1),
+    "encoder.flip": _between(0, 1),
     "teacher.solarize_probability": _between(0, 1),
     "views": (
         (lambda v: len(v) > 0 and len(set(v)) == len(v) and all(name in augment.VIEWS for name in v)),

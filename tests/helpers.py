@@ -92,6 +92,8 @@ def small_config(method="boost"):
     chosen.mkdt.batch_size = 4
     chosen.scdd.group_size = 6
     chosen.scdd.jitter = 0  # so that a test can say what the first loss is
+    chosen.encoder.copies = 2
+    chosen.encoder.extend_every = 1
     chosen.evaluate.probe_steps = 20
     chosen.evaluate.probe_batch_size = 16
     return chosen

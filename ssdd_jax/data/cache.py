@@ -73,12 +73,12 @@ class Cache:
         return self.folder / f"{name}.npy"
 
     def write_share(self, name: str, part: Part, rows: np.ndarray, *, index: int, count: int) -> None:
-        """Decode the share of one of several processes into a file of its own; arguments as for `read`.
+        """Decode the share of one of several processes into a file of its own.
 
         Args:
             name: Name of the file.
             part: The part that images are decoded from.
-            rows: Image indices of all shares together.
+            rows: Image indices of all shares together `(k,)`.
             index: The process.
             count: The number of processes.
         """
@@ -87,7 +87,17 @@ class Cache:
             mapped.write(self._path_of_share(name, index), _decoded(part, own), len(own))
 
     def join_shares(self, name: str, part: Part, rows: np.ndarray, *, count: int) -> None:
-        """Join the shares of all processes in the file that `read` maps, and delete them; arguments as before."""
+        """Join the shares of all processes in the file that `read` maps, and delete them.
+
+        Args:
+            name: Name of the file.
+            part: The part that images were decoded from.
+            rows: Image indices of all shares together `(k,)`.
+            count: The number of processes.
+
+        Raises:
+            UserError: If the images of the shares differ in size.
+        """
         paths = [self._path_of_share(name, index) for index in range(count) if len(_share(rows, index, count))]
         # One image of each share shows whether their sizes agree before any is copied.
         _check_sizes([mapped.read(path).shape[1:] for path in paths])

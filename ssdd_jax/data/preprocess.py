@@ -45,6 +45,11 @@ class Preprocessing(NamedTuple):
         pixels = inputs * self.image_std.reshape(shape) + self.image_mean.reshape(shape)
         return jnp.clip(pixels, 0.0, 1.0)
 
+    def inputs(self, pixels: Array) -> Array:
+        """Normalise pixels in 0..1 `(...,C)` to network inputs `(...,C)`; the inverse of `pixels`."""
+        shape = (1,) * (pixels.ndim - 1) + (-1,)
+        return (pixels - self.image_mean.reshape(shape)) / self.image_std.reshape(shape)
+
     def targets(self, features: Array) -> Array:
         """Centre a teacher's features `(...,D)` and divide them by one scalar: regression targets `(...,D)`."""
         shape = (1,) * (features.ndim - 1) + (-1,)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods import boost, krr_st, mkdt, noise, scdd, subset
+from ssdd_jax.methods import boost, frozen_encoder, krr_st, mkdt, noise, scdd, subset
 from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source, Stage, Trial
 from ssdd_jax.methods.budget import check_pairs
 from ssdd_jax.runtime import devices
@@ -63,6 +63,8 @@ register("boost", boost.DEFINITION)
 register("krr_st", krr_st.DEFINITION)
 register("mkdt", mkdt.DEFINITION)
 register("scdd", scdd.DEFINITION)
+register("lgm", frozen_encoder.LGM)
+register("clp_dd", frozen_encoder.CLP_DD)
 register("subset", subset.DEFINITION)
 register("noise", noise.DEFINITION)
 

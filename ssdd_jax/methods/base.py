@@ -198,8 +198,8 @@ class Method(NamedTuple):
             numbers of bases; the samples of the source are some hundreds of random images. None if the shapes of the
             data decide everything.
         advice: Hint printed when the loss becomes NaN.
-        show: `(state) -> pictures`: snapshots of a state by name: `images` `(M,H,W,C)` as network inputs, and `bases`
-            `(U,h,w,C)` if it has any. None if nothing is learned.
+        show: `(state) -> pictures`: snapshots of a state by name: `images` `(M,H,W,C)` as network inputs, or `pixels`
+            between 0 and 1, and `bases` `(U,h,w,C)` if it has any. None if nothing is learned.
         spread: `(mesh, like) -> shardings`: the sharding of each leaf of a state, a pytree like it. None to replicate
             the state on every device.
         pairs: Number of pairs, and length of a target. Default: every view of every sample (or of N images) with the

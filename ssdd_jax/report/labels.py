@@ -15,6 +15,8 @@ ENTRIES = {
     "full_data": "all images",
     "teacher": "teacher",
     "top1": "distilled set",
+    "centroids": "images nearest to their class's mean",
+    "neighbours": "real neighbours of the distilled images",
 }
 ENTRY_NOTES = {
     "distilled set": "a network trained on the saved set",
@@ -23,7 +25,12 @@ ENTRY_NOTES = {
     "all images": "the same network trained on all images with the teacher's features",
     "teacher": "the network whose features the others are trained to predict",
 }
-MEASURES = {**figures.TITLES, "post_training": "its own post-training, top-1 (%)"}
+MEASURES = {
+    **figures.TITLES,
+    "post_training": "its own post-training, top-1 (%)",
+    "ridge_head": "ridge regression on the frozen teacher, top-1 (%)",
+    "linear_head": "linear head on the frozen teacher, top-1 (%)",
+}
 CALIBRATED = {
     "none": "running statistics, as published",
     "untrained": "statistics of training images for the untrained network, running statistics for the others",

@@ -45,7 +45,8 @@ def watcher(run: Run, preprocessing: Preprocessing) -> Callable[[loop.Progress],
         pictures = devices.local(mesh, look(progress.state))
         if not devices.is_first():
             return
-        pixels = {"images": np.asarray(preprocessing.pixels(pictures["images"]))}
+        images = pictures["pixels"] if "pixels" in pictures else preprocessing.pixels(pictures["images"])
+        pixels = {"images": np.asarray(images)}
         if "bases" in pictures:
             pixels["bases"] = figures.stretch(np.asarray(pictures["bases"]))
         path = run.work.snapshots / f"step-{progress.done:08d}.safetensors"

@@ -1,0 +1,104 @@
+"""Heads on a frozen encoder: they learn what can be learned, and the baselines are the images that they should be."""
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+
+from ssdd_jax import main
+from ssdd_jax.methods.frozen_encoder import distortions, heads
+from ssdd_jax.runtime import files
+
+CLASSES = 3
+
+
+def clusters(count, dim=4, seed=0):
+    """Features around a point of each class, and the classes."""
+    labels = np.arange(count) % CLASSES
+    centres = np.random.default_rng(0).normal(size=(CLASSES, dim)) * 4
+    centres -= centres.mean(0)
+    return (centres[labels] + np.random.default_rng(seed).normal(size=(count, dim))).astype(np.float32), labels
+
+
+def test_a_head_learns_the_colours_of_classes():
+    """From one image of each; the rate is large enough for the few steps."""
+    images = np.zeros((CLASSES, 4, 4, 3), np.float32)
+    images[np.arange(CLASSES), :, :, np.arange(CLASSES)] = 1
+    settings = heads.Settings(epochs=60, learning_rate=5.0, augmentation=distortions.Settings(noise=False))
+    head = jax.jit(
+        lambda key: heads.train(
+            key, images, np.arange(CLASSES), lambda x: x.mean((1, 2)), classes=CLASSES, settings=settings
+        )
+    )(jax.random.key(0))
+    assert head.weights.shape == (3, CLASSES) and head.bias.shape == (CLASSES,)
+    assert head.scores(np.eye(3, dtype=np.float32)).argmax(1).tolist() == [0, 1, 2]
+
+
+def test_ridge_regression_does_not_depend_on_the_scale():
+    features, labels = clusters(30)
+    tested, wanted = clusters(300, seed=1)
+    found = heads.ridge(features, labels, tested, classes=CLASSES)
+    assert (found == wanted).mean() > 0.9
+    np.testing.assert_array_equal(heads.ridge(features * 64, labels, tested * 64, classes=CLASSES), found)
+
+
+def test_random_images_of_each_class():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    rows = heads.random_images(jax.random.key(0), labels, 2, CLASSES)
+    assert labels[rows].tolist() == [0, 0, 1, 1, 2] and len(set(rows)) == 5
+    others = {tuple(heads.random_images(jax.random.key(seed), labels, 2, CLASSES)) for seed in range(9)}
+    assert len(others) > 1
+
+
+def test_centroids_are_nearest_to_the_means():
+    features, labels = clusters(60)
+    rows = heads.centroids(features, labels, 1, CLASSES)
+    for label, row in enumerate(rows):
+        own = features[labels == label]
+        distances = np.linalg.norm(own - own.mean(0), axis=1)
+        np.testing.assert_array_equal(features[row], own[distances.argmin()])
+
+
+def test_neighbours_are_of_the_same_class_and_direction():
+    features, labels = clusters(60)
+    rows = np.array([7, 3, 8])
+    np.testing.assert_array_equal(heads.neighbours(features[rows] * 5, labels[rows], features, labels), rows)
+    assert labels[heads.neighbours(features[rows], (labels[rows] + 1) % CLASSES, features, labels)].tolist() == [
+        (label + 1) % CLASSES for label in labels[rows]
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_with_clusters_in_place_of_labels(tmp_path, capsys):
+    """All the way, with both heads in the results and on the page; another number of clusters is another run."""
+    tiny_runs.write_data(tmp_path, labels=False)
+    changes = {"encoder__clusters": 3, "encoder__head_epochs": 5, "encoder__copies": 2, "distill__steps": 20}
+    line = tiny_runs.taught(tmp_path, "lgm", **changes)
+    assert main.main(line) == 0, capsys.readouterr().err
+    results = files.read_sealed(tmp_path / "lgm" / "results.json")
+    for head in ("ridge_head", "linear_head"):
+        assert set(results[head]) == {"distilled", "random_real", "centroids", "neighbours"}
+        assert all(0 <= one["mean"] <= 100 and one["seeds"] == 2 for one in results[head].values())
+    assert "ridge regression on the frozen teacher" in (tmp_path / "lgm" / "report.html").read_text()
+    assert files.read_array(tmp_path / "shared" / "clusters" / "train.npy").max() == 2
+    assert main.main([*line, "--config.encoder.clusters=2"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("edition", "changes", "words"),
+    [
+        ("lgm", {"storage__N": 2}, "stores at least one image of each of 3 classes"),
+        ("clp_dd", {"encoder__clusters": 9}, "stores at least one image of each of 9 classes"),
+    ],
+)
+def test_too_few_images_are_refused(edition, changes, words, tmp_path, capsys):
+    tiny_runs.write_data(tmp_path)
+    assert main.main(tiny_runs.taught(tmp_path, edition, **changes)) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_without_labels_clusters_are_named(tmp_path, capsys):
+    tiny_runs.write_data(tmp_path, labels=False)
+    assert main.main(tiny_runs.taught(tmp_path, "lgm")) == 2
+    said = capsys.readouterr().err
+    assert "needs labels, and the data set has none: set config.encoder.clusters" in said
