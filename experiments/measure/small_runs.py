@@ -50,6 +50,9 @@ TAUGHT = {
     "scdd.post_epochs": 2,
     "scdd.jitter": 1,
     "scdd.padding": 1,
+    "encoder.copies": 2,
+    "encoder.extend_every": 10,
+    "encoder.head_epochs": 5,
 }
 
 

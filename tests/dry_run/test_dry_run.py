@@ -65,6 +65,7 @@ OWN = {
     "boost_plus": ("distill", 1),
     "mkdt": ("experts", 3 * 3),  # three side by side: 3 epochs (starts before the second, two more) of 3 steps
     "scdd": ("post_training", 2),
+    "lgm": ("linear_head", 4 * 1000),  # epochs of the heads on the set and three baselines
     "kmeans": ("samples", 120),
     "noise": ("approximate", 1),
 }
@@ -81,7 +82,7 @@ def test_every_method_is_measured(edition, taught):
     """With a teacher that is there already."""
     before = everything(taught)
     stage, count = OWN[edition]
-    until = "post_training" if edition == "scdd" else "approximate"
+    until = {"scdd": "post_training", "lgm": "linear_head"}.get(edition, "approximate")
     found = predicted(tiny_runs.taught(taught, edition, "planned", evaluate__seeds=1), until=until)
     assert everything(taught) == before
     by_name = {one.name: one for one in found.stages}
