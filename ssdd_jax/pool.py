@@ -6,6 +6,7 @@ all of them on an accelerator, one or two where memory or cache is the limit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from ssdd_jax import inner
-from ssdd_jax.runtime import devices
+from ssdd_jax.runtime import devices, signs
 from ssdd_jax.runtime.devices import DATA, POOL
 
 Array = jax.Array
@@ -33,6 +34,8 @@ class Settings(NamedTuple):
         norm: Normalisation layer of a model, `batch` or `instance`.
         inner: Settings of a model's training.
         mesh: Devices over whose axis `pool` the models are split; None for one device.
+        counted: Pairs times values of an image times steps from which on `init` counts the models that it has
+            trained (`runtime.signs`), by a callback to the host; 0 never does.
     """
 
     size: int = 10
@@ -42,6 +45,7 @@ class Settings(NamedTuple):
     norm: str = "batch"
     inner: inner.Settings = inner.Settings()
     mesh: Mesh | None = None
+    counted: int = 0
 
 
 class Pool(NamedTuple):
@@ -81,7 +85,11 @@ def init(key: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> 
             model = _fresh(key, *pairs, settings)
             # The bound is traced: one program grows models to any age. Under a vmap the loop runs to the oldest age,
             # and a model keeps its state after its own.
-            return lax.fori_loop(0, age, lambda _, model: inner.step(model, *pairs, settings=settings.inner)[0], model)
+            grown = lax.fori_loop(0, age, lambda _, model: inner.step(model, *pairs, settings=settings.inner)[0], model)
+            if settings.counted and settings.steps * x.size >= settings.counted:
+                tell = functools.partial(signs.count, "models trained", settings.size)
+                jax.debug.callback(tell, jax.tree.leaves(grown)[0].reshape(-1)[0])
+            return grown
 
         return lax.map(grow_one, members, batch_size=settings.vectorize)
 

@@ -10,6 +10,7 @@ from helpers import WIDTHS, pairs
 
 from ssdd_jax import inner, pool
 from ssdd_jax.models import conv
+from ssdd_jax.runtime import signs
 
 SETTINGS = pool.Settings(size=4, steps=6, vectorize=1, widths=WIDTHS)
 init = jax.jit(pool.init, static_argnames="settings")
@@ -36,6 +37,19 @@ def test_ages_are_spread_over_1_to_z_minus_1(start):
     ages += [np.asarray(init(jax.random.key(k), *pairs(), settings=SETTINGS).ages) for k in range(1, 9)]
     assert all(found.shape == (4,) and found.dtype == np.int32 for found in ages)
     assert set(np.concatenate(ages)) == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("vectorize", [1, 2])
+def test_models_that_are_counted_are_the_same(vectorize):
+    settings = SETTINGS._replace(vectorize=vectorize)
+    with signs.counting() as counted:
+        told = jax.block_until_ready(init(jax.random.key(0), *pairs(), settings=settings._replace(counted=1)))
+        jax.effects_barrier()
+    assert counted.done == 4 and counted.text == "4 of 4 models trained"
+    with signs.counting() as counted:
+        silent = init(jax.random.key(0), *pairs(), settings=settings._replace(counted=10**9))
+    assert equal(told.models, silent.models) and not counted.text
 
 
 @pytest.mark.medium

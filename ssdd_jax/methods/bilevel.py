@@ -24,6 +24,8 @@ from ssdd_jax.training import streaming
 
 Array = jax.Array
 
+# Steps times pairs times values of an image from which on the models of the pool are counted at the start: seconds.
+COUNTED = 10_000_000
 ADVICE = "try a smaller config.distill.learning_rate or a larger config.distill.ridge_scale in another --workdir"
 
 
@@ -89,7 +91,8 @@ def make(
     if size > problem.images:
         raise UserError(f"config.distill.batch_size={size} is more than the {problem.images} images")
     settings = outer_settings(config)._replace(mesh=problem.mesh)
-    pool_set = pool_settings(config)._replace(mesh=problem.mesh)
+    # Short ones are not worth a callback, with which XLA's programs are not kept on the disk.
+    pool_set = pool_settings(config)._replace(mesh=problem.mesh, counted=COUNTED)
 
     def init(key: Array, source: Source) -> State:
         # The unused key belongs to `key_of_look`, which splits the same way.

@@ -19,7 +19,7 @@ from jax import lax
 from tqdm import tqdm
 
 from ssdd_jax.errors import Stopped, UserError
-from ssdd_jax.runtime import devices, files
+from ssdd_jax.runtime import devices, files, signs
 from ssdd_jax.training import events as event_files
 from ssdd_jax.training.checkpoints import Checkpoints
 
@@ -237,7 +237,7 @@ def bar(name: str, total: int, *, initial: int = 0, unit: str = "step") -> tqdm:
 
 @contextlib.contextmanager
 def working(what: str) -> Iterator[None]:
-    """Context that says on standard error what is being done, if it takes long, and for how long it has been.
+    """Context that says on standard error what is being done, if it takes long, how far it is, and since when.
 
     Args:
         what: The work, such as `distill: compiling`.
@@ -247,18 +247,20 @@ def working(what: str) -> Iterator[None]:
     def say() -> None:
         wait = SILENT_SECONDS
         while not done.wait(wait):
-            print(f"{what}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            far = f", {counted.text}" if counted.text else ""
+            print(f"{what}{far}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             wait = LOG_SECONDS
 
-    thread = threading.Thread(target=say, daemon=True)
-    if what and devices.is_first():
-        thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        if thread.ident is not None:
-            thread.join()
+    with signs.counting() as counted:
+        thread = threading.Thread(target=say, daemon=True)
+        if what and devices.is_first():
+            thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            if thread.ident is not None:
+                thread.join()
 
 
 def _seconds_between_signs() -> float:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ssdd_jax.errors import UserError
+from ssdd_jax.runtime import signs
 from ssdd_jax.training import checkpoints, loop
 from ssdd_jax.training.checkpoints import Checkpoints
 
@@ -410,6 +411,13 @@ def test_long_work_says_what_it_is(monkeypatch, capsys):
             printed += capsys.readouterr().err
             time.sleep(0.01)
     assert re.fullmatch(r"distill: compiling, \d+ s\n", printed)
+    with loop.working("distill: computing the start"):
+        signs.count("models trained", 5)
+        signs.count("models trained", 5)
+        while "models" not in printed and time.monotonic() < until:
+            printed += capsys.readouterr().err
+            time.sleep(0.01)
+    assert "distill: computing the start, 2 of 5 models trained, " in printed
     monkeypatch.setattr(loop, "SILENT_SECONDS", 3600)
     with loop.working("distill: compiling"):
         pass
