@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.measure import comparison
+from experiments.measure import command_line, comparison
 from experiments.measure.comparison import MEASURES, REFERENCES, SETS, Comparison, Row, draw, label, table
 from ssdd_jax import config as configuration
 from ssdd_jax import methods, pipeline, report
@@ -43,6 +43,8 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import constraints, files
 
 SCHEMA = 2  # of comparison.json; without the number the measure `linear` is KRR-ST's
+# Options by another name than their field.
+RENAMED = {"N": "sizes"}
 USAGE = (
     "--config=FILE --methods=A,B --N=10,20 --seeds=5 --references=K --workdir=DIR --equal_seconds and "
     "--config.KEY=VALUE are known"
@@ -79,34 +81,22 @@ class Options(NamedTuple):
 
 def parse(arguments: Sequence[str]) -> Options:
     """Parse the command line; raises a UserError for every mistake."""
-    values: dict[str, Any] = {}
-    changes = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name.startswith("--config.") and equals:
-            changes.append(argument)
-        elif name in ("--config", "--workdir") and value:
-            values[name[2:]] = value
-        elif name == "--methods" and value:
-            values["methods"] = tuple(dict.fromkeys(filter(None, value.split(","))))
-        elif name == "--N" and all(part.isdecimal() and int(part) for part in value.split(",")):
-            values["sizes"] = tuple(sorted({int(part) for part in value.split(",")}))
-        elif argument == "--equal_seconds":
-            values["equal_seconds"] = True
-        elif name in ("--seeds", "--references") and value.isdecimal() and int(value):
-            values[name[2:]] = int(value)
-        else:
-            raise UserError(f"cannot read {argument!r}: {USAGE}")
-    options = Options(**values, changes=tuple(changes))
-    _check(options)
-    return options
+    kinds = {
+        "config": command_line.text,
+        "workdir": command_line.text,
+        "methods": command_line.names(configuration.EDITIONS, "method"),
+        "N": command_line.counts,
+        "seeds": command_line.count,
+        "references": command_line.count,
+        "equal_seconds": None,
+    }
+    values, changes = command_line.read(arguments, kinds, USAGE, config=True)
+    chosen = Options(**{RENAMED.get(name, name): value for name, value in values.items()}, changes=tuple(changes))
+    _check(chosen)
+    return chosen
 
 
 def _check(options: Options) -> None:
-    unknown = [name for name in options.methods if name not in configuration.EDITIONS]
-    if unknown or not options.methods:
-        problem = f"unknown method {unknown[0]!r}" if unknown else "no method is named"
-        raise UserError(f"{problem}: there are {', '.join(configuration.EDITIONS)}")
     for change in options.changes:
         key = change.partition("=")[0].removeprefix("--config.")
         owner = "--N" if key in _size_keys() else OWNED.get(key)

@@ -20,11 +20,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from experiments.measure import small_runs, trials
+from experiments.measure import command_line, small_runs, trials
 from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
@@ -56,19 +56,16 @@ class Sample(NamedTuple):
 
 def parse(arguments: Sequence[str]) -> Options:
     """Parse the command line; raises a UserError for every mistake."""
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name in ("--steps", "--restarts", "--lines") and value.isdecimal():
-            values[name[2:]] = int(value)
-        elif name == "--workdir" and value:
-            values["workdir"] = value
-        else:
-            raise UserError(f"cannot read {argument!r}: {USAGE}")
-    options = Options(**values)
-    if options.steps < 20 * PER_CALL:
+    kinds = {
+        "steps": command_line.whole,
+        "restarts": command_line.whole,
+        "lines": command_line.whole,
+        "workdir": command_line.text,
+    }
+    chosen = Options(**command_line.read(arguments, kinds, USAGE)[0])
+    if chosen.steps < 20 * PER_CALL:
         raise UserError(f"--steps must be at least {20 * PER_CALL}")
-    return options
+    return chosen
 
 
 def look(pid: int, metrics: pathlib.Path) -> Sample | None:

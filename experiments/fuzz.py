@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.measure import damage, readers
+from experiments.measure import command_line, damage, readers
 from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
@@ -72,22 +72,13 @@ class TooLong(BaseException):
 
 def parse(arguments: Sequence[str]) -> Options:
     """Parse the command line; raises a UserError for every mistake."""
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name == "--readers" and value:
-            values["readers"] = tuple(filter(None, value.split(",")))
-        elif name in ("--mutants", "--seed") and value.isdecimal():
-            values[name[2:]] = int(value)
-        elif name == "--workdir" and value:
-            values["workdir"] = value
-        else:
-            raise UserError(f"cannot read {argument!r}: {USAGE}")
-    options = Options(**values)
-    unknown = [name for name in options.readers if name not in readers.READERS]
-    if unknown:
-        raise UserError(f"unknown reader {unknown[0]!r}: there are {', '.join(readers.READERS)}")
-    return options
+    kinds = {
+        "readers": command_line.names(readers.READERS, "reader"),
+        "mutants": command_line.whole,
+        "seed": command_line.whole,
+        "workdir": command_line.text,
+    }
+    return Options(**command_line.read(arguments, kinds, USAGE)[0])
 
 
 def answer_to(reader: readers.Reader, path: pathlib.Path, expected: Any) -> str:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.measure import command_line
 from ssdd_jax import pipeline
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.cli import console
@@ -83,20 +84,12 @@ def parse(arguments: Sequence[str]) -> tuple[Any, list[int], pathlib.Path]:
     Raises:
         UserError: For an argument that is not understood.
     """
-    rest, sizes, workdir, name = [], [10, 20, 40], "", commandline.DEFAULT
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key == "--N" and all(part.isdecimal() and int(part) for part in value.split(",")):
-            sizes = sorted({int(part) for part in value.split(",")})
-        elif key == "--workdir" and value:
-            workdir = value
-        elif key == "--config" or key.startswith("--config."):
-            name = value if key == "--config" else name
-            rest.append(argument)
-        else:
-            raise UserError(f"cannot read {argument!r}: {USAGE}")
+    kinds = {"N": command_line.counts, "workdir": command_line.text, "config": command_line.text}
+    values, changes = command_line.read(arguments, kinds, USAGE, config=True)
+    name = values.get("config", commandline.DEFAULT)
     folder = "-".join(part for part in (pathlib.Path(name.partition(":")[0]).stem, name.partition(":")[2]) if part)
-    return commandline.parse(rest).config, sizes, pathlib.Path(workdir or f"runs/sizes-{folder}").expanduser()
+    workdir = pathlib.Path(values.get("workdir", f"runs/sizes-{folder}")).expanduser()
+    return commandline.parse([f"--config={name}", *changes]).config, list(values.get("N", (10, 20, 40))), workdir
 
 
 def _measure(arguments: Sequence[str]) -> None:

@@ -27,15 +27,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from experiments.measure import faults, small_runs, trials
+from experiments.measure import command_line, faults, small_runs, trials
 from ssdd_jax import config as configuration
 from ssdd_jax import methods
 from ssdd_jax.cli import console
-from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 
 # What can be run: methods register their editions of the config.
@@ -88,25 +87,16 @@ class Result(NamedTuple):
 
 def parse(arguments: Sequence[str]) -> Options:
     """Parse the command line; raises a UserError for every mistake."""
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        words = tuple(filter(None, value.split(",")))
-        if name in ("--minutes", "--seed", "--parallel") and value.isdecimal():
-            values[name[2:]] = int(value)
-        elif name == "--only" and words and all(word.isdecimal() for word in words):
-            values["only"] = tuple(map(int, words))
-        elif name in ("--methods", "--faults") and words:
-            known = METHODS if name == "--methods" else faults.FAULTS
-            unknown = [word for word in words if word not in known]
-            if unknown:
-                raise UserError(f"unknown {unknown[0]!r} in {name}: there are {', '.join(known)}")
-            values[name[2:]] = words
-        elif name == "--workdir" and value:
-            values["workdir"] = value
-        else:
-            raise UserError(f"cannot read {argument!r}: {USAGE}")
-    return Options(**{**values, "parallel": max(1, values.get("parallel", Options().parallel))})
+    kinds = {
+        "minutes": command_line.whole,
+        "seed": command_line.whole,
+        "only": command_line.wholes,
+        "methods": command_line.names(METHODS, "method"),
+        "faults": command_line.names(faults.FAULTS, "fault"),
+        "parallel": command_line.count,
+        "workdir": command_line.text,
+    }
+    return Options(**command_line.read(arguments, kinds, USAGE)[0])
 
 
 def draw(options: Options, number: int) -> tuple[str, str, np.random.Generator]:

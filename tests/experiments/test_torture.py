@@ -22,7 +22,7 @@ def test_a_number_stands_for_its_trial():
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [("--minutes=a", "cannot read"), ("--faults=flood", "unknown 'flood'"), ("--methods=mine", "unknown 'mine'")],
+    [("--minutes=a", "cannot read"), ("--faults=flood", "unknown fault 'flood'"), ("--methods=mine", "unknown method 'mine'")],
 )
 def test_mistakes(argument, words, capsys):
     assert torture.main([argument]) == 2

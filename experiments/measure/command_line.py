@@ -1,0 +1,101 @@
+"""Command lines of the experiments: options of the form --name=value, each read by a function of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from ssdd_jax.errors import UserError
+
+Kind = Callable[[str], Any]
+
+
+def whole(text: str) -> int:
+    """Read a whole number of at least 0; raises a ValueError for anything else."""
+    if not text.isdecimal():
+        raise ValueError(text)
+    return int(text)
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 1; raises a ValueError for anything else."""
+    return whole(text) or whole("")
+
+
+def wholes(text: str) -> tuple[int, ...]:
+    """Read whole numbers of at least 0, separated by commas; raises a ValueError for anything else."""
+    return tuple(map(whole, text.split(",")))
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Read different numbers of at least 1, separated by commas, and sort them; raises a ValueError for others."""
+    return tuple(sorted(set(map(count, text.split(",")))))
+
+
+def text(value: str) -> str:
+    """Read any text but an empty one; raises a ValueError for that."""
+    if not value:
+        raise ValueError("empty")
+    return value
+
+
+def names(known: Collection[str], what: str) -> Kind:
+    """Return a reader of one or several different names, separated by commas.
+
+    Args:
+        known: The names that there are.
+        what: What they name, for the message about another.
+    """
+
+    def read(value: str) -> tuple[str, ...]:
+        found = tuple(dict.fromkeys(filter(None, value.split(","))))
+        unknown = [name for name in found if name not in known]
+        if unknown:
+            raise UserError(f"unknown {what} {unknown[0]!r}: there are {', '.join(known)}")
+        if not found:
+            raise UserError(f"no {what} is named: there are {', '.join(known)}")
+        return found
+
+    return read
+
+
+def read(
+    arguments: Sequence[str], kinds: Mapping[str, Kind | None], usage: str, *, config: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """Read a command line.
+
+    Args:
+        arguments: The arguments.
+        kinds: Readers of the options by name, without dashes; None for one that has no value.
+        usage: The options that are known, for the message about another.
+        config: Whether arguments `--config.KEY=VALUE` are passed on.
+
+    Returns:
+        The values of the options that are given, by name, and the arguments that are passed on.
+
+    Raises:
+        UserError: If an argument is not understood.
+    """
+    values: dict[str, Any] = {}
+    changes = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        name = option.removeprefix("--")
+        if config and option.startswith("--config.") and equals:
+            changes.append(argument)
+        elif option == f"--{name}" and name in kinds and bool(equals) == (kinds[name] is not None):
+            values[name] = _value(argument, kinds[name], value, usage)
+        else:
+            raise UserError(f"cannot read {argument!r}: {usage}")
+    return values, changes
+
+
+def _value(argument: str, kind: Kind | None, value: str, usage: str) -> Any:
+    if kind is None:
+        return True
+    try:
+        return kind(value)
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"cannot read {argument!r}: {usage}") from None
