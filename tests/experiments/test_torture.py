@@ -22,7 +22,11 @@ def test_a_number_stands_for_its_trial():
 
 @pytest.mark.parametrize(
     ("argument", "words"),
-    [("--minutes=a", "cannot read"), ("--faults=flood", "unknown fault 'flood'"), ("--methods=mine", "unknown method 'mine'")],
+    [
+        ("--minutes=a", "cannot read"),
+        ("--faults=flood", "unknown fault 'flood'"),
+        ("--methods=mine", "unknown method 'mine'"),
+    ],
 )
 def test_mistakes(argument, words, capsys):
     assert torture.main([argument]) == 2
