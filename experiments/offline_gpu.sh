@@ -17,7 +17,7 @@ pack() {
   mkdir -p "$folder/wheels"
   python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d "$folder/wheels" \
-    'ml-collections>=1,<2' 'dm-pix>=0.4.4,<0.5'
+    'ml-collections>=1.1,<2' 'dm-pix>=0.4.4,<0.5'
   if [ $# -gt 0 ]; then
     python -m experiments.offline_images pack "$folder/cifar10.npz" --data-dir="$1"
   fi
