@@ -16,6 +16,7 @@ pyramid and Adam are LGM's; nothing is augmented.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -67,8 +68,8 @@ class Real(NamedTuple):
     labels: Array | np.ndarray
 
 
-def make(config: ConfigDict, problem: Problem) -> Method:
-    """Build the method that `config.method` names, `lgm` or `clp_dd`.
+def make_lgm(config: ConfigDict, problem: Problem) -> Method:
+    """Build Linear Gradient Matching from a config.
 
     Args:
         config: See `ssdd_jax.config.default`.
@@ -80,6 +81,28 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     Raises:
         UserError: If there are no classes, more than N of them, or no network.
     """
+    # As many real images as augmented distilled ones.
+    return _make(config, problem, _matching, lambda distilled_images: config.encoder.copies * distilled_images)
+
+
+def make_clp_dd(config: ConfigDict, problem: Problem) -> Method:
+    """Build CLP-DD from a config.
+
+    Args:
+        config: See `ssdd_jax.config.default`.
+        problem: Shapes of the data and facts about the teacher.
+
+    Returns:
+        The method.
+
+    Raises:
+        UserError: As for `make_lgm`.
+    """
+    return _make(config, problem, _closed_form, lambda _: config.distill.batch_size)
+
+
+def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array], batch: Callable[[int], int]) -> Method:
+    """Build a method from its loss, and the number of real images that it takes for a number of distilled ones."""
     name, options = config.method, config.encoder
     if not problem.network:
         raise UserError(
@@ -99,8 +122,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             f"{config.storage.N}: set it to a multiple of {classes}"
         )
     own, most = np.repeat(np.arange(classes), per_class), len(pyramid.sizes(*problem.image_shape[:2]))
-    copies = options.copies if name == "lgm" else 1
-    size = min(copies * len(own) if name == "lgm" else config.distill.batch_size, problem.images)
+    size = min(batch(len(own)), problem.images)
     optimizer = optax.adam(config.distill.learning_rate)
 
     def init(key: Array, source: Source) -> State:
@@ -127,7 +149,6 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             state.levels,
             state.opt_state,
         )
-        objective = _matching if name == "lgm" else _closed_form
 
         def loss(levels: pyramid.Levels) -> Array:
             images = pyramid.decode(levels, count)
@@ -227,17 +248,16 @@ def _closed_form(
     )
 
 
-def _definition(name: str, changes: dict[str, object]) -> Definition:
+def _definition(name: str, make: Callable[[ConfigDict, Problem], Method], changes: Mapping[str, object]) -> Definition:
     return Definition(
         make,
         titles={name: TITLES[name]},
         editions={name: {"method": name, "distill.learning_rate": 2e-3, "distill.save_every": 500, **changes}},
         network=True,
         cpu_steps=(600, 1500),
-        size_keys=("encoder.clusters",),
         lower="config.encoder.copies",
     )
 
 
-LGM = _definition("lgm", {"distill.steps": 5000})
-CLP_DD = _definition("clp_dd", {"distill.steps": 5000, "distill.batch_size": 1024})
+LGM = _definition("lgm", make_lgm, {"distill.steps": 5000})
+CLP_DD = _definition("clp_dd", make_clp_dd, {"distill.steps": 5000, "distill.batch_size": 1024})
