@@ -1,7 +1,7 @@
 """Evaluate a set with the published PyTorch code of KRR-ST, unchanged, for comparison with this package's evaluation.
 
     git clone https://github.com/db-Lee/selfsup_dd
-    python -m ssdd_jax.export --set=runs/cifar10-cpu/distilled --form=krr_st --out=exported
+    python -m ssdd_jax.export --set=cifar10-n20 --form=krr_st --out=exported
     python -m experiments.agreement --repository=selfsup_dd --set=exported --models=convnet_32_64_128_bn --data_dir=DIR
 
 prints the accuracy of every seed. Compare with `python -m ssdd_jax.evaluate --edition=cpu

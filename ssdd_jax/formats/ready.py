@@ -22,7 +22,8 @@ class Ready(NamedTuple):
     command: str
 
 
-_METHODS = {
+_TITLES = {
+    "boost": "Boost-SSDD",
     "krr_st": "KRR-ST",
     "mkdt": "MKDT",
     "scdd": "SC-DD",
@@ -33,18 +34,28 @@ _METHODS = {
 }
 
 
-def _compared(folder: str, name: str, words: str, command: str) -> dict[str, Ready]:
-    """Sets of a comparison: of each method the first."""
+def _compared(name: str, data: str, command: str, *, others: tuple[str, ...]) -> dict[str, Ready]:
+    """Sets of a comparison, of each method the first: Boost-SSDD's as `name`, the others as `name-METHOD`."""
+    N = name.rpartition("-n")[2]
     return {
-        f"{name}-{method}": Ready(f"{folder}/sets/{method}", words.format(title), command)
-        for method, title in _METHODS.items()
+        name if method == "boost" else f"{name}-{method}": Ready(
+            f"compare-{name}/sets/{method}", f"{data}, {_TITLES[method]}, N = {N}", command
+        )
+        for method in ("boost", *others)
     }
 
 
 # A folder here has a line in `pyproject.toml`, which puts it, or one above it, into the wheel.
 SETS = {
+    **_compared("digits-n20", "scikit-learn's digits", "python -m experiments.compare", others=tuple(_TITLES)[1:]),
+    # The set of the first command is that of the comparison.
     "digits-n20": Ready("digits/distilled", "scikit-learn's digits, Boost-SSDD, N = 20", "python -m ssdd_jax.main"),
-    **_compared("compare-digits", "digits-n20", "scikit-learn's digits, {}, N = 20", "python -m experiments.compare"),
+    **_compared(
+        "cifar10-n20",
+        "CIFAR-10",
+        "python -m experiments.compare --config=configs/cifar10.py:cpu",
+        others=("krr_st", "random"),
+    ),
 }
 _PACKAGE = pathlib.Path(__file__).parents[1]
 

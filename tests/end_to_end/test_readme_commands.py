@@ -33,7 +33,6 @@ NOT_RUN = {
     "python -m ssdd_jax.main --help": "printed by tests/test_main.py",
     "python -m ssdd_jax.main --help_config": "printed by tests/test_main.py",
     "python -m ssdd_jax.main --config.storage.N=10 --config.distill.steps=300 --workdir=runs/small": MINUTES,
-    "python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.data.data_dir=DIR": DOWNLOADED,
     "python -m ssdd_jax.main --config=configs/cifar10.py --config.data.data_dir=DIR": HOURS,
     "python -m ssdd_jax.main --config=configs/cifar10.py --config.data.name=npz:mine.npz "
     "--config.teacher.features=features.npz": HOURS,
@@ -60,8 +59,6 @@ NOT_RUN = {
     "python -m ssdd_jax.evaluate --set=PATH --models=convnet,resnet18,vit_tiny --targets=cifar10,stanford_dogs "
     "--protocol=linear,finetune,few_labels,zero_shot_kd --seeds=5 --data_dir=DIR": HOURS,
     "python -m ssdd_jax.evaluate --set=ours=runs/a/distilled,theirs=krr_st_folder --source=runs/a": MINUTES,
-    "python -m ssdd_jax.evaluate --set=runs/cifar10-cpu/distilled --edition=cpu "
-    "--models=convnet_32_64_128_bn,convnet_32_64_128_in --protocol=linear,knn --seeds=3 --data_dir=DIR": DOWNLOADED,
     # tests/test_export.py and tests/report/test_report.py run every form.
     "python -m ssdd_jax.export --set=runs/digits/distilled --form=npz": "as the form krr_st below",
     "python -m ssdd_jax.export --set=runs/digits/distilled --form=png": "as the form krr_st below",
@@ -90,8 +87,9 @@ NOT_RUN = {
     "python -m experiments.compare": MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --N=50 --seeds=1 --methods=boost,krr_st,random "
     "--config.data.data_dir=DIR": DOWNLOADED,
-    "python -m experiments.compare --config=configs/cifar10.py:cpu --N=50 --seeds=1 "
-    "--methods=boost,krr_st,random,kmeans --config.data.data_dir=DIR": DOWNLOADED,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu": DOWNLOADED,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost,krr_st,random --N=20 --references=1 "
+    '--config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': DOWNLOADED,
     "python -m experiments.compare --methods=boost,krr_st,mkdt,scdd,random,kmeans,high_loss,noise --N=20 "
     "--config.evaluate.seeds=1": MINUTES,
     "python -m experiments.fuzz": MINUTES,
