@@ -208,14 +208,17 @@ def draw(path: pathlib.Path, found: Comparison) -> None:
 
 def _draw_measure(axes: Any, measure: str, found: Comparison, colors: dict[str, Any]) -> None:
     rows = [row for row in found.rows if row.values.get(measure)]
-    span = np.log(max(row.budget for row in rows) / min(row.numbers for row in rows)) or 1.0
+    # The axis spans a factor of two at least: few numbers more or less are no distance.
+    most, least = max(row.budget for row in rows), min(row.numbers for row in rows)
+    span, middle = max(np.log(most / least), np.log(2)), np.sqrt(most * least)
+    apart = 0.015 if len({row.N for row in rows}) > 1 else 0.08
     shown = {}
     for i, method in enumerate(colors):
         method_rows = [row for row in rows if row.method == method]
         means = [float(np.mean(row.values[measure])) for row in method_rows]
         errors = [_deviation(row.values[measure]) for row in method_rows]
         # Methods that store the same amount are shifted apart.
-        positions = [row.numbers * np.exp(0.015 * span * (i - (len(colors) - 1) / 2)) for row in method_rows]
+        positions = [row.numbers * np.exp(apart * span * (i - (len(colors) - 1) / 2)) for row in method_rows]
         style = {"color": colors[method], "marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
         axes.errorbar(positions, means, errors, label=label(method), **style)
         shown[method] = [m + e for m, error in zip(means, errors, strict=True) for e in (-error, error)]
@@ -228,6 +231,7 @@ def _draw_measure(axes: Any, measure: str, found: Comparison, colors: dict[str, 
     axes.set(xscale="log", xlabel="numbers stored", title=report.TITLES[measure])
     axes.set_xticks(list(budgets), [f"{budget:,}\nN = {N}" for budget, N in budgets.items()], minor=False)
     axes.set_xticks([], minor=True)
+    axes.set_xlim(middle * np.exp(-0.55 * span), middle * np.exp(0.55 * span))
     axes.grid(alpha=0.3)
 
 
