@@ -191,7 +191,9 @@ def draw(path: pathlib.Path, found: Comparison) -> None:
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels[len(measures) + 1 :]:
         axes.set_axis_off()
+    # Nine colors without grey, which is that of the references, and eight darker ones.
     palette = [color for i, color in enumerate(colormaps["tab10"].colors) if i != 7]  # type: ignore[attr-defined]
+    palette += colormaps["Dark2"].colors  # type: ignore[attr-defined]
     # A method's color does not depend on the other methods of the comparison.
     order = list(dict.fromkeys([*labels(), *shown_methods]))
     colors = {name: palette[order.index(name) % len(palette)] for name in shown_methods}
