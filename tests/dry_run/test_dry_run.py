@@ -65,7 +65,7 @@ OWN = {
     "boost_plus": ("distill", 1),
     "mkdt": ("experts", 3 * 3),  # three side by side: 3 epochs (starts before the second, two more) of 3 steps
     "scdd": ("post_training", 2),
-    "lgm": ("linear_head", 4 * 1000),  # epochs of the heads on the set and three baselines
+    "lgm": ("linear_head", 4 * 5),  # epochs of the heads on the set and three baselines
     "kmeans": ("samples", 120),
     "noise": ("approximate", 1),
 }
