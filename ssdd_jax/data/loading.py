@@ -99,7 +99,7 @@ def decode_together(settings: ConfigDict) -> None:
 
 
 def is_decoded(name: str) -> bool:
-    """Whether the images of a data set of this name are decoded from files, one by one."""
+    """Return whether the images of a data set of this name are decoded from files, one by one."""
     return name in ("tiny_imagenet", "aircraft") or name.startswith(("tfds:", "folder:"))
 
 

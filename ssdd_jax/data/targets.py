@@ -39,7 +39,7 @@ _KINDS = ("tfds", "folder", "npz", "npy")
 
 
 def is_name(name: str) -> bool:
-    """Whether `settings` knows a name."""
+    """Return whether `settings` knows a name."""
     kind, _, rest = name.partition(":")
     return name in NAMES or name == "digits" or (kind in _KINDS and rest != "")
 

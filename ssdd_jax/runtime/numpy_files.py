@@ -39,7 +39,7 @@ class Archive(Mapping[str, np.ndarray]):
         return array
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a member of the name; it is not read."""
+        """Return whether there is a member of the name, without reading it."""
         return name in self._loaded.files
 
     def __iter__(self) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Count:
-    """What has been counted in a context of `counting`."""
+    """Progress of a computation in a context of `counting`: a number, and a text that says it."""
 
     def __init__(self) -> None:
         """Begin with nothing."""

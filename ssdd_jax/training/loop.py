@@ -335,7 +335,7 @@ def _metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def _is_metric(line: dict[str, Any]) -> bool:
-    """Whether a line has the stage, the step and numbers, among them the loss."""
+    """Return whether a line has a stage, a step and numbers, among them the loss."""
     numbers = [value for key, value in line.items() if key != "stage"]
     named = isinstance(line.get("stage"), str) and isinstance(line.get("step"), int) and "loss" in line
     return named and all(isinstance(value, int | float) for value in numbers)

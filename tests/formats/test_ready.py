@@ -21,7 +21,7 @@ RESULTS = ROOT / "experiments" / "results"
 
 
 def published(name):
-    """What was published about a set: method, numbers stored, budget, title, and its measures."""
+    """Return the published facts about a set: numbers stored, budget, title, and its measures."""
     folder = RESULTS / ready.SETS[name].folder
     if folder.parent.name == "sets":  # of a comparison, of which it is the first seed's
         content = files.read_json(folder.parents[1] / "comparison.json")

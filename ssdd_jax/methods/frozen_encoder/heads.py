@@ -18,7 +18,6 @@ import numpy as np
 import optax
 from jax import lax
 
-from ssdd_jax import krr
 from ssdd_jax.methods.frozen_encoder import distortions, objectives
 from ssdd_jax.training import epochs
 
@@ -117,8 +116,8 @@ def ridge(features: Array, labels: Array, tested: Array, *, classes: int, ridge_
     Returns:
         Classes, int `(n,)`.
     """
-    wanted = jax.nn.one_hot(labels, classes) - 1 / classes
-    return krr.predict(features, wanted, tested, ridge_scale).argmax(-1)
+    scores = objectives.ridge_scores(features, labels, tested, classes=classes, ridge_scale=ridge_scale)
+    return scores.argmax(-1)
 
 
 def random_images(key: Array, labels: np.ndarray, per_class: int, classes: int) -> np.ndarray:

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssdd_jax import distilled
+from ssdd_jax import distilled, teacher
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source
 from ssdd_jax.methods.frozen_encoder import distortions, objectives, pyramid, stages
@@ -163,15 +163,14 @@ def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array],
         return after, Info(value, optax.tree.norm(gradient), count.astype(jnp.float32))
 
     def images_of(state: State) -> Array:
-        """Decode the images with the levels that the last step used, as network inputs."""
+        """Decode the images with the levels that the last step used: pixels between 0 and 1 `(P,H,W,C)`."""
         return pyramid.decode(state.levels, pyramid.used(state.step - 1, every=options.extend_every, most=most))
 
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
         pixels, constants = images_of(state), source.preprocessing
-        features = stages.encode(pixels, source.teacher, constants)
-        return distilled.from_pairs(
-            constants.inputs(pixels), constants.targets(features), constants, labels=own.tolist()
-        )
+        inputs = constants.inputs(pixels)
+        features = teacher.features_of_inputs(source.teacher, inputs)
+        return distilled.from_pairs(inputs, constants.targets(features), constants, labels=own.tolist())
 
     def feed(run: Run) -> Feed | None:
         if run.resident():

@@ -59,6 +59,24 @@ def gradient_matching(real: tuple[Array, Array], distilled: tuple[Array, Array])
     return 1 - jnp.vdot(first, second, precision="highest") / jnp.maximum(norms, 1e-8)  # PyTorch's bound
 
 
+def ridge_scores(features: Array, labels: Array, others: Array, *, classes: int, ridge_scale: float = 1e-3) -> Array:
+    """Compute the scores of the head that ridge regression fits to labelled features. Differentiable.
+
+    Args:
+        features: Features `(P,D)`, centred.
+        labels: Their classes, int `(P,)`.
+        others: Features to classify `(n,D)`, centred likewise.
+        classes: Number of classes.
+        ridge_scale: Ridge as a share of the kernel's trace.
+
+    Returns:
+        Scores `(n,classes)`.
+    """
+    # The wanted scores are centred too: the head has no bias.
+    wanted = jax.nn.one_hot(labels, classes, dtype=features.dtype) - 1 / classes
+    return krr.predict(features, wanted, others, ridge_scale)
+
+
 def closed_form(
     distilled: tuple[Array, Array],
     real: tuple[Array, Array],
@@ -76,7 +94,5 @@ def closed_form(
         ridge_scale: Ridge as a share of the kernel's trace.
         temperature: Divides the predictions, which are fitted to 0 and 1, before the softmax.
     """
-    wanted = jax.nn.one_hot(distilled[1], classes, dtype=distilled[0].dtype)
-    # Centred: the head has no bias.
-    scores = krr.predict(distilled[0], wanted - 1 / classes, real[0], ridge_scale)
+    scores = ridge_scores(*distilled, real[0], classes=classes, ridge_scale=ridge_scale)
     return optax.softmax_cross_entropy_with_integer_labels(scores / temperature, real[1]).mean()
