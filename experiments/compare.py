@@ -1,7 +1,7 @@
 """Compare all methods at equal storage: same data, teacher and evaluator, several seeds and sizes, one table and plot.
 
-    python -m experiments.compare [--config=configs/digits.py] [--methods=boost,krr_st,...] [--N=10,20] [--seeds=5]
-                                  [--references=K] [--workdir=runs/compare-digits] [--equal_seconds]
+    python -m experiments.compare [--config=configs/digits.py] [--methods=boost,krr_st,...]
+                                  [--N=10,20 | --bytes=8192,16384] [--seeds=5] [--references=K] [--workdir=runs/compare-digits] [--equal_seconds]
                                   [--config.KEY=VALUE ...]
 
 A seed is a distillation: its set, and the networks trained on it. Differences between methods are paired by seed.
@@ -17,6 +17,9 @@ written to the work dir.
 
 With --equal_seconds a second table compares the first method with the others that learn against the model pool, each
 with as many outer steps as take the first one's time on this machine. Their numbers of steps are kept in steps.json.
+
+With --bytes the budget is the size of the file instead of N images in numbers: methods store in the precisions that
+serve them best, and subsets code their images (docs/guides/bytes.md).
 
 If the config sets M, the number of decoded images, M is scaled in proportion to N.
 """
@@ -46,13 +49,14 @@ SCHEMA = 2  # of comparison.json; without the number the measure `linear` is KRR
 # Options by another name than their field.
 RENAMED = {"N": "sizes"}
 USAGE = (
-    "--config=FILE --methods=A,B --N=10,20 --seeds=5 --references=K --workdir=DIR --equal_seconds and "
+    "--config=FILE --methods=A,B --N=10,20 --bytes=8192 --seeds=5 --references=K --workdir=DIR --equal_seconds and "
     "--config.KEY=VALUE are known"
 )
 # Config keys that distinguish the runs, and the options that set them: they cannot be changed for all runs.
 OWNED = {
     "method": "--methods",
     "storage.N": "--N",
+    "storage.bytes": "--bytes",
     "seed": "--seeds",
     "distill.samples": "--methods",
     "evaluate.entries": "nothing: the comparison",
@@ -61,7 +65,8 @@ OWNED = {
 
 class Options(NamedTuple):
     """Options of a comparison: config file, methods (its editions), sizes N, seeds, folder, further changes, whether
-    methods are also compared at equal seconds, and the seeds of the rows without a set, 0 for all."""
+    methods are also compared at equal seconds, the seeds of the rows without a set, 0 for all, and sizes in bytes that
+    replace N."""
 
     config: str = commandline.DEFAULT
     methods: tuple[str, ...] = tuple(configuration.EDITIONS)
@@ -71,6 +76,7 @@ class Options(NamedTuple):
     changes: tuple[str, ...] = ()
     equal_seconds: bool = False
     references: int = 0
+    bytes: tuple[int, ...] = ()
 
     @property
     def folder(self) -> pathlib.Path:
@@ -86,11 +92,14 @@ def parse(arguments: Sequence[str]) -> Options:
         "workdir": command_line.text,
         "methods": command_line.names(configuration.EDITIONS, "method"),
         "N": command_line.counts,
+        "bytes": command_line.counts,
         "seeds": command_line.count,
         "references": command_line.count,
         "equal_seconds": None,
     }
     values, changes = command_line.read(arguments, kinds, USAGE, config=True)
+    if "N" in values and "bytes" in values:
+        raise UserError("--N and --bytes are two budgets: give one of them")
     chosen = Options(**{RENAMED.get(name, name): value for name, value in values.items()}, changes=tuple(changes))
     _check(chosen)
     return chosen
@@ -106,17 +115,39 @@ def _check(options: Options) -> None:
     if editions:
         raise UserError(f"{options.config} names a method: name it with --methods={editions.pop()}")
     for method in options.methods:
-        config_of(options, method, options.sizes[0], 0)
+        config_of(options, method, _sizes(options)[0], 0)
 
 
-def config_of(options: Options, method: str, N: int, seed: int) -> Any:
-    """Build the config of one run: the method's edition, with M in proportion to N."""
+def _sizes(options: Options) -> tuple[int, ...]:
+    """Return the budgets, in bytes or in images."""
+    return options.bytes or options.sizes
+
+
+def _name(options: Options, method: str, size: int) -> str:
+    """Return the name of the runs of a method at a budget."""
+    return f"{method}-{'B' if options.bytes else 'N'}{size}"
+
+
+def config_of(options: Options, method: str, size: int, seed: int, *, in_bytes: bool | None = None) -> Any:
+    """Build the config of one run: the method's edition, with M in proportion to N.
+
+    Args:
+        options: The options of the comparison.
+        method: An edition.
+        size: The budget, N or bytes.
+        seed: The seed of the run.
+        in_bytes: Whether the budget is in bytes; None: as the options say.
+    """
     path, _, edition = options.config.partition(":")
     line = [f"--config={path}:{','.join(filter(None, (edition, method)))}", *options.changes]
     config = commandline.parse(line).config
-    if config.storage.M:
-        config.storage.M = max(1, config.storage.M * N // config.storage.N)
-    config.storage.N, config.seed = N, seed
+    config.seed = seed
+    if bool(options.bytes) if in_bytes is None else in_bytes:
+        config.storage.bytes = size
+    else:
+        if config.storage.M:
+            config.storage.M = max(1, config.storage.M * size // config.storage.N)
+        config.storage.N = size
     config.update_from_flattened_dict(dict.fromkeys(_size_keys(), 0))
     return config
 
@@ -136,27 +167,31 @@ def run_all(options: Options) -> Comparison:
     # first, so that an error in the data or the teacher is reported before anything else; the others come last, as
     # training on all images may take long.
     seeds = range(options.seeds)
-    references = [_run(options, "references", "random", 1, 0, REFERENCES)]
+    references = [_references(options, 0)]
     completed: dict[tuple[str, int], list[dict[str, Any]]] = {}
     refused = []
-    for N in options.sizes:
+    for size in _sizes(options):
         for method in options.methods:
+            name = _name(options, method, size)
             try:
-                completed[method, N] = [_run(options, f"{method}-N{N}", method, N, seed) for seed in seeds]
+                completed[method, size] = [
+                    _run(options, name, config_of(options, method, size, seed), seed) for seed in seeds
+                ]
             except UserError as error:
-                refused.append(f"{label(method)} at N = {N}: {' '.join(str(error).split())}")
+                unit = "bytes" if options.bytes else "N"
+                refused.append(f"{label(method)} at {unit} = {size}: {' '.join(str(error).split())}")
                 print(f"compare: {refused[-1]}", flush=True)
     if not completed:
         raise UserError(f"no method could run: {refused[0]}")
     further = seeds[1 : options.references or None]
-    references += [_run(options, "references", "random", 1, seed, REFERENCES) for seed in further]
+    references += [_references(options, seed) for seed in further]
     seconds_by_run = [one["seconds"] for results in (references, *completed.values()) for one in results]
     # Shared stages took time only in the run that computed them: the maximum over the runs is their cost.
     method_stages = {stage for seconds in seconds_by_run for stage in seconds if stage not in pipeline.STAGES}
     shared = sorted(stage for stage in method_stages if (options.folder / "shared" / stage).is_dir())
     prepared = {stage: max(seconds.get(stage, 0.0) for seconds in seconds_by_run) for stage in shared}
     return Comparison(
-        [_row(method, N, results, prepared) for (method, N), results in completed.items()],
+        [_row(method, size, results, prepared) for (method, size), results in completed.items()],
         {name: _values(references, name) for name in REFERENCES},
         refused,
         options.seeds,
@@ -181,29 +216,34 @@ def run_equal(options: Options, found: Comparison) -> tuple[Comparison, list[str
     # The times of another start would give other numbers of steps, and with them other runs.
     kept = files.read_json(path) if path.exists() else {}
     rows, words = [], []
-    for N in options.sizes:
-        if (first, N) not in by_key:
+    for size in _sizes(options):
+        if (first, size) not in by_key:
             continue
-        rows.append(by_key[first, N])
+        rows.append(by_key[first, size])
         for method in options.methods[1:]:
-            config = config_of(options, method, N, 0)
-            if (method, N) not in by_key or not methods.METHODS[config.method].pooled:
+            config = config_of(options, method, size, 0)
+            if (method, size) not in by_key or not methods.METHODS[config.method].pooled:
                 continue
-            share = by_key[first, N].seconds / max(by_key[method, N].seconds, 1e-3)
-            name = f"{method}-N{N}"
+            share = by_key[first, size].seconds / max(by_key[method, size].seconds, 1e-3)
+            name = _name(options, method, size)
             steps = kept.setdefault(name, max(1, round(share * config.distill.steps)))
             files.write_json(path, kept)
-            results = [_run(options, f"{name}-equal", method, N, seed, steps=steps) for seed in range(options.seeds)]
-            rows.append(_row(method, N, results, {}))
-            words.append(f"{label(method)} at N = {N} takes {steps:,} steps instead of {config.distill.steps:,}.")
+            results = []
+            for seed in range(options.seeds):
+                changed = config_of(options, method, size, seed)
+                changed.distill.steps = steps
+                results.append(_run(options, f"{name}-equal", changed, seed))
+            rows.append(_row(method, size, results, {}))
+            words.append(f"{label(method)} at {name} takes {steps:,} steps instead of {config.distill.steps:,}.")
     return found._replace(rows=rows, references={name: {} for name in REFERENCES}, refused=[]), words
 
 
-def _run(
-    options: Options, name: str, method: str, N: int, seed: int, entries: tuple[str, ...] = (), *, steps: int = 0
-) -> dict[str, Any]:
-    config = config_of(options, method, N, seed)
-    config.distill.steps = steps or config.distill.steps
+def _references(options: Options, seed: int) -> dict[str, Any]:
+    """Measure the rows that need no set, along with one cheap set."""
+    return _run(options, "references", config_of(options, "random", 1, seed, in_bytes=False), seed, REFERENCES)
+
+
+def _run(options: Options, name: str, config: Any, seed: int, entries: tuple[str, ...] = ()) -> dict[str, Any]:
     config.evaluate.entries = ("distilled", *entries)
     folder = _folder(options, name, seed)
     results = _finished(folder, config)
@@ -234,18 +274,25 @@ def _values(results: list[dict[str, Any]], entry: str) -> dict[str, list[float]]
     }
 
 
-def _row(method: str, N: int, results: list[dict[str, Any]], prepared: dict[str, float]) -> Row:
+def _row(method: str, size: int, results: list[dict[str, Any]], prepared: dict[str, float]) -> Row:
     seconds = [one["seconds"] for one in results]
     return Row(
         method,
-        N,
-        int(np.mean([one["storage"]["numbers"] for one in results])),
+        size,
+        int(np.mean([_used(one["storage"]) for one in results])),
         results[0]["storage"]["budget"],
         _values(results, "distilled"),
         [value for one in results for value in one.get("post_training", {}).get("top1", {}).get("values", [])],
         round(float(np.mean([s["samples"] + s["distill"] + s["approximate"] for s in seconds])), 1),
         round(sum(value for stage, value in prepared.items() if stage in seconds[0]), 1),
+        results[0]["storage"].get("unit", "numbers"),
+        results[0]["storage"]["images"],
     )
+
+
+def _used(storage: dict[str, Any]) -> int:
+    """Return what a set takes of its budget; versions before budgets in bytes counted numbers only."""
+    return int(storage.get("used", storage["numbers"]))
 
 
 def write(options: Options, found: Comparison, equal: tuple[Comparison, list[str]] | None = None) -> str:
@@ -277,8 +324,8 @@ def write_page(options: Options, found: Comparison, arguments: Sequence[str]) ->
     """Write report.html, which compares the sets and shows the images of the first seed."""
     sides = [
         report.side_of(
-            f"{label(row.method)}, N = {row.N}",
-            [report.read(_folder(options, f"{row.method}-N{row.N}", seed)) for seed in range(options.seeds)],
+            f"{label(row.method)}, {f'{row.N:,} bytes' if options.bytes else f'N = {row.N}'}",
+            [report.read(_folder(options, _name(options, row.method, row.N), seed)) for seed in range(options.seeds)],
         )
         for row in found.rows
     ]

@@ -76,6 +76,11 @@ def default() -> ConfigDict:
 
     config.storage = storage = ConfigDict()
     storage.N = 100  # budget: the set must fit in the storage of N images and their features
+    storage.bytes = 0  # budget in bytes of the file instead, headers included; 0: the numbers of N images
+    storage.images = "auto"  # precision of images: float32 | bfloat16 | float16 | int8 to int2, subsets also png | webp
+    # | jpeg; auto: float32, and for a budget in bytes what is measured (Boost-SSDD), int8, or webp (subsets)
+    storage.targets = "auto"  # likewise of targets, without the codes
+    storage.quality = 0  # of webp and jpeg, 1 to 100; 0: for a budget in bytes the highest that fits
     storage.M = 0  # decoded images; 0, also for U and V: chosen so that the budget is used
     storage.U = 0  # image bases
     storage.V = 0  # feature bases
@@ -266,7 +271,7 @@ _NOT_NEGATIVE = (
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
     "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
     "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads "
-    "encoder.clusters encoder.head_epochs"
+    "encoder.clusters encoder.head_epochs storage.bytes"
 ).split()
 
 # Rows with recalibrated batch norm: no row, as published; the untrained networks; every network.
@@ -277,6 +282,10 @@ SAMPLES = ("random", "kmeans", "high_loss")
 LARGEST_SEED = 2**32 - 1
 PREPROCESSING = ("auto", "dataset", "imagenet", "half", "unit", "cifar10", "cifar100")
 FEATURES = (".npy", ".npz")
+# Precisions of stored arrays: see `ssdd_jax.storage.quantize`.
+PRECISIONS = ("float32", "bfloat16", "float16", *(f"int{bits}" for bits in range(8, 1, -1)))
+# Formats of pictures that the images of a subset may be coded in.
+CODES = ("png", "webp", "jpeg")
 
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{key: _at_least(1) for key in _COUNTS},
@@ -321,6 +330,9 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pool.form": _one_of(("auto", *convolution.FORMS)),
     "teacher.preprocessing": _one_of(PREPROCESSING),
     "distill.samples": _one_of(SAMPLES),
+    "storage.images": _one_of(("auto", *PRECISIONS, *CODES)),
+    "storage.targets": _one_of(("auto", *PRECISIONS)),
+    "storage.quality": _between(0, 100),
     "distill.start": _one_of(tuple(decoder.STARTS)),
     "evaluate.batch_size": _at_least(2),
 }

@@ -2,7 +2,8 @@
 
 A set consists of its *kind* (the way it is decoded), the arrays that are stored and counted, the data set's constants,
 and a description. On disk it is a folder with `set.safetensors` and `set.json`; the latter is written last and holds
-the checksum of the former.
+the checksum of the former. Arrays are stored in float32, or packed in fewer bits (`pack`), images also as one coded
+picture.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ from ssdd_jax import approximate, decoder
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
+from ssdd_jax.storage import mosaic, packing
 
 Array = jax.Array
-SCHEMA = 1
+SCHEMA = 2  # of packed sets; all others are written, and can be read by earlier versions, as 1
 TENSORS, DESCRIPTION = "set.safetensors", "set.json"
+# Of WebP and JPEG where neither a quality nor a number of bytes is given.
+DEFAULT_QUALITY = 80
+# Key of the statics of a packed set: precision and shape of each array.
+PACKED = "packed"
 # While a set is overwritten: the arrays of the former one.
 PREVIOUS = "previous.safetensors"
 
@@ -40,6 +46,8 @@ class DistilledSet:
         statics: Sizes and names that decoding also needs, JSON values.
         preprocessing: Constants of the data set.
         about: Provenance (method, config, data set, class names, teacher, version, seed), JSON values.
+        stored: The arrays in their packed form, as they are written; None if `arrays` are written as they are. `arrays`
+            then are what the packed form holds.
     """
 
     kind: str
@@ -47,6 +55,7 @@ class DistilledSet:
     statics: Mapping[str, Any]
     preprocessing: Preprocessing
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stored: Mapping[str, np.ndarray] | None = None
 
     def pairs(self) -> tuple[Array, Array]:
         """Decode the training pairs; the result is cached.
@@ -69,6 +78,16 @@ class DistilledSet:
         """Count the numbers in the stored arrays; the data set's constants are excluded."""
         return sum(int(np.prod(array.shape)) for array in self.arrays.values())
 
+    def bytes_stored(self) -> int:
+        """Count the bytes of the file `set.safetensors`: arrays, the data set's constants, and its header."""
+        return len(files.tensors_content(self._tensors()))
+
+    def _tensors(self) -> dict[str, Any]:
+        constants = self.preprocessing._asdict()
+        if self.stored is not None:  # `pack` has rounded it
+            constants["target_mean"] = np.asarray(constants["target_mean"]).astype(np.float16)
+        return {"arrays": dict(self.arrays if self.stored is None else self.stored), "preprocessing": constants}
+
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the set.
 
@@ -82,7 +101,7 @@ class DistilledSet:
             UserError: If the disk is full or cannot be written to.
         """
         folder = pathlib.Path(path).expanduser()
-        tensors = {"arrays": dict(self.arrays), "preprocessing": self.preprocessing._asdict()}
+        tensors = self._tensors()
         # The description is written last: a folder that has one holds a complete set. Until then the arrays of the set
         # that is overwritten are kept under another name, where `load` finds them.
         if not (folder / PREVIOUS).is_file() or _is_whole(folder):  # they may be kept since an earlier attempt
@@ -93,7 +112,7 @@ class DistilledSet:
             files.remove(folder / PREVIOUS)
             raise
         description = {
-            "schema": SCHEMA,
+            "schema": 1 if self.stored is None else SCHEMA,
             "kind": self.kind,
             "statics": dict(self.statics),
             "about": dict(self.about),
@@ -131,14 +150,24 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
             kind = description["kind"]
             raise UserError(f"{folder} is of the unknown kind {kind!r}: known are {', '.join(KINDS)}")
         tensors = _tensors(folder, description["sha256"])
+        statics, constants = description["statics"], tensors["preprocessing"]
+        packed = PACKED in statics
+        # Constants of packed sets are stored in fewer bits.
+        preprocessing = Preprocessing(
+            **{name: jnp.asarray(value.astype(np.float32) if packed else value) for name, value in constants.items()}
+        )
+        arrays = {name: jnp.asarray(array) for name, array in tensors["arrays"].items() if not packed}
         return DistilledSet(
             kind=description["kind"],
-            arrays={name: jnp.asarray(array) for name, array in tensors["arrays"].items()},
-            statics=description["statics"],
-            preprocessing=Preprocessing(**{k: jnp.asarray(v) for k, v in tensors["preprocessing"].items()}),
+            arrays=packing.unpack(tensors["arrays"], statics[PACKED], preprocessing) if packed else arrays,
+            statics=statics,
+            preprocessing=preprocessing,
             about=description["about"],
+            stored=tensors["arrays"] if packed else None,
         )
-    except (KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{folder / DESCRIPTION} is not the description of a distilled set: {error}") from None
 
 
@@ -160,6 +189,55 @@ def _tensors(folder: pathlib.Path, checksum: str) -> dict[str, Any]:
         if not (folder / PREVIOUS).is_file():
             raise
         return files.read_tensors(folder / PREVIOUS, checksum)
+
+
+def pack(
+    distilled: DistilledSet, *, images: str = "float32", targets: str = "float32", quality: int = 0, limit: int = 0
+) -> DistilledSet:
+    """Pack the arrays of a set in fewer bits.
+
+    Args:
+        distilled: The set.
+        images: Precision of the image part, a name in `storage.quantize.NAMES`; for images of 1 or 3 channels that are
+            stored as such also `png`, `webp` or `jpeg`.
+        targets: Precision of the feature part, a name in `storage.quantize.NAMES`.
+        quality: Of WebP and JPEG, 1 to 100; 0 for the highest at which the set has no more than `limit` bytes.
+        limit: The most bytes of `set.safetensors`; 0 for no limit.
+
+    Returns:
+        A set of the rounded arrays, with their packed form; the set itself if all is float32 and there is no limit.
+
+    Raises:
+        UserError: If the set has more bytes than the limit, or its images cannot be coded.
+    """
+    if images == targets == "float32" and not limit:
+        return distilled
+    if images in mosaic.CODES and "images" not in distilled.arrays:
+        raise UserError(f"storage.images={images} codes images, and this set stores bases: choose a precision")
+    constants = distilled.preprocessing
+    rounded = constants._replace(
+        target_mean=jnp.asarray(np.asarray(constants.target_mean).astype(np.float16), jnp.float32)
+    )
+
+    def at(quality: int) -> DistilledSet:
+        stored, facts = packing.pack(distilled.arrays, rounded, images=images, targets=targets, quality=quality)
+        return dataclasses.replace(
+            distilled,
+            arrays=packing.unpack(stored, facts, rounded),
+            statics={**distilled.statics, PACKED: facts},
+            preprocessing=rounded,
+            stored=stored,
+        )
+
+    if images in mosaic.LOSSY and not quality:
+        quality = packing.largest_quality(lambda q: at(q).bytes_stored(), limit) if limit else DEFAULT_QUALITY
+    packed = at(quality)
+    if limit and packed.bytes_stored() > limit:
+        raise UserError(
+            f"storage exceeds the budget: {packed.bytes_stored():,} > {limit:,} bytes; lower storage.M, U or V, choose "
+            "smaller storage.images or storage.targets, or raise storage.bytes"
+        )
+    return packed
 
 
 def from_pairs(

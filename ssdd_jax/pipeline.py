@@ -290,6 +290,7 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     problem = methods.Problem(
         shape, known.dim, count, dataset.classes, network=network, batch_norm=known.batch_norm, mesh=mesh
     )
+    config = methods.counted(config, problem)
     method = methods.make(config, problem)
     if brought is not None:
         config = features.only_known_views(config, method, brought, say)

@@ -178,7 +178,7 @@ DAMAGES = {
     "a bit": (flip_a_bit, "damaged: its checksum"),
     "no tensors": (lambda folder: (folder / distilled.TENSORS).unlink(), "set.safetensors cannot be read"),
     "no description": (lambda folder: (folder / distilled.DESCRIPTION).unlink(), "holds no distilled set"),
-    "newer schema": (lambda folder: describe(folder, schema=2), "schema 2, this version reads up to 1: update"),
+    "newer schema": (lambda folder: describe(folder, schema=3), "schema 3, this version reads up to 2: update"),
     "unknown kind": (lambda folder: describe(folder, kind="zip"), "unknown kind 'zip': known are bases, pairs"),
     "no checksum": (lambda folder: describe(folder, sha256=None), "not the description of a distilled set"),
     "a list": (lambda folder: (folder / distilled.DESCRIPTION).write_text("[1]"), "no JSON object"),
@@ -257,3 +257,78 @@ def test_a_set_that_is_overwritten_is_the_old_or_the_new_one(written, tmp_path, 
     plain(2).save(tmp_path)
     same(distilled.load(tmp_path), plain(2))
     assert sorted(file.name for file in tmp_path.iterdir()) == [distilled.DESCRIPTION, distilled.TENSORS]
+
+
+@pytest.mark.parametrize("images", ["float16", "bfloat16", "int8", "int5"])
+@pytest.mark.parametrize("targets", ["float32", "int8", "int6"])
+def test_a_packed_set_comes_back_as_it_was(images, targets, tmp_path):
+    for made in (bases(M=5, U=3, V=3), plain()):
+        packed = distilled.pack(made, images=images, targets=targets)
+        packed.save(tmp_path)
+        assert (tmp_path / "set.safetensors").stat().st_size == packed.bytes_stored() < made.bytes_stored() + 1000
+        back = distilled.load(tmp_path)
+        same(packed, back)
+        assert json.loads((tmp_path / "set.json").read_text())["schema"] == 2
+        # What is read and written again has the same bytes.
+        content = (tmp_path / "set.safetensors").read_bytes()
+        back.save(tmp_path / "again")
+        assert (tmp_path / "again" / "set.safetensors").read_bytes() == content
+        for one, other in zip(made.pairs(), back.pairs(), strict=True):
+            assert np.abs(np.asarray(one) - np.asarray(other)).max() < 0.3 * np.abs(np.asarray(one)).max()
+
+
+@pytest.mark.parametrize("code", ["png", "webp", "jpeg"])
+def test_images_of_pairs_are_coded_as_one_picture(code, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 2, 2, 3)).astype(np.uint8).repeat(8, 1).repeat(8, 2)
+    made = distilled.from_pairs(CONSTANTS.images(jnp.asarray(pixels)), pairs(0, 30)[1], CONSTANTS)
+    packed = distilled.pack(made, images=code, targets="int8")
+    packed.save(tmp_path)
+    back = distilled.load(tmp_path)
+    same(packed, back)
+    error = np.abs(255 * np.asarray(back.images()) - pixels).mean()
+    assert error < (0.01 if code == "png" else 12) and back.stored["images"].dtype == np.uint8
+
+
+def test_the_highest_quality_that_fits():
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
+    made = distilled.from_pairs(CONSTANTS.images(jnp.asarray(pixels)), pairs(0, 60)[1], CONSTANTS)
+    limits = [distilled.pack(made, images="webp", targets="int8", quality=q).bytes_stored() for q in (20, 60)]
+    for quality, limit in zip((20, 60), limits, strict=True):
+        fitted = distilled.pack(made, images="webp", targets="int8", limit=limit)
+        assert fitted.bytes_stored() <= limit
+        above = distilled.pack(made, images="webp", targets="int8", quality=quality + 2).bytes_stored()
+        assert above > limit
+    with pytest.raises(UserError, match="not even with the lowest quality"):
+        distilled.pack(made, images="webp", targets="int8", limit=1000)
+    with pytest.raises(UserError, match=r"exceeds the budget: [\d,]+ > 1,000 bytes"):
+        distilled.pack(made, images="int8", targets="int8", limit=1000)
+
+
+def test_bases_are_not_coded_as_a_picture():
+    with pytest.raises(UserError, match="codes images, and this set stores bases"):
+        distilled.pack(bases(), images="webp")
+
+
+def test_what_is_not_packed_is_written_as_before():
+    made = plain()
+    assert distilled.pack(made) is made
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda facts: facts["images"].update(precision="int9"),
+        lambda facts: facts["images"].update(shape=[2**40, 2**20]),
+        lambda facts: facts["images"].update(shape="much"),
+        lambda facts: facts["images"].update(precision="webp"),
+        lambda facts: facts.update(more={"precision": "int8", "shape": [3]}),
+        lambda facts: facts["targets"].pop("shape"),
+    ],
+)
+def test_a_description_of_other_arrays_is_refused(damage, tmp_path):
+    distilled.pack(plain(), images="int8", targets="int4").save(tmp_path)
+    description = files.read_sealed(tmp_path / "set.json")
+    damage(description["statics"]["packed"])
+    files.write_sealed(tmp_path / "set.json", description)
+    with pytest.raises(UserError, match="not the description of a distilled set|cannot be decoded"):
+        distilled.load(tmp_path)

@@ -21,6 +21,7 @@ ORDER = (
         "config",
         "runtime",
         "data",
+        "storage",
         "distilled",
     ),
     *("outer", "pool", "training", "formats", "teacher", "cli", "report", "export", "evaluate", "methods", "stages"),

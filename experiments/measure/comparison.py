@@ -23,8 +23,10 @@ SETS = 5
 class Row(NamedTuple):
     """Results of one method at one size.
 
-    `values` are the metrics of the networks trained on its sets, over all networks and seeds; `own` are those of the
-    method's own post-training. `seconds` is the time to make one set; `preparation` is spent once for all sets.
+    `N` is the size asked for: images, or bytes if that is the `unit`, and then also of `numbers` and `budget`. `images`
+    are decoded. `values` are the metrics of the networks trained on its sets, over all networks and seeds; `own` are
+    those of the method's own post-training. `seconds` is the time to make one set; `preparation` is spent once for all
+    sets.
     """
 
     method: str
@@ -35,6 +37,8 @@ class Row(NamedTuple):
     own: list[float]
     seconds: float
     preparation: float
+    unit: str = "numbers"
+    images: int = 0
 
 
 class Comparison(NamedTuple):
@@ -83,7 +87,7 @@ def differences(found: Comparison) -> list[dict[str, Any]]:
                           for name in (first, second)]  # fmt: skip
                 if all(values):
                     paired = statistics.paired(*(_by_set(one, found.seeds) for one in values if one))
-                    names = {"N": N, "measure": measure, "first": first, "second": second}
+                    names = {_heading(found): N, "measure": measure, "first": first, "second": second}
                     lines.append(names | {"sets" if key == "seeds" else key: value for key, value in paired.items()})
     return lines
 
@@ -102,10 +106,10 @@ def differences_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
             continue
         digits = report.digits(line["measure"])
         text = f"{line['mean']:+.{digits}f} [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
-        names = f"{label(line['first'])} − {label(line['second'])}", str(line["N"])
+        names = f"{label(line['first'])} − {label(line['second'])}", str(line[_heading(found)])
         rows.setdefault(names, {})[line["measure"]] = text
     cells = [[*names, *(by_measure.get(measure, "") for measure in measures)] for names, by_measure in rows.items()]
-    return ["difference", "N", *(report.TITLES[measure] for measure in measures)], cells
+    return ["difference", _heading(found), *(report.TITLES[measure] for measure in measures)], cells
 
 
 def differences_note(found: Comparison) -> str:
@@ -125,7 +129,7 @@ def table(found: Comparison) -> str:
     measures = _measured(found)
     heading = description.heading(found.teacher)
     lines = [
-        f"| {heading}{' ' if heading else ''}| N | numbers stored | "
+        f"| {heading}{' ' if heading else ''}| {_heading(found)} | {found.rows[0].unit} stored | "
         + "".join(f"{report.TITLES[m]} | " for m in measures)
         + "seconds |",
         "|---|---:|---:|" + "---:|" * (len(measures) + 1),
@@ -133,6 +137,7 @@ def table(found: Comparison) -> str:
     for row in found.rows:
         cells = "".join(f"{_cell(measure, row.values.get(measure))} | " for measure in measures)
         stored = f"{row.numbers:,} of {row.budget:,}"
+        stored += f", {row.images:,} images" if row.unit == "bytes" else ""
         lines.append(f"| {label(row.method)} | {row.N} | {stored} | {cells}{_seconds(row)} |")
     for name, values in found.references.items():
         if values:
@@ -152,10 +157,16 @@ def table(found: Comparison) -> str:
     for row in found.rows:
         if row.own:
             lines.append(
-                f"\n{label(row.method)} at N = {row.N} reaches a top-1 accuracy of {_cell('top1', row.own)} % "
+                f"\n{label(row.method)} at {_heading(found)} = {row.N} reaches a top-1 accuracy of "
+                f"{_cell('top1', row.own)} % "
                 "in its own post-training, in which networks of the teacher's kind learn from the teacher itself."
             )
     return "\n".join([*lines, *(f"\nNot measured: {line}" for line in found.refused)])
+
+
+def _heading(found: Comparison) -> str:
+    """Return the heading of the sizes that were asked for."""
+    return "N" if found.rows[0].unit == "numbers" else "bytes"
 
 
 def _measured(found: Comparison) -> list[str]:
@@ -179,7 +190,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def draw(path: pathlib.Path, found: Comparison) -> None:
-    """Draw every measure over the numbers stored, and the seconds per set."""
+    """Draw every measure over the numbers or bytes stored, and the seconds per set."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -229,9 +240,10 @@ def _draw_measure(axes: Any, measure: str, found: Comparison, colors: dict[str, 
             shown[name] = [float(np.mean(found.references[name][measure]))]
             axes.axhline(shown[name][0], color="0.5", linewidth=1, linestyle=line, label=label(name))
     _limit(axes, shown)
-    budgets = {row.budget: row.N for row in rows}
-    axes.set(xscale="log", xlabel="numbers stored", title=report.TITLES[measure])
-    axes.set_xticks(list(budgets), [f"{budget:,}\nN = {N}" for budget, N in budgets.items()], minor=False)
+    budgets, unit = {row.budget: row.N for row in rows}, rows[0].unit
+    words = [f"{budget:,}" + (f"\nN = {N}" if unit == "numbers" else "") for budget, N in budgets.items()]
+    axes.set(xscale="log", xlabel=f"{unit} stored", title=report.TITLES[measure])
+    axes.set_xticks(list(budgets), words, minor=False)
     axes.set_xticks([], minor=True)
     axes.set_xlim(middle * np.exp(-0.55 * span), middle * np.exp(0.55 * span))
     axes.grid(alpha=0.3)

@@ -200,7 +200,8 @@ def _check(config: ConfigDict, images: np.ndarray) -> None:
             f"method={config.method!r} runs the teacher's network, but only its features are available here: run it "
             f"with python -m ssdd_jax.main --config.method={config.method}, or choose another method"
         )
-    budget.check_pairs(config.storage.N, len(images))
+    if not config.storage.bytes:
+        budget.check_pairs(config.storage.N, len(images))
     try:
         check_divisible(images.shape[1:3], len(config.student.widths))
     except ValueError as error:
@@ -216,6 +217,7 @@ def _run(
     problem = methods.Problem(
         dataset.image_shape, precomputed.train.shape[1], len(images), mesh=methods.mesh_of(config)
     )
+    config = methods.counted(config, problem)
     method = methods.make(config, problem)
     if not _is_function(teacher_features):
         config = feature_stage.only_known_views(config, method, precomputed, say)

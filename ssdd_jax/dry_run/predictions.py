@@ -71,9 +71,10 @@ class Plan(NamedTuple):
         N: Budget in images.
         shapes: Names and shapes of the data, the features and the method's arrays.
         parts: Stored numbers by part.
-        budget: Size of N images and their features in numbers.
+        budget: Size of N images and their features in numbers; or the bytes of the file.
         stages: Predictions of the stages, in order.
         available: Bytes of memory on the device.
+        unit: Of the budget: `numbers` or `bytes`.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Plan(NamedTuple):
     budget: int
     stages: list[Prediction]
     available: int
+    unit: str = "numbers"
 
     @property
     def seconds(self) -> float:
@@ -122,7 +124,8 @@ def make(run: Run, stages: Sequence[Stage], *, data_seconds: float = 0.0) -> Pla
         N=config.storage.N,
         shapes=contents.shapes_of(run),
         parts=contents.parts_of(run),
-        budget=config.storage.N * (problem.image_numbers + problem.dim),
+        budget=config.storage.bytes or config.storage.N * (problem.image_numbers + problem.dim),
+        unit="bytes" if config.storage.bytes else "numbers",
         stages=[Prediction("data", "", seconds=data_seconds), *(_predict(stand, stage) for stage in stages)],
         available=streaming.memory_bytes(),
     )

@@ -13,7 +13,10 @@ def text(plan: Plan) -> str:
     """Format the whole plan in a few dozen lines."""
     stored = sum(plan.parts.values())
     lines = [f"plan of {plan.title}", "", *_columns([["shapes", ""], *map(list, plan.shapes)]), ""]
-    lines += [f"numbers stored: {stored:,} of {plan.budget:,} = N (HWC + D)"]
+    whole = f"{plan.budget:,} = N (HWC + D)"
+    lines += [
+        f"numbers stored: {stored:,} " + (f"of {whole}" if plan.unit == "numbers" else f"in {plan.budget:,} bytes")
+    ]
     lines += _columns([[f"  {name}", f"{count:,}"] for name, count in plan.parts.items()], right=True)
     lines += ["", *stages(plan), "", *_after(plan)]
     return "\n".join(lines)
@@ -69,9 +72,11 @@ def short(plan: Plan) -> str:
     """Summarise the plan in one line: stored numbers, memory and time."""
     seconds = plan.seconds
     stored = sum(plan.parts.values())
+    numbers, inside = plan.unit == "numbers", f"{stored:,} of {plan.budget:,} numbers"
+    budget = f"N={plan.N}: {inside}" if numbers else f"{plan.budget:,} bytes: about {stored:,} numbers"
     time = "unknown: a stage does not fit" if math.isnan(seconds) else f"about {duration(seconds)} (min:s)"
     return (
-        f"N={plan.N}: {stored:,} of {plan.budget:,} numbers; expected memory {readable(plan.memory)} of "
+        f"{budget}; expected memory {readable(plan.memory)} of "
         f"{readable(plan.available)}, expected time {time}, from steps measured just now"
     )
 

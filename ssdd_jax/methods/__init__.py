@@ -6,15 +6,20 @@ Each method is a module with a `Definition`. `register` adds one, also from outs
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
+from ssdd_jax.config import CODES
+from ssdd_jax.distilled import DistilledSet, pack
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, frozen_encoder, krr_st, mkdt, noise, scdd, subset
 from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source, Stage, Trial
-from ssdd_jax.methods.budget import check_pairs
+from ssdd_jax.methods.budget import check_pairs, counted, precisions
 from ssdd_jax.runtime import devices
+
+Array = jax.Array
 
 __all__ = [
     "METHODS",
@@ -28,6 +33,7 @@ __all__ = [
     "Trial",
     "changed",
     "check",
+    "counted",
     "make",
     "mesh_of",
     "register",
@@ -90,11 +96,25 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If there is no such method, there are fewer images than N, or the method cannot handle the problem.
+        UserError: If there is no such method, there are fewer images than N, or the method cannot handle the problem
+            or store its set in the configured precision.
     """
     check(config.method)
     check_pairs(config.storage.N, problem.images)
-    return METHODS[config.method].make(config, problem)
+    definition, storage = METHODS[config.method], config.storage
+    images, targets = precisions(config, coded=definition.coded)
+    if images in CODES and not definition.coded:
+        raise UserError(
+            f"config.storage.images={images!r} codes images of the data, and config.method={config.method} learns "
+            "others: choose a precision, such as int8"
+        )
+    method = definition.make(config, problem)
+
+    def export(key: Array, state: Any, source: Source) -> DistilledSet:
+        exported = method.export(key, state, source)
+        return pack(exported, images=images, targets=targets, quality=storage.quality, limit=storage.bytes)
+
+    return method._replace(export=export)
 
 
 def changed(run: Run, changes: Mapping[str, Any]) -> Run:

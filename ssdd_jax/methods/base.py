@@ -253,6 +253,7 @@ class Definition(NamedTuple):
         size_keys: Config keys that, in addition to `storage.N`, determine how many images are stored.
         lower: Config keys to lower if the device runs out of memory.
         floor: Whether it is a lower bound that the axes of a comparison need not include.
+        coded: Whether it stores images of the data as they are, which can be coded as a picture.
     """
 
     make: Callable[[ConfigDict, Problem], Method]
@@ -264,6 +265,7 @@ class Definition(NamedTuple):
     size_keys: tuple[str, ...] = ()
     lower: str = ""
     floor: bool = False
+    coded: bool = False
 
 
 class Run(NamedTuple):

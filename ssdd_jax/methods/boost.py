@@ -16,6 +16,7 @@ from ssdd_jax import approximate, augment, decoder, distilled
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import bilevel, budget
 from ssdd_jax.methods.base import Definition, Method, Problem, Source, StandIns, Trial
+from ssdd_jax.storage import packing
 
 Array = jax.Array
 
@@ -23,6 +24,8 @@ Array = jax.Array
 START_IMAGES = 50_000
 # Every fifth image is held out from the bases whose error determines their numbers.
 FOLDS = 5
+# Precisions that are tried for a budget in bytes.
+PRECISIONS = ("int8", "int6", "int5", "int4", "int3")
 # Number of steps of the fit that the dry run times.
 TRIED = 100
 TITLE = "Boost-SSDD"
@@ -44,6 +47,14 @@ class Joint(NamedTuple):
         coefficients = approximate.apply(self.networks, self.params.feature_coefficients[0])
         return dataclasses.replace(self.params, feature_coefficients=coefficients)
 
+    def rounded(self, images: str, targets: str) -> Joint:
+        """Round parameters and networks as they will be stored in these precisions of images and targets."""
+        networks = {
+            name: packing.rounded(f"networks.{name}", array, images=images, targets=targets)
+            for name, array in self.networks._asdict().items()
+        }
+        return Joint(rounded(self.params, images, targets), approximate.Networks(**networks))
+
     def pairs(self) -> tuple[Array, Array]:
         """Decode images `(views*M,H,W,C)` and targets `(views*M,D)`."""
         return decoder.decode_pairs(self.decoder())
@@ -51,6 +62,27 @@ class Joint(NamedTuple):
     def learned(self) -> Joint:
         """Return a mask like the parameters: True for all but the means."""
         return Joint(decoder.learned(self.params), jax.tree.map(lambda _: True, self.networks))
+
+
+def rounded(params: decoder.Params, images: str, targets: str) -> decoder.Params:
+    """Round the stored parameters as they will be stored; the gradient is that of the identity.
+
+    Args:
+        params: The decoder's parameters. The coefficients of further views are not stored and stay as they are.
+        images: Precision of the image part, a name in `storage.quantize.NAMES`.
+        targets: Precision of the feature part.
+
+    Returns:
+        The rounded parameters.
+    """
+    if images == targets == "float32":
+        return params
+    arrays = {name: getattr(params, name) for name in packing.AXES if hasattr(params, name)}
+    first, others = params.feature_coefficients[0], params.feature_coefficients[1:]
+    arrays["feature_coefficients"] = first
+    arrays = {name: packing.rounded(name, array, images=images, targets=targets) for name, array in arrays.items()}
+    arrays["feature_coefficients"] = jnp.concatenate([arrays["feature_coefficients"][None], others])
+    return dataclasses.replace(params, **arrays)
 
 
 def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
@@ -69,7 +101,14 @@ def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
         M=config.storage.M,
         U=config.storage.U,
         V=config.storage.V,
+        stored=_stored(config),
     )
+
+
+def _stored(config: ConfigDict) -> dict[str, Any]:
+    """Return the budget in bytes, and the precisions."""
+    images, targets = budget.precisions(config)
+    return {"bytes": config.storage.bytes, "image_precision": images, "target_precision": targets}
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
@@ -86,6 +125,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         UserError: If the configured sizes do not fit the budget or the data, or a view does not suit the image shape.
     """
     plan, views = plan_of(config, problem), tuple(config.views)
+    precisions = plan.image_precision, plan.target_precision
     try:
         # Checked here, because the first use of the table would be inside a compiled function.
         augment.table(views, *problem.image_shape[:2])
@@ -108,9 +148,21 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     free = [name for name in ("M", "U", "V") if not config.storage[name]]
 
-    def settle(source: Source) -> dict[str, int]:
-        chosen = budget.fit(plan, *errors(plan, source), free=free, most=problem.images)
-        return {"storage.M": chosen.M, "storage.U": chosen.U, "storage.V": chosen.V}
+    # Precisions that the data decide.
+    automatic = {key: plan.bytes > 0 and config.storage[key] == "auto" for key in ("images", "targets")}
+
+    def settle(source: Source) -> dict[str, Any]:
+        lost = None
+        if plan.bytes:
+            tried = [
+                PRECISIONS if chosen else (own,) for chosen, own in zip(automatic.values(), precisions, strict=True)
+            ]
+            params = start(jax.random.key(0), source)
+            lost = {(images, targets): rounding(params, images, targets) for images in tried[0] for targets in tried[1]}
+        chosen = budget.fit(plan, *errors(plan, source), free=free, most=problem.images, lost=lost)
+        changes = {"storage.M": chosen.M, "storage.U": chosen.U, "storage.V": chosen.V}
+        names = {"storage.images": chosen.image_precision, "storage.targets": chosen.target_precision}
+        return changes | {key: name for key, name in names.items() if automatic[key.removeprefix("storage.")]}
 
     joint = bool(config.approximate.joint) and len(views) > 1
     fit = approximate.Settings(config.storage.hidden, config.approximate.steps, config.approximate.learning_rate)
@@ -122,14 +174,20 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         networks = approximate.fit(key_networks, coefficients, bases=params.feature_bases, settings=fit)
         return Joint(dataclasses.replace(params, feature_coefficients=coefficients[:1]), networks)
 
+    def decode(params: decoder.Params) -> tuple[Array, Array]:
+        return decoder.decode_pairs(rounded(params, *precisions))
+
+    def decode_joint(tied: Joint) -> tuple[Array, Array]:
+        return tied.rounded(*precisions).pairs()
+
     def export(key: Array, state: bilevel.State, source: Source) -> distilled.DistilledSet:
         if joint:
             tied: Joint = state.outer.params
             return distilled.from_params(tied.decoder(), tied.networks, source.preprocessing)
         # Views other than the first are stored as networks that predict their coefficients from those of the first.
-        params = state.outer.params
-        networks = approximate.fit(key, params.feature_coefficients, bases=params.feature_bases, settings=fit)
-        lost = approximate.unexplained(networks, params.feature_coefficients, params.feature_bases)
+        params, stored = state.outer.params, rounded(state.outer.params, *precisions)
+        networks = approximate.fit(key, stored.feature_coefficients, bases=stored.feature_bases, settings=fit)
+        lost = approximate.unexplained(networks, stored.feature_coefficients, stored.feature_bases)
         by_view = dict(zip(views[1:], np.asarray(lost).round(4).tolist(), strict=True))
         return distilled.from_params(params, networks, source.preprocessing, approximation_error=by_view)
 
@@ -137,7 +195,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         config,
         problem,
         start=start_joint if joint else start,
-        decode=Joint.pairs if joint else decoder.decode_pairs,
+        decode=decode_joint if joint else decode,
         learned=Joint.learned if joint else decoder.learned,
     )
     return Method(
@@ -150,7 +208,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         views=views,
         feed=functions.feed,
         look=_look,
-        settle=settle if free else None,
+        settle=settle if free or any(automatic.values()) else None,
         advice=bilevel.ADVICE,
         show=_show,
         spread=bilevel.spread,
@@ -188,6 +246,28 @@ def errors(plan: budget.Sizes, source: Source) -> tuple[np.ndarray, np.ndarray]:
         return decoder.unexplained(vectors, weights, np.concatenate([held_out, others]), most)
 
     return np.asarray(of_images(source.images)), np.asarray(of_targets(source.targets, source.view_targets))
+
+
+def rounding(params: decoder.Params, images: str, targets: str) -> tuple[float, float]:
+    """Measure the share of the variance of decoded images and of targets that rounding loses.
+
+    Args:
+        params: Parameters that decode to images and targets of the data.
+        images: Precision of the image part, a name in `storage.quantize.NAMES`.
+        targets: Precision of the feature part.
+
+    Returns:
+        The shares of the images and of the targets of the first view.
+    """
+    after = rounded(params, images, targets)
+
+    def lost(exact: Array, changed: Array) -> float:
+        return float(jnp.sum(jnp.square(changed - exact)) / jnp.sum(jnp.square(exact - exact.mean(0)[None])))
+
+    return (
+        lost(decoder.decode_images(params), decoder.decode_images(after)),
+        lost(decoder.decode_targets(params)[0], decoder.decode_targets(after)[0]),
+    )
 
 
 def _shapes(plan: budget.Sizes, free: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -1,21 +1,25 @@
-"""Storage budget: a parameterized set must fit in `N (HWC + D)` numbers, the size of N images and their features.
+"""Storage budget: a set must fit in `N (HWC + D)` numbers, the size of N images and their features, or in bytes.
 
 Everything that is needed to decode a set is counted: bases, coefficients, means and approximation networks. Constants
-of the data set, which every method and baseline shares, are not counted: mean and deviation per channel, mean and scale
-of the teacher's features.
+of the data set, which every method and baseline shares, are not counted as numbers: mean and deviation per channel,
+mean and scale of the teacher's features. A budget in bytes is one of the file `set.safetensors`, which holds them too.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from ssdd_jax import approximate
+from ssdd_jax.config import CODES
 from ssdd_jax.errors import UserError
+from ssdd_jax.methods.base import Problem
+from ssdd_jax.storage import packing
 
 # Without data a set is planned to decode into this many images per image of the budget.
 IMAGES_PER_N = 4
@@ -38,6 +42,9 @@ class Sizes:
         image_shape: `(H,W,C)`.
         base_size: Low resolution `(h,w)`.
         dim: Length D of a target.
+        bytes: Budget of the file in bytes; 0 for that of N in numbers.
+        image_precision: Precision of the image part.
+        target_precision: Precision of the feature part.
     """
 
     N: int
@@ -49,12 +56,45 @@ class Sizes:
     image_shape: tuple[int, int, int]
     base_size: tuple[int, int]
     dim: int
+    bytes: int = 0
+    image_precision: str = "float32"
+    target_precision: str = "float32"
 
     @property
     def budget(self) -> int:
-        """Size of N images and their features: `N (HWC + D)` numbers."""
+        """Size of N images and their features, `N (HWC + D)` numbers; or the bytes of the file."""
         height, width, channels = self.image_shape
-        return self.N * (height * width * channels + self.dim)
+        return self.bytes or self.N * (height * width * channels + self.dim)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the set fits in the budget."""
+        return (self.file_size if self.bytes else self.numbers) <= self.budget
+
+    @property
+    def file_size(self) -> int:
+        """Bound of the bytes of the file from above."""
+        low = (*self.base_size, self.image_shape[-1])
+        others = self.views - 1
+        shapes = {
+            "image_bases": (self.U, *low),
+            "image_coefficients": (self.M, self.U),
+            "image_mean": low,
+            "feature_bases": (self.V, self.dim),
+            "feature_coefficients": (self.M, self.V),
+            "feature_mean": (self.dim,),
+            "networks.hidden_kernel": (others, self.V, self.hidden),
+            "networks.hidden_bias": (others, self.hidden),
+            "networks.out_kernel": (others, self.hidden, self.V),
+            "networks.out_bias": (others, self.V),
+        }
+        return packing.size(
+            shapes,
+            images=self.image_precision,
+            targets=self.target_precision,
+            channels=self.image_shape[-1],
+            dim=self.dim,
+        )
 
     @property
     def parts(self) -> dict[str, int]:
@@ -80,6 +120,79 @@ class Sizes:
         terms = " + ".join(f"{count:,} ({part})" for part, count in self.parts.items())
         return f"{terms} = {self.numbers:,}"
 
+    def excess_text(self) -> str:
+        """Return as text by how much the set exceeds the budget."""
+        if self.bytes:
+            return f"{self.sum_text()} numbers, {self.file_size:,} bytes > {self.bytes:,} = storage.bytes"
+        return f"{self.sum_text()} > {self.budget:,} = N (HWC + D) with N={self.N}"
+
+
+def precisions(config: ConfigDict, coded: bool = False) -> tuple[str, str]:
+    """Return the precisions of images and targets that a config names; `auto` is resolved.
+
+    Args:
+        config: See `ssdd_jax.config.default`.
+        coded: Whether the set stores images of the data as they are, so that they can be coded as a picture.
+
+    Returns:
+        Names of the precisions of images and of targets. `auto` is float32 for a budget in numbers. For one in bytes
+        it is int8, and WebP for images that can be coded.
+    """
+    storage = config.storage
+    images, targets = ("int8", "int8") if storage.bytes else ("float32", "float32")
+    if coded and storage.bytes:
+        images = "webp"
+    return (
+        images if storage.images == "auto" else storage.images,
+        targets if storage.targets == "auto" else storage.targets,
+    )
+
+
+def pairs(config: ConfigDict, problem: Problem, dim: int = 0, *, coded: float = 0.0) -> int:
+    """Count the pairs that fit the budget, images and targets stored as they are.
+
+    Args:
+        config: See `ssdd_jax.config.default`.
+        problem: Shapes of the data.
+        dim: Length of a target; 0 for that of the teacher's features.
+        coded: Bytes of an image that is coded with others; 0 for images in the config's precision.
+
+    Returns:
+        The number of pairs: N, or more if targets are shorter. For a budget in bytes the most whose file fits.
+    """
+    dim = dim or problem.dim
+    if not config.storage.bytes:
+        return config.storage.N * (problem.image_numbers + problem.dim) // (problem.image_numbers + dim)
+    images, targets = precisions(config)
+    # Until their coded size is known, as many as in int8.
+    images = "int8" if images in CODES else images
+
+    def too_many(count: int) -> bool:
+        # A code is one array of bytes, about as long in the header as the images would be.
+        image_shape = (0, 1, 1, problem.image_shape[-1]) if coded else (count, *problem.image_shape)
+        shapes = {"images": image_shape, "targets": (count, dim)}
+        size = packing.size(shapes, images=images, targets=targets, channels=problem.image_shape[-1], dim=problem.dim)
+        return size + coded * count > config.storage.bytes
+
+    # Each pair takes a byte at least.
+    return bisect.bisect_left(range(1, config.storage.bytes + 2), True, key=too_many)
+
+
+def counted(config: ConfigDict, problem: Problem) -> ConfigDict:
+    """Return the config with the N of its budget in bytes: as many images and features as it holds in its precisions.
+
+    Raises:
+        UserError: If it holds none.
+    """
+    if not config.storage.bytes:
+        return config
+    count = pairs(config, problem)
+    if not count:
+        raise UserError(f"storage.bytes={config.storage.bytes:,} holds not even one image with its target: raise it")
+    changed = config.copy_and_resolve_references()
+    changed.storage.N = min(count, problem.images)
+    return changed
+
 
 def plan(
     *,
@@ -93,6 +206,7 @@ def plan(
     M: int = 0,
     U: int = 0,
     V: int = 0,
+    stored: Mapping[str, Any] = {},  # noqa: B006
 ) -> Sizes:
     """Choose those of M, U and V that are 0 so that the set uses the budget.
 
@@ -110,6 +224,7 @@ def plan(
         M: Decoded images; 0 to choose it.
         U: Image bases; 0 to choose it.
         V: Feature bases; 0 to choose it.
+        stored: Further fields of `Sizes`: a budget in bytes, and precisions.
 
     Returns:
         Sizes that fit the budget.
@@ -128,20 +243,28 @@ def plan(
     for name, value in requested.items():
         if value > most[name]:
             raise UserError(f"storage.{name}={value} is too many for the {spaces[name]}: at most {most[name]}")
-    initial = Sizes(N, M, U, V, hidden, views, image_shape, base_size, dim)
+    initial = Sizes(N, M, U, V, hidden, views, image_shape, base_size, dim, **stored)
     free = [name for name, value in requested.items() if not value]
     chosen = _fill(initial, free, most)
-    if chosen.numbers > chosen.budget:
+    if not chosen.fits:
         least = "" if not free else f" even with {', '.join(free)} as small as possible"
         raise UserError(
-            f"storage exceeds the budget{least}: {chosen.sum_text()} > {chosen.budget:,} = "
-            f"N (HWC + D) with N={N}; lower M, U, V or hidden, or raise N"
+            f"storage exceeds the budget{least}: {chosen.excess_text()}; lower M, U, V or hidden, or raise "
+            f"{'storage.bytes' if chosen.bytes else 'N'}"
         )
     return chosen
 
 
-def fit(sizes: Sizes, image_errors: np.ndarray, feature_errors: np.ndarray, *, free: Sequence[str], most: int) -> Sizes:
-    """Choose sizes by the error of decoded images and targets at the budget.
+def fit(
+    sizes: Sizes,
+    image_errors: np.ndarray,
+    feature_errors: np.ndarray,
+    *,
+    free: Sequence[str],
+    most: int,
+    lost: Mapping[tuple[str, str], tuple[float, float]] | None = None,
+) -> Sizes:
+    """Choose sizes, and precisions for a budget in bytes, by the error of decoded images and targets at the budget.
 
     For a given M, U and V are those with the least sum of the two errors. M is the largest of `MULTIPLES` times N at
     which that sum is at most `TOLERANCE` above its value for M = N: more images for almost the same error.
@@ -152,13 +275,31 @@ def fit(sizes: Sizes, image_errors: np.ndarray, feature_errors: np.ndarray, *, f
         feature_errors: Likewise that of targets, `(most_V+1,)`.
         free: Which of `M`, `U` and `V` to choose.
         most: Number of training images, which limits M.
+        lost: Precisions of images and targets to choose from, and the shares of the variance of both that they lose;
+            None for those of the sizes, without a loss.
 
     Returns:
-        The sizes.
+        The sizes, and precisions.
     """
+    lost = lost or {(sizes.image_precision, sizes.target_precision): (0.0, 0.0)}
+    candidates = [
+        (
+            dataclasses.replace(sizes, image_precision=precisions[0], target_precision=precisions[1]),
+            image_errors + loss[0],
+            feature_errors + loss[1],
+        )
+        for precisions, loss in lost.items()
+    ]
     multiples = [min(multiple * sizes.N, most) for multiple in MULTIPLES] if "M" in free else [sizes.M]
     found = [
-        _spend(dataclasses.replace(sizes, M=M), image_errors, feature_errors, free) for M in dict.fromkeys(multiples)
+        min(
+            (
+                _spend(dataclasses.replace(one, M=M), of_images, of_features, free)
+                for one, of_images, of_features in candidates
+            ),
+            key=lambda spent: spent[1],
+        )
+        for M in dict.fromkeys(multiples)
     ]
     fitting = [(one, error) for one, error in found if np.isfinite(error)]
     if not fitting:
@@ -173,8 +314,7 @@ def _spend(
     """Choose U and V with the least error for a given M; the error is infinite if nothing fits."""
 
     def fits(U: int, V: int) -> bool:
-        candidate = dataclasses.replace(sizes, U=U, V=V)
-        return candidate.numbers <= candidate.budget
+        return dataclasses.replace(sizes, U=U, V=V).fits
 
     best, least = sizes, np.inf
     for U in range(1, len(image_errors)) if "U" in free else (sizes.U,):
@@ -214,14 +354,14 @@ def _fill(fixed: Sizes, free: list[str], most: dict[str, int]) -> Sizes:
 
     # Bisection for the largest share that fits; sizes grow monotonically with it.
     low, high = 0.0, 1.0
-    if shared(high).numbers <= fixed.budget:
+    if shared(high).fits:
         low = high
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if shared(middle).numbers <= fixed.budget else (low, middle)
+        low, high = (middle, high) if shared(middle).fits else (low, middle)
     chosen = shared(low)
     # A tiny budget may not hold the coefficients of 4 N images: fall back to one, and let the rest be spent below.
-    if chosen.numbers > chosen.budget and "M" in free:
+    if not chosen.fits and "M" in free:
         chosen = dataclasses.replace(chosen, M=1)
     return _spend_rest(chosen, [name for name in ("V", "U", "M") if name in free], ceiling)
 
@@ -231,7 +371,7 @@ def _spend_rest(chosen: Sizes, names: list[str], ceiling: dict[str, int]) -> Siz
     for name in names:
         while getattr(chosen, name) < ceiling[name]:
             larger = dataclasses.replace(chosen, **{name: getattr(chosen, name) + 1})
-            if larger.numbers > larger.budget:
+            if not larger.fits:
                 break
             chosen = larger
     return chosen

@@ -16,8 +16,9 @@ import jax
 from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
-from ssdd_jax.methods import bilevel
+from ssdd_jax.methods import bilevel, budget
 from ssdd_jax.methods.base import Definition, Method, Problem, Source
+from ssdd_jax.storage import packing
 
 Array = jax.Array
 
@@ -45,8 +46,15 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         images, targets = state.outer.params
         return distilled.from_pairs(images, targets, source.preprocessing)
 
-    # Images and targets are the parameters themselves, so decoding is the identity.
-    functions = bilevel.make(config, problem, start=start, decode=lambda pairs: pairs)
+    images, targets = budget.precisions(config)
+
+    def decode(pairs: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Images and targets are the parameters themselves, rounded as they will be stored.
+        named = zip(("images", "targets"), pairs, strict=True)
+        x, y = (packing.rounded(name, array, images=images, targets=targets) for name, array in named)
+        return x, y
+
+    functions = bilevel.make(config, problem, start=start, decode=decode)
     return Method(
         functions.init,
         functions.step,

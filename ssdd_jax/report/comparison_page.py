@@ -145,7 +145,8 @@ def content(
 ) -> dict[str, Any]:
     """Collect the variables of the template `comparison.html`; see `compare` for the arguments."""
     # Bars of all sides share one scale, so that their lengths compare.
-    budget = max(max(side.results["storage"][key] for key in ("budget", "numbers")) for side in sides)
+    sizes = [storage.of_results(side.results) for side in sides]
+    budget = max(max(size.budget, size.used) for size in sizes)
     stages = list(dict.fromkeys(name for side in sides for name in side.seconds))
     totals = [sum(side.seconds.values()) for side in sides]
     return {

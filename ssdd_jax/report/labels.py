@@ -65,7 +65,7 @@ def teacher(about: Mapping[str, Any]) -> str:
 
 
 def parts(stored: Mapping[str, int]) -> dict[str, int]:
-    """Return the numbers stored per part by display name, combining the tensors of the approximation networks."""
+    """Return what is stored per part, in numbers or bytes, by display name; approximation networks are one part."""
     # Starting from PARTS gives all reports the same order of parts.
     totals = dict.fromkeys(PARTS.values(), 0)
     for name, count in stored.items():

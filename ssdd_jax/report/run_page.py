@@ -93,6 +93,12 @@ def _is_in(label: str, measured: Mapping[str, Sequence[measures.Entry]]) -> bool
     return any(row.label == label for rows in measured.values() for row in rows)
 
 
+def _precisions(by_array: Mapping[str, str]) -> dict[str, str]:
+    """Return the precisions of images and of targets."""
+    names = {"image_bases": "images", "images": "images", "feature_bases": "targets", "targets": "targets"}
+    return {names[name]: precision for name, precision in by_array.items() if name in names}
+
+
 def facts(record: Record) -> dict[str, str]:
     """Summarise a run: method, data, teacher, storage and machine, by display name."""
     results, config, about = record.results, record.config, record.about
@@ -104,9 +110,12 @@ def facts(record: Record) -> dict[str, str]:
         summary["Data"] += f": {data['images']:,} for training, {data['test_images']:,} for testing{classes}"
     summary["Teacher"] = str(about.get("teacher", "")) + (f", {data['features']:,} features" if data else "")
     summary["Set"] = f"{len(record.images):,} images of {shape}, {record.pairs:,} pairs of an image and a target"
-    summary["Storage"] = (
-        f"{stored['numbers']:,} of {stored['budget']:,} numbers, the budget of N = {stored['N']} images with features"
-    )
+    if stored.get("unit") == "bytes":
+        kinds = ", ".join(f"{part} in {name}" for part, name in _precisions(stored["precisions"]).items())
+        summary["Storage"] = f"{stored['used']:,} of {stored['budget']:,} bytes: {kinds}"
+    else:
+        numbers = f"{stored['numbers']:,} of {stored['budget']:,} numbers"
+        summary["Storage"] = f"{numbers}, the budget of N = {stored['N']} images with features"
     # Methods that select a set have no steps.
     learned = [line for line in record.lines if line["stage"] == "distill"]
     if learned:

@@ -14,10 +14,10 @@ COLOURS = {name: i for i, name in enumerate(dict.fromkeys(labels.PARTS.values())
 
 
 class StoredPart(NamedTuple):
-    """A stored part: its name, numbers, share of the budget, and index of its colour in the style sheet."""
+    """A stored part: its name, size in numbers or bytes, share of the budget, and index of its colour."""
 
     name: str
-    numbers: int
+    size: int
     share: str
     colour: int
 
@@ -26,17 +26,19 @@ class Storage(NamedTuple):
     """The storage of a distilled set.
 
     Attributes:
-        numbers: Numbers stored.
-        budget: Numbers that may be stored.
-        bytes: Size on disk.
+        used: Numbers or bytes stored.
+        budget: Numbers or bytes that may be stored.
+        unit: `numbers` or `bytes`.
+        bytes: Size on disk, the description included.
         parts: The stored parts.
-        left: Unused numbers of the budget.
+        left: Unused rest of the budget.
         left_share: Unused share of the budget, formatted.
         bar: Stacked bar of the parts.
     """
 
-    numbers: int
+    used: int
     budget: int
+    unit: str
     bytes: int
     parts: list[StoredPart]
     left: int
@@ -49,20 +51,22 @@ def of_results(results: Mapping[str, Any], *, whole: int = 0) -> Storage:
 
     Args:
         results: Content of `results.json`.
-        whole: Numbers that the full width of the bar stands for; 0: the budget.
+        whole: Numbers or bytes that the full width of the bar stands for; 0: the budget.
     """
     stored = results["storage"]
-    numbers, budget = stored["numbers"], stored["budget"]
+    budget, unit = stored["budget"], stored.get("unit", "numbers")
+    used = stored.get("used", stored["numbers"])  # earlier versions counted numbers only
     sizes = labels.parts(stored["parts"])
     # Parts without a fixed colour share one further colour.
     colours = {name: COLOURS.get(name, len(COLOURS)) for name in sizes}
-    words = f"{numbers:,} of {budget:,} numbers: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+    words = f"{used:,} of {budget:,} {unit}: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items())
     return Storage(
-        numbers,
+        used,
         budget,
+        unit,
         stored["bytes"],
         [StoredPart(name, count, labels.percent(count, budget), colours[name]) for name, count in sizes.items()],
-        budget - numbers,
-        labels.percent(budget - numbers, budget),
-        svg.stack(sizes, max(whole, budget, numbers), words=words, colours=colours),
+        budget - used,
+        labels.percent(budget - used, budget),
+        svg.stack(sizes, max(whole, budget, used), words=words, colours=colours),
     )

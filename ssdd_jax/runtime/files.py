@@ -262,13 +262,19 @@ def write_tensors(path: Path, tree: Mapping[str, Any], *, sealed: bool = True) -
     Returns:
         The SHA-256 of the file.
     """
+    content = tensors_content(tree, sealed=sealed)
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def tensors_content(tree: Mapping[str, Any], *, sealed: bool = False) -> bytes:
+    """Build the content of the file that `write_tensors` writes."""
     flat = traverse_util.flatten_dict(dict(tree), sep="/")
     # Not np.ascontiguousarray: it turns a scalar into an array of one axis.
     arrays = {name: np.asarray(value, order="C") for name, value in flat.items()}
     metadata = {SEAL: _seal_of_arrays(arrays)} if sealed else None
-    content = safetensors.numpy.save(arrays, metadata=metadata)
-    write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
+    content: bytes = safetensors.numpy.save(arrays, metadata=metadata)
+    return content
 
 
 def _seal_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:

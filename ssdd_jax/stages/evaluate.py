@@ -18,6 +18,7 @@ from ssdd_jax.methods.base import Run
 from ssdd_jax.models import precision
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.version import __version__
+from ssdd_jax.stages import samples
 
 # Version of `results.json`. 2: `linear` is the scale-free probe, and untrained networks are calibrated; without the
 # number: `linear` is KRR-ST's.
@@ -30,6 +31,7 @@ def measure(run: Run) -> None:
     """Evaluate the saved set and the baselines; each entry is stored as soon as it is complete."""
     if run.work.results.exists():
         return
+    run = samples.settled(run)
     distilled_set, features = distilled.load(run.work.distilled), run.features()
     if features.test is None:
         run.say("evaluate: there are no features of the test images: feature_r2 and the teacher's row are omitted")
@@ -95,6 +97,32 @@ def training_of(config: ConfigDict) -> entries.Settings:
     )
 
 
+def _storage(run: Run, distilled_set: distilled.DistilledSet) -> dict[str, Any]:
+    """Describe what the set takes of its budget, in numbers or in bytes, by part."""
+    storage, folder = run.config.storage, run.work.distilled
+    file = (folder / distilled.TENSORS).stat().st_size
+    parts = {name: int(np.prod(array.shape)) for name, array in distilled_set.arrays.items()}
+    budget = storage.N * (run.problem.image_numbers + run.problem.dim)
+    if storage.bytes:
+        stored = distilled_set.stored or {}
+        parts = {name: sum(a.nbytes for key, a in stored.items() if key in (name, f"{name}.scale")) for name in parts}
+        parts["constants, header"] = file - sum(parts.values())
+        budget = storage.bytes
+    return {
+        "numbers": distilled_set.numbers_stored(),
+        "unit": "bytes" if storage.bytes else "numbers",
+        "used": file if storage.bytes else distilled_set.numbers_stored(),
+        "budget": budget,
+        "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+        "N": storage.N,
+        "images": len(distilled_set.images()),
+        "parts": parts,
+        "precisions": {
+            name: fact["precision"] for name, fact in distilled_set.statics.get(distilled.PACKED, {}).items()
+        },
+    }
+
+
 def _results(run: Run, distilled_set: distilled.DistilledSet, rows: list[dict[str, Any]]) -> dict[str, Any]:
     config = run.config
     measures: dict[str, dict[str, Any]] = {name: {} for name in MEASURES}
@@ -112,7 +140,6 @@ def _results(run: Run, distilled_set: distilled.DistilledSet, rows: list[dict[st
         stage.name: files.read_sealed(run.work.own(stage.name, shared=False) / "results.json")
         for stage in run.method.after
     }
-    size = sum(file.stat().st_size for file in run.work.distilled.iterdir() if file.is_file())
     gate = run.work.gate
     return {
         "schema": SCHEMA,
@@ -121,14 +148,7 @@ def _results(run: Run, distilled_set: distilled.DistilledSet, rows: list[dict[st
         "training": trained,
         "calibrate": config.evaluate.calibrate,
         **({"gate": files.read_sealed(gate)} if gate.exists() else {}),
-        "storage": {
-            "numbers": distilled_set.numbers_stored(),
-            "budget": config.storage.N * (run.problem.image_numbers + run.problem.dim),
-            "bytes": size,
-            "N": config.storage.N,
-            "images": len(distilled_set.images()),
-            "parts": {name: int(np.prod(array.shape)) for name, array in distilled_set.arrays.items()},
-        },
+        "storage": _storage(run, distilled_set),
         "seconds": run.work.read_seconds(),
         "memory": run.work.read_memory(),
         "data": {

@@ -19,6 +19,6 @@ def draw(run: Run) -> None:
     report.draw(run.work.figures, distilled_set, lines, results)
     report.write(run.work.page, report.read(run.work.folder))
     storage = results["storage"]
-    run.say(f"\n{report.table(results)}\n\n{storage['numbers']:,} of {storage['budget']:,} numbers, "
-            f"{storage['bytes']:,} bytes; figures in {run.work.figures}, "
+    run.say(f"\n{report.table(results)}\n\n{storage['used']:,} of {storage['budget']:,} {storage['unit']}, "
+            f"{storage['bytes']:,} bytes with the description; figures in {run.work.figures}, "
             f"all on one page in {run.work.page}")  # fmt: skip

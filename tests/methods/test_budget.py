@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 from helpers import params
@@ -10,9 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ssdd_jax import approximate, decoder, distilled
+from ssdd_jax import config as configuration
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import budget
+from ssdd_jax.methods.base import Problem
+from ssdd_jax.storage import packing
 
 CIFAR = {"image_shape": (32, 32, 3), "dim": 512, "base_size": (16, 16), "views": 4, "hidden": 4, "images": 50_000}
 
@@ -180,3 +184,81 @@ def test_more_pairs_than_images():
     """As many as there are would do."""
     with pytest.raises(UserError, match="storage.N=41 asks for more images than the 40 there are: .* at most 40$"):
         budget.check_pairs(41, 40)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    problem=problems(),
+    limit=st.integers(3000, 400_000),
+    images=st.sampled_from(("float16", "int8", "int5")),
+    targets=st.sampled_from(("float32", "int8", "int6")),
+)
+def test_a_plan_in_bytes_bounds_the_file(problem, limit, images, targets):
+    """The file of a set of the planned sizes, written with numbers that mean nothing."""
+    assume(problem["dim"] * problem["image_shape"][0] < 6000)
+    stored = {"bytes": limit, "image_precision": images, "target_precision": targets}
+    plan = tried(**problem, stored=stored)
+    if plan is None:
+        return
+    assert plan.fits and plan.budget == limit
+    generator = np.random.default_rng(0)
+    others, low = plan.views - 1, (*plan.base_size, plan.image_shape[2])
+    made = distilled.from_params(
+        decoder.Params(
+            generator.normal(size=(plan.U, *low)),
+            generator.normal(size=(plan.M, plan.U)),
+            np.zeros(low),
+            generator.normal(size=(plan.V, plan.dim)),
+            generator.normal(size=(plan.views, plan.M, plan.V)),
+            np.zeros(plan.dim),
+            image_size=plan.image_shape[:2],
+            views=tuple(f"view{k}" for k in range(plan.views)),
+        ),
+        approximate.init(jax.random.key(0), plan.views, plan.V, plan.hidden),
+        preprocess.Preprocessing(
+            np.ones(low[2], np.float32), np.ones(low[2], np.float32), np.zeros(plan.dim, np.float32), np.float32(1)
+        ),
+    )
+    assert made.arrays["networks.out_bias"].shape == (others, plan.V)
+    size = distilled.pack(made, images=images, targets=targets).bytes_stored()
+    assert plan.file_size - 600 <= size <= plan.file_size
+
+
+def test_precisions_are_chosen_by_what_they_lose():
+    sizes = budget.Sizes(4, 8, 4, 4, 4, 2, (16, 16, 3), (8, 8), 32, bytes=20_000)
+    errors = np.linspace(1, 0, 60) ** 2
+    exact, coarse, useless = ("int8", "int8"), ("int4", "int4"), ("int3", "int3")
+
+    def chosen(lost):
+        return budget.fit(sizes, errors, errors[:32], free=("M", "U", "V"), most=1000, lost=lost)
+
+    fine = chosen({exact: (0.0, 0.0)})
+    # Half the bits hold more bases, and are taken where they lose less than those win.
+    more = chosen({exact: (0.0, 0.0), coarse: (0.001, 0.001)})
+    assert (more.image_precision, more.target_precision) == coarse
+    assert more.fits and fine.fits and (more.M, more.U) > (fine.M, fine.U)
+    again = chosen({exact: (0.0, 0.0), useless: (0.9, 0.9)})
+    assert (again.image_precision, again.target_precision) == exact and again == fine
+
+
+@pytest.mark.parametrize(("images", "targets"), [("int8", "int8"), ("float16", "int4"), ("float32", "float32")])
+def test_as_many_pairs_as_the_bytes_hold(images, targets):
+    problem = Problem((8, 8, 1), 16, 5000)
+    config = configuration.default()
+    config.storage.update(bytes=9000, images=images, targets=targets)
+    count = budget.pairs(config, problem)
+    sizes = [
+        packing.size({"images": (k, 8, 8, 1), "targets": (k, 16)}, images=images, targets=targets, channels=1, dim=16)
+        for k in (count, count + 1)
+    ]
+    assert sizes[0] <= 9000 < sizes[1] and count > 10
+    # Coded images take what they are said to.
+    config.storage.images = "webp"
+    assert budget.pairs(config, problem, coded=10.0) > budget.pairs(config, problem, coded=30.0) > 50
+
+
+def test_bytes_that_hold_nothing_are_refused():
+    config = configuration.default()
+    config.storage.bytes = 300
+    with pytest.raises(UserError, match="storage.bytes=300 holds not even one image with its target"):
+        budget.counted(config, Problem((8, 8, 1), 16, 5000))

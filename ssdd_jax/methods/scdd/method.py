@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
 from ssdd_jax.errors import UserError
+from ssdd_jax.methods import budget
 from ssdd_jax.methods.base import Definition, Method, Problem, Source
 from ssdd_jax.methods.scdd import inversion, stages
 
@@ -51,16 +52,21 @@ def images_per_class(config: ConfigDict, problem: Problem) -> int:
     """
     # Soft labels have one number per class and count towards the budget.
     pair_size = problem.image_numbers + problem.classes
-    budget = config.storage.N * (problem.image_numbers + problem.dim)
-    most = budget // (pair_size * problem.classes)
+    most = budget.pairs(config, problem, problem.classes) // problem.classes
     per_class = config.scdd.images_per_class or max(most, 1)
     if per_class > most:
         needed = per_class * problem.classes * pair_size
         # Lowering the number per class helps only if at least one image per class fits.
         fewer = " or lower scdd.images_per_class" if most else ""
+        if config.storage.bytes:
+            raise UserError(
+                f"storage exceeds the budget: {per_class * problem.classes} images, {per_class} per class, and their "
+                f"soft labels take more than {config.storage.bytes:,} bytes; raise storage.bytes{fewer}"
+            )
+        numbers = config.storage.N * (problem.image_numbers + problem.dim)
         raise UserError(
             f"storage exceeds the budget: {per_class * problem.classes} images, {per_class} per class, and their soft "
-            f"labels are {needed:,} numbers > {budget:,} = N (HWC + D) with N={config.storage.N}; raise storage.N to "
+            f"labels are {needed:,} numbers > {numbers:,} = N (HWC + D) with N={config.storage.N}; raise storage.N to "
             f"{-(-needed // (problem.image_numbers + problem.dim))}{fewer}"
         )
     return per_class

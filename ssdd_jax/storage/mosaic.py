@@ -1,0 +1,96 @@
+"""Images coded together: one PNG, WebP or JPEG picture of all images side by side.
+
+A picture per image would spend more bytes on headers and tables than on pixels: a JPEG file of 32x32 pixels has over
+600 bytes of them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from ssdd_jax.data.encoded import DAMAGE
+from ssdd_jax.data.images import check_memory, one_line
+from ssdd_jax.errors import UserError
+
+# Codes, and the longest side of a picture in pixels.
+CODES = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
+LOSSY = ("webp", "jpeg")
+
+
+def encode(images: np.ndarray, code: str, quality: int = 100) -> bytes:
+    """Code images as one picture.
+
+    Args:
+        images: uint8 `(n,H,W,C)`, with 1 or 3 channels.
+        code: A name in `CODES`. PNG is lossless.
+        quality: Of WebP and JPEG, 1 to 100.
+
+    Returns:
+        The content of the picture's file.
+
+    Raises:
+        UserError: If there are other numbers of channels, or more images than such a picture holds.
+    """
+    count, height, width, channels = images.shape
+    if channels not in (1, 3):
+        raise UserError(f"images of {channels} channels cannot be coded as {code}: choose another storage.images")
+    columns, rows = _grid(count)
+    if max(columns * width, rows * height) > CODES[code]:
+        raise UserError(
+            f"{count:,} images of {height}x{width} are more than a {code} picture holds: choose storage.images=png, or "
+            "fewer images"
+        )
+    # Empty places repeat the last image, which costs little.
+    tiles = np.concatenate([images, np.repeat(images[-1:], columns * rows - count, axis=0)])
+    sheet = tiles.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    picture = Image.fromarray(
+        sheet.reshape(rows * height, columns * width, channels).squeeze(2 if channels == 1 else ())
+    )
+    file = io.BytesIO()
+    if code == "png":
+        picture.save(file, "PNG", optimize=True)
+    elif code == "webp":
+        picture.convert("RGB").save(file, "WEBP", quality=quality, method=6)
+    else:
+        picture.save(file, "JPEG", quality=quality, optimize=True)
+    return file.getvalue()
+
+
+def decode(content: bytes, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Decode what `encode` returned.
+
+    Args:
+        content: The content of the picture's file.
+        shape: Shape of the images `(n,H,W,C)`.
+
+    Returns:
+        uint8 `(n,H,W,C)`.
+
+    Raises:
+        UserError: If the content is damaged, or is not a picture of such images.
+    """
+    count, height, width, channels = shape
+    columns, rows = _grid(count)
+    # Before the pixels are decoded: a small file may hold a large picture.
+    check_memory((columns * rows, height, width, 3))
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.size != (columns * width, rows * height):
+                raise UserError(f"the coded images are a picture of {picture.size}, not of {count} of {height}x{width}")
+            sheet = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"the coded images cannot be decoded: {one_line(error)}") from None
+    tiles = sheet.reshape(rows, height, columns, width, channels).swapaxes(1, 2)
+    return tiles.reshape(rows * columns, height, width, channels)[:count]
+
+
+def _grid(count: int) -> tuple[int, int]:
+    """Return the columns and rows of a picture of `count` images, about a square."""
+    columns = max(1, math.isqrt(max(count - 1, 0)) + 1)
+    return columns, -(-count // columns)
