@@ -320,8 +320,8 @@ def _rates_of(settings: Settings, distilled: DistilledSet) -> tuple[Rate, ...]:
 
 
 def with_published(rates: tuple[Rate, ...]) -> tuple[Rate, ...]:
-    """Add KRR-ST's settings for sets and for real images to candidates for real images; a single rate is final."""
-    return rates if len(rates) == 1 else tuple(dict.fromkeys((*rates, training.PUBLISHED, training.PUBLISHED_SUBSET)))
+    """Add KRR-ST's settings for sets and for real images to candidates for real images, which may need the latter."""
+    return tuple(dict.fromkeys((*rates, training.PUBLISHED, training.PUBLISHED_SUBSET)))
 
 
 def _plain(settings: training.Settings) -> list[Any]:
