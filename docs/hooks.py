@@ -25,12 +25,12 @@ GROUPS = {
     "Training": "training",
     "Evaluation": "evaluate",
     "Reports": "report",
-    "Formats": "formats export",
+    "Formats": "formats export storage",
     "Running": "",
 }
 # Guides in reading order; others follow in alphabetical order.
 GUIDES = (
-    "getting_started data teachers methods evaluation sharing dry_run_and_report results speed devices large_data "
+    "getting_started data teachers methods bytes evaluation sharing dry_run_and_report results speed devices large_data "
     "promises architecture adding_a_method"
 ).split()
 

@@ -1,8 +1,8 @@
 """Compare all methods at equal storage: same data, teacher and evaluator, several seeds and sizes, one table and plot.
 
     python -m experiments.compare [--config=configs/digits.py] [--methods=boost,krr_st,...]
-                                  [--N=10,20 | --bytes=8192,16384] [--seeds=5] [--references=K] [--workdir=runs/compare-digits] [--equal_seconds]
-                                  [--config.KEY=VALUE ...]
+                                  [--N=10,20 | --bytes=8192,16384] [--seeds=5] [--references=K]
+                                  [--workdir=runs/compare-digits] [--equal_seconds] [--config.KEY=VALUE ...]
 
 A seed is a distillation: its set, and the networks trained on it. Differences between methods are paired by seed.
 
@@ -128,6 +128,11 @@ def _name(options: Options, method: str, size: int) -> str:
     return f"{method}-{'B' if options.bytes else 'N'}{size}"
 
 
+def _at(options: Options, size: int) -> str:
+    """Name a budget for the user."""
+    return f"{size:,} bytes" if options.bytes else f"N = {size}"
+
+
 def config_of(options: Options, method: str, size: int, seed: int, *, in_bytes: bool | None = None) -> Any:
     """Build the config of one run: the method's edition, with M in proportion to N.
 
@@ -178,8 +183,7 @@ def run_all(options: Options) -> Comparison:
                     _run(options, name, config_of(options, method, size, seed), seed) for seed in seeds
                 ]
             except UserError as error:
-                unit = "bytes" if options.bytes else "N"
-                refused.append(f"{label(method)} at {unit} = {size}: {' '.join(str(error).split())}")
+                refused.append(f"{label(method)} at {_at(options, size)}: {' '.join(str(error).split())}")
                 print(f"compare: {refused[-1]}", flush=True)
     if not completed:
         raise UserError(f"no method could run: {refused[0]}")
@@ -234,7 +238,8 @@ def run_equal(options: Options, found: Comparison) -> tuple[Comparison, list[str
                 changed.distill.steps = steps
                 results.append(_run(options, f"{name}-equal", changed, seed))
             rows.append(_row(method, size, results, {}))
-            words.append(f"{label(method)} at {name} takes {steps:,} steps instead of {config.distill.steps:,}.")
+            steps_text = f"{steps:,} steps instead of {config.distill.steps:,}"
+            words.append(f"{label(method)} at {_at(options, size)} takes {steps_text}.")
     return found._replace(rows=rows, references={name: {} for name in REFERENCES}, refused=[]), words
 
 
@@ -324,7 +329,7 @@ def write_page(options: Options, found: Comparison, arguments: Sequence[str]) ->
     """Write report.html, which compares the sets and shows the images of the first seed."""
     sides = [
         report.side_of(
-            f"{label(row.method)}, {f'{row.N:,} bytes' if options.bytes else f'N = {row.N}'}",
+            f"{label(row.method)}, {_at(options, row.N)}",
             [report.read(_folder(options, _name(options, row.method, row.N), seed)) for seed in range(options.seeds)],
         )
         for row in found.rows

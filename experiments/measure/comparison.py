@@ -271,10 +271,11 @@ def _limit(axes: Any, shown: dict[str, list[float]]) -> None:
 
 def _draw_seconds(axes: Any, rows: list[Row], colors: dict[str, Any]) -> None:
     names = [label(row.method) for row in rows]
+    size = f"N = {rows[0].N}" if rows[0].unit == "numbers" else f"{rows[0].N:,} bytes"
     axes.barh(names, [row.seconds for row in rows], color=[colors[row.method] for row in rows])
     bars = axes.barh(names, [row.preparation for row in rows], left=[row.seconds for row in rows], color="0.8")
     axes.bar_label(bars, [_seconds(row) for row in rows], padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * max(row.seconds + row.preparation for row in rows) or 1.0)
-    axes.set(xlabel="seconds per set, grey: once for all sets", title=f"distillation at N = {rows[0].N}")
+    axes.set(xlabel="seconds per set, grey: once for all sets", title=f"distillation at {size}")
     axes.grid(axis="x", alpha=0.3)

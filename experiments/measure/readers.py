@@ -71,8 +71,8 @@ def _set(*, parameterized: bool = False) -> distilled.DistilledSet:
     return distilled.from_params(params, networks, constants, dataset="made")
 
 
-def _save_set(folder: pathlib.Path, *, parameterized: bool) -> pathlib.Path:
-    _set(parameterized=parameterized).save(folder / "set")
+def _save_set(folder: pathlib.Path, *, parameterized: bool, images: str = "float32") -> pathlib.Path:
+    distilled.pack(_set(parameterized=parameterized), images=images).save(folder / "set")
     return folder / "set"
 
 
@@ -330,6 +330,12 @@ READERS = {
     "set": Reader(functools.partial(_save_set, parameterized=False), _read_set, ("safetensors", "json"), exact=True),
     "set_of_bases": Reader(
         functools.partial(_save_set, parameterized=True), _read_set, ("safetensors", "json"), exact=True
+    ),
+    "set_packed": Reader(
+        functools.partial(_save_set, parameterized=True, images="int5"), _read_set, ("safetensors", "json"), exact=True
+    ),
+    "set_coded": Reader(
+        functools.partial(_save_set, parameterized=False, images="webp"), _read_set, ("safetensors", "json"), exact=True
     ),
     "export_npz": Reader(functools.partial(_export, form="npz"), _read_export, ("npz",)),
     "export_png": Reader(functools.partial(_export, form="png"), _read_export, ("png", "npy", "json")),

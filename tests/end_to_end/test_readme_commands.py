@@ -33,6 +33,7 @@ NOT_RUN = {
     "python -m ssdd_jax.main --help": "printed by tests/test_main.py",
     "python -m ssdd_jax.main --help_config": "printed by tests/test_main.py",
     "python -m ssdd_jax.main --config.storage.N=10 --config.distill.steps=300 --workdir=runs/small": MINUTES,
+    "python -m ssdd_jax.main --config.storage.bytes=8192 --workdir=runs/bytes": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py --config.data.data_dir=DIR": HOURS,
     "python -m ssdd_jax.main --config=configs/cifar10.py --config.data.name=npz:mine.npz "
     "--config.teacher.features=features.npz": HOURS,

@@ -180,6 +180,33 @@ def test_one_that_was_cut_short_is_finished(finished, folder):
     assert changed == {"random-N4-seed1"}
 
 
+@pytest.mark.slow
+def test_bytes_as_the_budget(folder, finished):
+    """The same table over the bytes of the files; each method at what it stores best."""
+    line = [
+        argument for argument in command(folder, "in_bytes", methods="krr_st,random", seeds=1) if "--N=" not in argument
+    ]
+    shutil.copytree(folder / "shared", folder / "in_bytes" / "shared")
+    assert compare.main([*line, "--bytes=2500,3500"]) == 0
+    found = json.loads((folder / "in_bytes" / "comparison.json").read_text())
+    for one in found["rows"]:
+        run = folder / "in_bytes" / f"{one['method']}-B{one['N']}-seed0"
+        file = run / "distilled" / "set.safetensors"
+        assert one["unit"] == "bytes" and one["numbers"] == file.stat().st_size <= one["budget"] == one["N"]
+        stored = json.loads((run / "results.json").read_text())["storage"]
+        assert sum(stored["parts"].values()) == stored["used"] == file.stat().st_size
+        assert stored["precisions"]["images"] == ("webp" if one["method"] == "random" else "int8")
+        page = (run / "report.html").read_text()
+        assert f"{stored['used']:,} of {one['N']:,} bytes" in page
+    by_key = {(one["method"], one["N"]): one["images"] for one in found["rows"]}
+    assert list(by_key) == [("krr_st", 2500), ("random", 2500), ("krr_st", 3500), ("random", 3500)]
+    assert by_key["random", 2500] < by_key["random", 3500] and by_key["krr_st", 2500] < by_key["krr_st", 3500]
+    table = (folder / "in_bytes" / "comparison.md").read_text()
+    assert table.startswith("| | bytes | bytes stored |") and f"{by_key['random', 3500]} images" in table
+    # Read again, nothing is done, and the rows without a set are those of a budget in images.
+    assert {path.name for path in (folder / "in_bytes").glob("references*")} == {"references-seed0"}
+
+
 def refusal(capsys, line):
     capsys.readouterr()
     assert compare.main(line) == 2
@@ -208,6 +235,8 @@ def refusal(capsys, line):
         ("--config.storage.N=5", "config.storage.N differs between the runs of a comparison: --N chooses it"),
         ("--config.method=boost", "config.method differs between the runs"),
         ("--config.seed=1", "config.seed differs between the runs"),
+        ("--bytes=4096", "--N and --bytes are two budgets: give one of them"),
+        ("--config.storage.bytes=4096", "config.storage.bytes differs between the runs of a comparison: --bytes"),
     ],
 )
 def test_refuses_before_any_work(argument, words, folder, capsys):
@@ -246,7 +275,8 @@ def row(method, N, seconds, values, **changes):
 def test_preparation_is_told_for_every_size(monkeypatch, tmp_path):
     """The first run makes what all others use, and only its record has the seconds."""
 
-    def run(options, name, method, N, seed, entries=()):
+    def run(options, name, config, seed, entries=()):
+        method, N = {"subset": "random"}.get(config.method, config.method), config.storage.N
         if method == "random" and not entries:
             raise UserError("no\nroom")
         first = method == "mkdt" and N == 2 and seed == 0
@@ -254,7 +284,7 @@ def test_preparation_is_told_for_every_size(monkeypatch, tmp_path):
         return {
             "seconds": {"teacher": 5.0 * bool(entries), "features": 0.0, "samples": 1.0, "distill": N, "approximate": 0}
             | own,
-            "storage": {"numbers": 7, "budget": 8},
+            "storage": {"numbers": 7, "budget": 8, "images": 2},
             "linear": {name: {"values": [seed]} for name in ("distilled", *entries)},
         }
 
@@ -274,11 +304,11 @@ def test_rows_without_a_set_are_measured_for_the_first_seeds(arguments, count, m
     """One before the methods, so that a mistake is told at once; the others, which may take longest, after them."""
     names = []
 
-    def run(options, name, method, N, seed, entries=()):
+    def run(options, name, config, seed, entries=()):
         names.append((name, seed))
         return {
             "seconds": {"teacher": 0.0, "features": 0.0, "samples": 0.0, "distill": 0.0, "approximate": 0.0},
-            "storage": {"numbers": 7, "budget": 8},
+            "storage": {"numbers": 7, "budget": 8, "images": 2},
             "linear": {entry: {"values": [seed]} for entry in ("distilled", *entries)},
         }
 
@@ -320,10 +350,14 @@ def test_equal_seconds(tmp_path, monkeypatch):
     """As many steps as take the first method's time, the same ones after a restart; only methods with a pool."""
     taken = []
 
-    def run(options, name, method, N, seed, entries=(), *, steps=0):
-        taken.append((name, seed, steps))
+    def run(options, name, config, seed, entries=()):
+        taken.append((name, seed, config.distill.steps))
         seconds = {"samples": 0.0, "distill": 30.0, "approximate": 0.0}
-        return {"seconds": seconds, "storage": {"numbers": 1, "budget": 2}, "linear": {"distilled": {"values": [1.0]}}}
+        return {
+            "seconds": seconds,
+            "storage": {"numbers": 1, "budget": 2, "images": 2},
+            "linear": {"distilled": {"values": [1.0]}},
+        }
 
     monkeypatch.setattr(compare, "_run", run)
     options = compare.parse(

@@ -4,6 +4,8 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from ssdd_jax import config
@@ -65,3 +67,16 @@ def test_what_no_picture_holds_is_refused():
         mosaic.encode(np.zeros((3, 4, 4, 2), np.uint8), "webp")
     with pytest.raises(UserError, match=r"25 images of 4x4000 are more than a webp picture holds: choose .*png"):
         mosaic.encode(np.zeros((25, 4, 4000, 1), np.uint8), "webp")
+
+
+@settings(deadline=None, max_examples=60)
+@given(code=st.sampled_from(tuple(mosaic.CODES)), seed=st.integers(0, 10**6))
+def test_changed_bytes_are_images_or_a_line(code, seed):
+    generator = np.random.default_rng(seed)
+    coded = bytearray(mosaic.encode(smooth(4, 8, 8, 3), code, 50))
+    for place in generator.integers(0, len(coded), 3):
+        coded[place] = generator.integers(256)
+    try:
+        assert mosaic.decode(bytes(coded), (4, 8, 8, 3)).shape == (4, 8, 8, 3)
+    except UserError as error:
+        assert "\n" not in str(error)
