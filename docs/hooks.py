@@ -30,8 +30,8 @@ GROUPS = {
 }
 # Guides in reading order; others follow in alphabetical order.
 GUIDES = (
-    "getting_started data teachers methods bytes evaluation sharing dry_run_and_report results speed devices large_data "
-    "promises architecture adding_a_method"
+    "getting_started data teachers methods bytes evaluation sharing dry_run_and_report results speed devices "
+    "large_data promises architecture adding_a_method"
 ).split()
 
 

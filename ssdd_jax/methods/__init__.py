@@ -3,10 +3,12 @@
 Each method is a module with a `Definition`. `register` adds one, also from outside the package.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,8 +18,9 @@ from ssdd_jax.distilled import DistilledSet, pack
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, frozen_encoder, krr_st, mkdt, noise, scdd, subset
 from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source, Stage, Trial
-from ssdd_jax.methods.budget import check_pairs, counted, precisions
+from ssdd_jax.methods.budget import check_pairs, counted, pairs, precisions
 from ssdd_jax.runtime import devices
+from ssdd_jax.storage import mosaic
 
 Array = jax.Array
 
@@ -41,6 +44,8 @@ __all__ = [
 ]
 
 METHODS: dict[str, Definition] = {}
+# Quality of coded images that their number is chosen for, where the config names none.
+QUALITY = 50
 
 
 def register(name: str, definition: Definition) -> None:
@@ -114,7 +119,17 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         exported = method.export(key, state, source)
         return pack(exported, images=images, targets=targets, quality=storage.quality, limit=storage.bytes)
 
+    if storage.bytes and images in CODES:
+        method = method._replace(settle=functools.partial(_coded, config, problem, images))
     return method._replace(export=export)
+
+
+def _coded(config: ConfigDict, problem: Problem, code: str, source: Source) -> dict[str, int]:
+    """Return the number of images whose codes fit the budget in bytes, by the mean code of the source's samples."""
+    # Those that are chosen differ a little: `distilled.pack` finds the quality at which they fit.
+    pixels = np.asarray(source.images[source.samples])
+    size = len(mosaic.encode(pixels, code, config.storage.quality or QUALITY)) / len(pixels)
+    return {"storage.N": max(1, min(pairs(config, problem, coded=size), problem.images))}
 
 
 def changed(run: Run, changes: Mapping[str, Any]) -> Run:

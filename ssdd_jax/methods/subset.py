@@ -10,20 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
-from ssdd_jax.config import CODES
-from ssdd_jax.methods import budget
 from ssdd_jax.methods.base import Definition, Method, Problem, Source
-from ssdd_jax.storage import mosaic
 
 Array = jax.Array
 
-# Quality of coded images that the number of images is chosen for, where the config names none. On CIFAR-10 no other is
-# better by more than the noise (docs/guides/bytes.md).
-QUALITY = 50
 # Keys are values of `config.distill.samples`, and also the names of the editions.
 TITLES = {"random": "random subset", "kmeans": "k-means subset", "high_loss": "high-loss subset"}
 
@@ -53,24 +46,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         images = source.preprocessing.images(source.images[source.samples])
         return distilled.from_pairs(images, source.view_targets[0], source.preprocessing)
 
-    images, _ = budget.precisions(config, coded=True)
-    within = bool(config.storage.bytes) and images in CODES
-
-    def settle(source: Source) -> dict[str, int]:
-        # Coded images differ in size: as many as fit by their mean; `distilled.pack` then finds the quality that fits.
-        pixels = np.asarray(source.images[source.samples])
-        coded = len(mosaic.encode(pixels, images, config.storage.quality or QUALITY)) / len(pixels)
-        return {"storage.N": max(1, min(budget.pairs(config, problem, coded=coded), problem.images))}
-
-    return Method(
-        init,
-        None,
-        export,
-        steps=0,
-        samples=config.storage.N,
-        title=TITLES[config.distill.samples],
-        settle=settle if within else None,
-    )
+    return Method(init, None, export, steps=0, samples=config.storage.N, title=TITLES[config.distill.samples])
 
 
 DEFINITION = Definition(
