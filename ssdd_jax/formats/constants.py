@@ -34,7 +34,10 @@ def describe(distilled: DistilledSet, form: str, undo: str) -> dict[str, Any]:
         for name, value in distilled.preprocessing._asdict().items()
     }
     shapes = {"pairs": len(images), "image_shape": list(images.shape[1:]), "target_length": targets.shape[1]}
-    available = {"N": distilled.about.get("config", {}).get("storage.N"), **distilled.about}
+    config = distilled.about.get("config", {})
+    # The N of a budget in bytes is what fits it, not a budget.
+    budget = None if config.get("storage.bytes") else config.get("storage.N")
+    available = {"N": budget, **distilled.about}
     about = {name: available[name] for name in ABOUT if available.get(name)}
     training = {name: distilled.statics[name] for name in ("learning_rate", "soft_labels") if name in distilled.statics}
     # The set's own version, if it has one, replaces that of this package.
