@@ -35,11 +35,15 @@ _TITLES = {
 
 
 def _compared(name: str, data: str, command: str, *, others: tuple[str, ...]) -> dict[str, Ready]:
-    """Sets of a comparison, of each method the first: Boost-SSDD's as `name`, the others as `name-METHOD`."""
-    N = name.rpartition("-n")[2]
+    """Sets of a comparison, of each method the first: Boost-SSDD's as `name`, the others as `name-METHOD`.
+
+    The name ends in `-nN`, or in `-bBYTES` for a budget in bytes.
+    """
+    size = name.rpartition("-")[2]
+    budget = f"N = {size[1:]}" if size[0] == "n" else f"{int(size[1:]):,} bytes"
     return {
         name if method == "boost" else f"{name}-{method}": Ready(
-            f"compare-{name}/sets/{method}", f"{data}, {_TITLES[method]}, N = {N}", command
+            f"compare-{name}/sets/{method}", f"{data}, {_TITLES[method]}, {budget}", command
         )
         for method in ("boost", *others)
     }
@@ -54,7 +58,13 @@ SETS = {
         "cifar10-n20",
         "CIFAR-10",
         "python -m experiments.compare --config=configs/cifar10.py:cpu",
-        others=("krr_st", "random"),
+        others=("krr_st", "mkdt", "random", "kmeans"),
+    ),
+    **_compared(
+        "cifar10-b65536",
+        "CIFAR-10",
+        "python -m experiments.compare --config=configs/cifar10.py:cpu --bytes=65536",
+        others=("random",),
     ),
 }
 _PACKAGE = pathlib.Path(__file__).parents[1]

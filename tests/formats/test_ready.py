@@ -21,7 +21,7 @@ RESULTS = ROOT / "experiments" / "results"
 
 
 def published(name):
-    """Return the published facts about a set: numbers stored, budget, title, and its measures."""
+    """Return the published facts about a set: numbers or bytes stored, budget, title, and its measures."""
     folder = RESULTS / ready.SETS[name].folder
     if folder.parent.name == "sets":  # of a comparison, of which it is the first seed's
         content = files.read_json(folder.parents[1] / "comparison.json")
@@ -39,11 +39,14 @@ LABELS = {"linear": 1, "linear_krr_st": 1, "few_shot": 1, "feature_r2": 3, "feat
 
 @pytest.mark.parametrize("name", ready.SETS)
 def test_is_loaded_by_name(name):
-    loaded, (numbers, budget, *_) = ssdd_jax.load(name), published(name)
+    loaded, (size, budget, *_) = ssdd_jax.load(name), published(name)
     # The set is that of the published results; sizes chosen by the data differ a little from seed to seed.
-    assert abs(loaded.numbers_stored() / numbers - 1) < 0.01 and loaded.numbers_stored() <= budget
-    assert ready.SETS[name].words.endswith(f", N = {loaded.about['config']['storage.N']}")
-    assert f"-n{loaded.about['config']['storage.N']}" in name
+    stored = loaded.numbers_stored() if loaded.stored is None else loaded.bytes_stored()
+    assert abs(stored / size - 1) < 0.01 and stored <= budget
+    config = loaded.about["config"]
+    in_bytes = config.get("storage.bytes", 0)  # sets of earlier versions have no such key
+    assert ready.SETS[name].words.endswith(f", {in_bytes:,} bytes" if in_bytes else f", N = {config['storage.N']}")
+    assert (f"-b{in_bytes}" if in_bytes else f"-n{config['storage.N']}") in name
     assert all(np.isfinite(array).all() for array in loaded.pairs())
 
 
