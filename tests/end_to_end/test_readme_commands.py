@@ -95,7 +95,9 @@ NOT_RUN = {
     ),
     "python -m experiments.compare --config=configs/cifar10.py:cpu --bytes=65536": DOWNLOADED,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost,krr_st,mkdt,random,kmeans --N=20 "
-    '--references=1 --config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': DOWNLOADED,
+    '--references=1 --config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': (
+        DOWNLOADED
+    ),
     "python -m experiments.compare --methods=boost,krr_st,mkdt,scdd,random,kmeans,high_loss,noise --N=20 "
     "--config.evaluate.seeds=1": MINUTES,
     "python -m experiments.fuzz": MINUTES,

@@ -123,8 +123,9 @@ def test_every_reference_point_is_in_the_table(folder):
 def test_what_rows_are_trained_on(tmp_path, monkeypatch):
     calls = count_training(monkeypatch)
     ask(tmp_path)
-    # Two seeds each: the set, as many random images, and all of them with steps of their own.
-    assert calls == [(2, 6, 2), (2, 6, 2), (2, 60, 3)]
+    # Two seeds each: the set, as many random images, at first with both of their settings, whose better network is kept
+    # for the first seed, and all of them with steps of their own.
+    assert calls == [(2, 6, 2), (2, 6, 2), (1, 6, 2), (2, 60, 3)]
 
 
 def test_asking_again_computes_nothing(folder, monkeypatch):
@@ -307,7 +308,8 @@ def test_the_random_images_are_those_of_the_budget(monkeypatch, tmp_path):
     budget = distilled.from_pairs(*pairs_of(np.arange(6)), CONSTANTS, config={"storage.N": 4})
     calls = count_training(monkeypatch)
     ask(tmp_path, budget, references=["random_real"])
-    assert calls == [(2, 6, 2), (2, 4, 2)]
+    # The set; random images with both of their settings, and the second seed with the better one.
+    assert calls == [(2, 6, 2), (2, 4, 2), (1, 4, 2)]
 
 
 def test_random_images_come_with_their_own_features(monkeypatch):
@@ -338,7 +340,8 @@ def test_only_a_set_is_trained_at_its_own_rate(carried, own_rate, expected):
     own = distilled.from_pairs(*pairs_of(np.arange(6)), CONSTANTS, learning_rate=carried)
     baselines = [entries.of_reference(name, SOURCE, own, 6, options) for name in ("random_real", "full_data")]
     rows = [entries.of_set("distilled", own, SOURCE, options), *baselines]
-    assert [[rate.learning_rate for rate in one.rates] for one in rows] == [[expected], [0.1], [0.1]]
+    # Real images choose between both published settings.
+    assert [[rate.learning_rate for rate in one.rates] for one in rows] == [[expected], [0.1, 0.01], [0.1]]
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_the_storage_bar_adds_up():
     widths = [float(rect.get("width")) for rect in rects]
     assert widths == [375.0, 62.5, 312.5] and sum(widths) == 1000 * 60 / 80
     assert [float(rect.get("x")) for rect in rects] == [0.0, 375.0, 437.5]
-    assert [(part.name, part.numbers) for part in found.parts] == [
+    assert [(part.name, part.size) for part in found.parts] == [
         ("image bases", 30),
         ("image mean", 5),
         ("approximation networks", 25),
@@ -170,7 +170,9 @@ def test_everything_measured_is_on_the_page(finished):
         assert f"{stage} {labels.seconds(spent)} {labels.size(results['memory'][stage]['host'])}" in said
     assert results["machine"] in said and results["version"] in said
     assert "120 for training, 40 for testing, 3 classes" in said
-    assert "random images: 5 steps, rate 0.1, weight decay 0.001" in said
+    chosen = results["training"]["random_real"]
+    words = f"rate {chosen['learning_rate']:g}, weight decay {chosen['weight_decay']:g}"
+    assert f"random images: 5 steps, {words}" in said and "distilled set: 5 steps, rate 0.1, weight decay 0.001" in said
     assert "statistics of training images for the untrained network" in said
     assert f"an untrained student {results['gate']['untrained']:.1f} %" in said
 
