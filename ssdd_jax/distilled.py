@@ -28,7 +28,7 @@ from ssdd_jax.storage import mosaic, packing
 Array = jax.Array
 SCHEMA = 2  # of packed sets; all others are written, and can be read by earlier versions, as 1
 TENSORS, DESCRIPTION = "set.safetensors", "set.json"
-# Of WebP and JPEG where neither a quality nor a number of bytes is given.
+# Of WebP and JPEG, where neither a quality nor a number of bytes is given.
 DEFAULT_QUALITY = 80
 # Key of the statics of a packed set: precision and shape of each array.
 PACKED = "packed"
@@ -84,8 +84,12 @@ class DistilledSet:
 
     def _tensors(self) -> dict[str, Any]:
         constants = self.preprocessing._asdict()
-        if self.stored is not None:  # `pack` has rounded it
-            constants["target_mean"] = np.asarray(constants["target_mean"]).astype(np.float16)
+        if self.stored is not None:
+            # `pack` has rounded it, unless it would have been infinite.
+            mean = np.asarray(constants["target_mean"])
+            with np.errstate(over="ignore"):
+                half = mean.astype(np.float16)
+            constants["target_mean"] = half if np.array_equal(half.astype(np.float32), mean) else mean
         return {"arrays": dict(self.arrays if self.stored is None else self.stored), "preprocessing": constants}
 
     def save(self, path: str | os.PathLike[str]) -> int:
@@ -201,7 +205,8 @@ def pack(
         images: Precision of the image part, a name in `storage.quantize.NAMES`; for images of 1 or 3 channels that are
             stored as such also `png`, `webp` or `jpeg`.
         targets: Precision of the feature part, a name in `storage.quantize.NAMES`.
-        quality: Of WebP and JPEG, 1 to 100; 0 for the highest at which the set has no more than `limit` bytes.
+        quality: Of WebP and JPEG, 1 to 100; 0 for the highest. It is lowered until the set has no more than `limit`
+            bytes; without a limit, 0 is `DEFAULT_QUALITY`.
         limit: The most bytes of `set.safetensors`; 0 for no limit.
 
     Returns:
@@ -215,9 +220,9 @@ def pack(
     if images in mosaic.CODES and "images" not in distilled.arrays:
         raise UserError(f"storage.images={images} codes images, and this set stores bases: choose a precision")
     constants = distilled.preprocessing
-    rounded = constants._replace(
-        target_mean=jnp.asarray(np.asarray(constants.target_mean).astype(np.float16), jnp.float32)
-    )
+    half = jnp.asarray(constants.target_mean).astype(jnp.float16).astype(jnp.float32)
+    # Features of a teacher may be larger than float16 holds.
+    rounded = constants._replace(target_mean=half) if np.isfinite(np.asarray(half)).all() else constants
 
     def at(quality: int) -> DistilledSet:
         stored, facts = packing.pack(distilled.arrays, rounded, images=images, targets=targets, quality=quality)
@@ -229,9 +234,9 @@ def pack(
             stored=stored,
         )
 
-    if images in mosaic.LOSSY and not quality:
-        quality = packing.largest_quality(lambda q: at(q).bytes_stored(), limit) if limit else DEFAULT_QUALITY
-    packed = at(quality)
+    if images in mosaic.LOSSY and limit:
+        quality = packing.largest_quality(lambda q: at(q).bytes_stored(), limit, most=quality or 100)
+    packed = at(quality or DEFAULT_QUALITY)
     if limit and packed.bytes_stored() > limit:
         raise UserError(
             f"storage exceeds the budget: {packed.bytes_stored():,} > {limit:,} bytes; lower storage.M, U or V, choose "

@@ -298,10 +298,22 @@ def test_the_highest_quality_that_fits():
         assert fitted.bytes_stored() <= limit
         above = distilled.pack(made, images="webp", targets="int8", quality=quality + 2).bytes_stored()
         assert above > limit
+    # A quality that is asked for is lowered where it does not fit, and never raised.
+    assert distilled.pack(made, images="webp", targets="int8", quality=90, limit=limits[0]).bytes_stored() <= limits[0]
+    asked = distilled.pack(made, images="webp", targets="int8", quality=20, limit=limits[1])
+    assert asked.bytes_stored() == limits[0]
     with pytest.raises(UserError, match="not even with the lowest quality"):
         distilled.pack(made, images="webp", targets="int8", limit=1000)
     with pytest.raises(UserError, match=r"exceeds the budget: [\d,]+ > 1,000 bytes"):
         distilled.pack(made, images="int8", targets="int8", limit=1000)
+
+
+def test_features_beyond_float16_keep_their_mean(tmp_path):
+    large = CONSTANTS._replace(target_mean=CONSTANTS.target_mean + 1e6)
+    packed = distilled.pack(distilled.from_pairs(*pairs(0, 4), large), images="int8", targets="int8")
+    packed.save(tmp_path)
+    same(packed, distilled.load(tmp_path))
+    np.testing.assert_array_equal(distilled.load(tmp_path).preprocessing.target_mean, large.target_mean)
 
 
 def test_bases_are_not_coded_as_a_picture():

@@ -7,7 +7,7 @@ as many bits as it needs not to matter.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -163,12 +163,13 @@ def header(names: Mapping[str, tuple[str, int]], payload: int) -> int:
     return 8 + len(json.dumps(entries, separators=(",", ":"))) + 7
 
 
-def largest_quality(bytes_of: Any, limit: int) -> int:
+def largest_quality(bytes_of: Callable[[int], int], limit: int, *, most: int = 100) -> int:
     """Find the highest quality of coded images at which a set fits.
 
     Args:
         bytes_of: Maps a quality, 1 to 100, to the bytes of the set.
         limit: The most bytes.
+        most: The highest quality to try.
 
     Returns:
         The quality.
@@ -176,7 +177,7 @@ def largest_quality(bytes_of: Any, limit: int) -> int:
     Raises:
         UserError: If not even the lowest fits.
     """
-    low, high = 0, 100
+    low, high = 0, most
     while low < high:
         middle = -(-(low + high) // 2)
         low, high = (middle, high) if bytes_of(middle) <= limit else (low, middle - 1)
