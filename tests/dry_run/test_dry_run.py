@@ -195,3 +195,10 @@ def test_dry_run_prints_and_leaves_no_folder(tmp_path, capsys):
     for words in ("training images n", "120 of 8x8x1", "numbers stored: ", "samples", "precomputed"):
         assert words in said
     assert "evaluate" not in said
+
+
+def test_a_budget_in_bytes_is_told_as_such():
+    found = made()._replace(budget=2048, unit="bytes")
+    assert "numbers stored: 10 in 2,048 bytes" in table.text(found)
+    assert table.short(found).startswith("2,048 bytes: about 10 numbers; expected memory")
+    assert "numbers stored: 10 of 20 = N (HWC + D)" in table.text(made())
