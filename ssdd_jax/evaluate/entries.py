@@ -320,7 +320,12 @@ def _rates_of(settings: Settings, distilled: DistilledSet) -> tuple[Rate, ...]:
 
 
 def with_published(rates: tuple[Rate, ...]) -> tuple[Rate, ...]:
-    """Add KRR-ST's settings for sets and for real images to candidates for real images, which may need the latter."""
+    """Add KRR-ST's settings for sets and for real images to candidates for real images.
+
+    A single setting is final, as in MKDT's protocol, unless it is KRR-ST's for sets: real images have one of their own.
+    """
+    if len(rates) == 1 and rates[0] != training.PUBLISHED:
+        return rates
     return tuple(dict.fromkeys((*rates, training.PUBLISHED, training.PUBLISHED_SUBSET)))
 
 
