@@ -43,6 +43,7 @@ from ssdd_jax import methods, pipeline, report
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
+from ssdd_jax.report import storage
 from ssdd_jax.runtime import constraints, files
 
 SCHEMA = 2  # of comparison.json; without the number the measure `linear` is KRR-ST's
@@ -284,20 +285,15 @@ def _row(method: str, size: int, results: list[dict[str, Any]], prepared: dict[s
     return Row(
         method,
         size,
-        int(np.mean([_used(one["storage"]) for one in results])),
+        int(np.mean([storage.used(one["storage"])[0] for one in results])),
         results[0]["storage"]["budget"],
         _values(results, "distilled"),
         [value for one in results for value in one.get("post_training", {}).get("top1", {}).get("values", [])],
         round(float(np.mean([s["samples"] + s["distill"] + s["approximate"] for s in seconds])), 1),
         round(sum(value for stage, value in prepared.items() if stage in seconds[0]), 1),
-        results[0]["storage"].get("unit", "numbers"),
+        storage.used(results[0]["storage"])[1],
         results[0]["storage"]["images"],
     )
-
-
-def _used(storage: dict[str, Any]) -> int:
-    """Return what a set takes of its budget; versions before budgets in bytes counted numbers only."""
-    return int(storage.get("used", storage["numbers"]))
 
 
 def write(options: Options, found: Comparison, equal: tuple[Comparison, list[str]] | None = None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,15 +69,15 @@ class Sizes:
 
     @property
     def fits(self) -> bool:
-        """Whether the set fits in the budget."""
+        """Return whether the set fits in the budget."""
         return (self.file_size if self.bytes else self.numbers) <= self.budget
 
     @property
-    def file_size(self) -> int:
-        """Bound of the bytes of the file from above."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the stored arrays, by their name in the set."""
         low = (*self.base_size, self.image_shape[-1])
         others = self.views - 1
-        shapes = {
+        return {
             "image_bases": (self.U, *low),
             "image_coefficients": (self.M, self.U),
             "image_mean": low,
@@ -88,8 +89,12 @@ class Sizes:
             "networks.out_kernel": (others, self.hidden, self.V),
             "networks.out_bias": (others, self.V),
         }
+
+    @property
+    def file_size(self) -> int:
+        """Bound of the bytes of the file from above."""
         return packing.size(
-            shapes,
+            self.shapes,
             images=self.image_precision,
             targets=self.target_precision,
             channels=self.image_shape[-1],
@@ -99,14 +104,9 @@ class Sizes:
     @property
     def parts(self) -> dict[str, int]:
         """Stored numbers by part."""
-        low = self.base_size[0] * self.base_size[1] * self.image_shape[-1]
+        own = {name: shape for name, shape in self.shapes.items() if not name.startswith("networks.")}
         return {
-            "image bases": self.U * low,
-            "image coefficients": self.M * self.U,
-            "image mean": low,
-            "feature bases": self.V * self.dim,
-            "feature coefficients": self.M * self.V,
-            "feature mean": self.dim,
+            **{name.replace("_", " "): math.prod(shape) for name, shape in own.items()},
             "approximation networks": approximate.numbers(self.views, self.V, self.hidden),
         }
 

@@ -46,6 +46,14 @@ class Storage(NamedTuple):
     bar: Markup
 
 
+def used(stored: Mapping[str, Any]) -> tuple[int, str]:
+    """Return what a set takes of its budget, and the unit, from `storage` in `results.json`.
+
+    Versions before budgets in bytes counted numbers only, and named no unit.
+    """
+    return stored.get("used", stored["numbers"]), stored.get("unit", "numbers")
+
+
 def of_results(results: Mapping[str, Any], *, whole: int = 0) -> Storage:
     """Read the storage from `results.json` and draw its bar.
 
@@ -54,19 +62,18 @@ def of_results(results: Mapping[str, Any], *, whole: int = 0) -> Storage:
         whole: Numbers or bytes that the full width of the bar stands for; 0: the budget.
     """
     stored = results["storage"]
-    budget, unit = stored["budget"], stored.get("unit", "numbers")
-    used = stored.get("used", stored["numbers"])  # earlier versions counted numbers only
+    budget, (taken, unit) = stored["budget"], used(stored)
     sizes = labels.parts(stored["parts"])
     # Parts without a fixed colour share one further colour.
     colours = {name: COLOURS.get(name, len(COLOURS)) for name in sizes}
-    words = f"{used:,} of {budget:,} {unit}: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+    words = f"{taken:,} of {budget:,} {unit}: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items())
     return Storage(
-        used,
+        taken,
         budget,
         unit,
         stored["bytes"],
         [StoredPart(name, count, labels.percent(count, budget), colours[name]) for name, count in sizes.items()],
-        budget - used,
-        labels.percent(budget - used, budget),
-        svg.stack(sizes, max(whole, budget, used), words=words, colours=colours),
+        budget - taken,
+        labels.percent(budget - taken, budget),
+        svg.stack(sizes, max(whole, budget, taken), words=words, colours=colours),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ssdd_jax import distilled, report
 from ssdd_jax.methods.base import Run
+from ssdd_jax.report import storage
 from ssdd_jax.runtime import constraints, files
 from ssdd_jax.training import loop
 
@@ -18,7 +19,8 @@ def draw(run: Run) -> None:
     lines = [line for line in loop.read_metrics(run.work.metrics, most=report.POINTS) if line["stage"] == "distill"]
     report.draw(run.work.figures, distilled_set, lines, results)
     report.write(run.work.page, report.read(run.work.folder))
-    storage = results["storage"]
-    run.say(f"\n{report.table(results)}\n\n{storage['used']:,} of {storage['budget']:,} {storage['unit']}, "
-            f"{storage['bytes']:,} bytes with the description; figures in {run.work.figures}, "
+    stored = results["storage"]
+    used, unit = storage.used(stored)
+    run.say(f"\n{report.table(results)}\n\n{used:,} of {stored['budget']:,} {unit}, "
+            f"{stored['bytes']:,} bytes with the description; figures in {run.work.figures}, "
             f"all on one page in {run.work.page}")  # fmt: skip

@@ -1,1 +1,1 @@
-"""How a distilled set is stored: precisions of arrays, images coded as one picture, and the bytes of the file."""
+"""Storage of a distilled set: precisions of arrays, images coded as one picture, and the bytes of the file."""

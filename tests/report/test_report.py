@@ -138,6 +138,9 @@ def test_the_storage_bar_adds_up():
         ("approximation networks", 25),
     ]
     assert found.left == 20 and found.left_share == "25.0 %"
+    # Results of versions before budgets in bytes name no unit; those of later ones do.
+    assert storage.used(kept) == (60, "numbers") == (found.used, found.unit)
+    assert storage.used(kept | {"used": 290, "unit": "bytes"}) == (290, "bytes")
     assert len({part.colour for part in found.parts}) == 3
 
 
