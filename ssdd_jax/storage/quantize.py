@@ -45,27 +45,23 @@ def rounded(array: Array, precision: str, *, axis: int = 0) -> Array:
 
     Args:
         array: Any float array.
-        precision: A name in `NAMES`.
+        precision: A name in `NAMES`; float32 leaves the array as it is, float64 too.
         axis: The axis whose indices have a scale each, for whole numbers.
 
     Returns:
-        The rounded array, float32, whose gradient in the array is that of the identity.
+        The rounded array, of the array's type, whose gradient in the array is that of the identity.
 
     Raises:
         ValueError: If the precision is unknown.
     """
-    array = jnp.asarray(array, jnp.float32)
-    bits = _bits(precision)
+    array, bits = jnp.asarray(array), _bits(precision)
     if bits == 32:
         return array
     fixed = lax.stop_gradient(array)
-    if precision in _FLOATS:
-        value = fixed.astype(_FLOATS[precision]).astype(jnp.float32)
-    else:
-        codes, scale = _codes(fixed, bits, axis)
-        value = _values(codes, scale, axis)
+    single = fixed.astype(jnp.float32)
+    value = single.astype(_FLOATS[precision]) if precision in _FLOATS else _values(*_codes(single, bits, axis), axis)
     # The difference is 0 exactly, so that the value is the stored one to the last bit.
-    return lax.stop_gradient(value) + (array - fixed)
+    return lax.stop_gradient(value).astype(array.dtype) + (array - fixed)
 
 
 def pack(array: Array, precision: str, *, axis: int = 0) -> Packed:

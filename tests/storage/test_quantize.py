@@ -51,6 +51,16 @@ def test_the_error_is_half_a_step(precision):
         assert (error <= np.abs(array) * 2.0**-mantissa + 2.0**-25).all()
 
 
+@pytest.mark.parametrize("precision", quantize.NAMES)
+def test_float64_stays_float64(precision, x64):
+    """Not rounded at all where arrays are stored in full, so that methods can be compared with others in float64."""
+    array = np.random.default_rng(0).normal(size=(4, 3))
+    rounded = quantize.rounded(array, precision)
+    assert rounded.dtype == np.float64
+    stored = np.asarray(quantize.unpack(quantize.pack(array, precision), precision, array.shape))
+    np.testing.assert_array_equal(np.asarray(rounded), array if precision == "float32" else stored)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "int8", "int3"])
 def test_the_gradient_is_that_of_the_identity(precision):
     array, weights = drawn(1, (4, 3)), drawn(2, (4, 3))
