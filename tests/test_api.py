@@ -33,7 +33,7 @@ NAMES = {
     "methods": "METHODS Method Stage check make",
     "methods.base": "Method Problem Run Say Source Stage Feed",
     "methods.bilevel": "State Info make",
-    **{f"methods.{name}": "make" for name in ("boost", "krr_st", "mkdt", "scdd", "subset", "noise")},
+    **{f"methods.{name}": "make" for name in ("boost", "krr_st", "mkdt", "scdd", "subset", "rela", "noise")},
     "stages.teacher": "train",
     "stages.features": "compute of_images",
     "stages.distill": "distill learn",

@@ -92,7 +92,7 @@ def test_a_method_that_there_is_not_is_refused():
     for refuse in (lambda: methods.check("boosted"), lambda: methods.make(changed("method", "boosted"), asked)):
         with pytest.raises(UserError) as caught:
             refuse()
-        names = "boost, krr_st, mkdt, scdd, lgm, clp_dd, subset, noise"
+        names = "boost, krr_st, mkdt, scdd, lgm, clp_dd, subset, rela, noise"
         text = f"config.method='boosted' is out of range: it must be one of {names}"
         assert str(caught.value) == text
     for name in methods.METHODS:

@@ -87,8 +87,9 @@ def _trainings(run: Run) -> list[_Entry]:
     pairs, dim = pairs_of(run)
     settings = evaluate.training_of(config)
     real = settings.pairs._replace(rates=evaluated_entries.with_published(settings.pairs.rates))
+    own = real if config.method in evaluated_entries.REAL_IMAGES else settings.pairs
     trainings = [
-        _Entry("distilled", pairs, dim, real if config.method == "subset" else settings.pairs, own=False),
+        _Entry("distilled", pairs, dim, own, own=False),
         _Entry("random_real", min(config.storage.N, problem.images), problem.dim, real, own=True),
         _Entry("full_data", problem.images, problem.dim, settings.full, own=False),
     ]

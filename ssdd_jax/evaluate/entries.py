@@ -29,6 +29,9 @@ DRAW = np.uint32(zlib.crc32(b"random_real"))
 # Baselines reported alongside a distilled set. Chance has no networks; `suite` adds its rows.
 REFERENCES = ("random_real", "random_init", "full_data", "teacher")
 
+# Methods whose sets consist of images of the data, which KRR-ST's code trains on at a setting of their own.
+REAL_IMAGES = ("subset", "rela")
+
 # Training images that weight decay and learning rate are chosen on, at most; half of them if there are fewer.
 HELD_OUT = 2000
 
@@ -316,7 +319,7 @@ def _rates_of(settings: Settings, distilled: DistilledSet) -> tuple[Rate, ...]:
     rates, stored = settings.pairs.rates, distilled.statics.get("learning_rate")
     if settings.own_rate and stored is not None:
         rates = tuple(rate._replace(learning_rate=float(stored)) for rate in rates)
-    return with_published(rates) if distilled.about.get("method") == "subset" else rates
+    return with_published(rates) if distilled.about.get("method") in REAL_IMAGES else rates
 
 
 def with_published(rates: tuple[Rate, ...]) -> tuple[Rate, ...]:

@@ -16,7 +16,7 @@ from ssdd_jax import config as configuration
 from ssdd_jax.config import CODES
 from ssdd_jax.distilled import DistilledSet, pack
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods import boost, frozen_encoder, krr_st, mkdt, noise, scdd, subset
+from ssdd_jax.methods import boost, frozen_encoder, krr_st, mkdt, noise, rela, scdd, subset
 from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source, Stage, Trial
 from ssdd_jax.methods.budget import check_pairs, counted, pairs, precisions
 from ssdd_jax.runtime import devices
@@ -77,6 +77,7 @@ register("scdd", scdd.DEFINITION)
 register("lgm", frozen_encoder.LGM)
 register("clp_dd", frozen_encoder.CLP_DD)
 register("subset", subset.DEFINITION)
+register("rela", rela.DEFINITION)
 register("noise", noise.DEFINITION)
 
 

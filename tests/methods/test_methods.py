@@ -12,13 +12,14 @@ from helpers import CHANNELS, CLASSES, SIZE, make_run, prepare, problem, relativ
 from ssdd_jax import distilled, methods, teacher
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
+from ssdd_jax.methods import rela
 from ssdd_jax.methods.mkdt import trajectories
 from ssdd_jax.methods.scdd import inversion
 from ssdd_jax.methods.scdd import method as scdd
 
 pytestmark = pytest.mark.medium
 
-NOTHING_TO_LEARN = ("subset", "noise")
+NOTHING_TO_LEARN = ("subset", "rela", "noise")
 HWC = SIZE * SIZE * CHANNELS
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
@@ -262,6 +263,35 @@ def test_subset_is_the_chosen_images_with_their_features(make):
     for found, expected in zip(made.exported.pairs(), chosen_pairs(made), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert made.exported.numbers_stored() == made.config.storage.N * (HWC + made.problem.dim)
+
+
+def test_rela_is_a_subset_with_whitened_targets(make):
+    """The distances between targets are Mahalanobis distances of the teacher's features."""
+    made = make("rela")
+    images, targets = made.exported.pairs()
+    np.testing.assert_array_equal(images, chosen_pairs(made)[0])
+    features = np.asarray(made.run.features().train, np.float64)
+    inverse = np.linalg.pinv(np.cov(features.T, bias=True), rcond=rela.LEAST_SHARE, hermitian=True)
+    apart = features[np.asarray(made.data.samples)]
+    apart = apart[:, None] - apart[None]
+    expected = np.einsum("ijd,de,ije->ij", apart, inverse, apart)
+    targets = np.asarray(targets)
+    found = np.square(targets[:, None] - targets[None]).sum(-1)
+    close(found, expected, atol=1e-3, rtol=1e-3)
+    # What is left to undo is nothing: these are the targets themselves.
+    np.testing.assert_array_equal(made.exported.preprocessing.features(targets), targets)
+
+
+def test_rela_whitens_what_varies():
+    """Unit variance over all images, no covariance, and zeros where features depend on each other."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(300, 6)) @ generator.normal(size=(6, 6))
+    features = np.concatenate([features, features[:, :2] - features[:, 2:4], np.zeros((300, 1))], 1)
+    features -= features.mean(0)[None]
+    blocks = (features[begin : begin + 128].astype(np.float32) for begin in range(0, 300, 128))
+    white = features @ rela.whitening(blocks)
+    close(white.T @ white / 300, np.diag([1.0] * 6 + [0.0] * 3), atol=1e-4)
+    assert not rela.whitening([np.zeros((4, 3), np.float32)]).any()
 
 
 def teacher_features(made, images):
