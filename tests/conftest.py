@@ -36,7 +36,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import gc
 import pathlib
-import zlib
 
 import jax
 import numpy as np
@@ -57,32 +56,11 @@ LONGEST = (
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
-# The slow tests are dealt to so many turns, by files; `SSDD_TEST_TURN` chooses one of them (see `.ci/run`). Those that
-# look at all modules are in every turn.
-TURNS, EVERY_TURN = 3, ("test_quality", "test_docs")
-
-
-def turn_of(name):
-    """The turn of a file; the longest ones are dealt like cards, so that turns take equally long."""
-    return (LONGEST.index(name) if name in LONGEST else zlib.crc32(name.encode())) % TURNS
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Begin with the longest files, mark as quick what is not marked as slower, and leave out other turns."""
+    """Begin with the longest files, and mark as quick what is not marked as slower."""
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
-    if turn := os.environ.get("SSDD_TEST_TURN"):
-        own = [
-            item
-            for item in items
-            if not item.get_closest_marker("slow")
-            or item.path.stem in EVERY_TURN
-            or turn_of(item.path.stem) == int(turn) % TURNS
-        ]
-        chosen = set(own)
-        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-        items[:] = own
     for item in items:
         if not (item.get_closest_marker("slow") or item.get_closest_marker("medium")):
             item.add_marker(pytest.mark.quick)

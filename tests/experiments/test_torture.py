@@ -82,7 +82,7 @@ def test_growth_is_the_slope():
 
 @pytest.mark.slow
 def test_endurance_in_small(tmp_path, capsys):
-    line = ["--steps=1200", "--restarts=1", "--lines=5000", f"--workdir={tmp_path}"]
+    line = ["--steps=600", "--restarts=1", "--lines=5000", f"--workdir={tmp_path}"]
     status = endurance.main(line)
     found = json.loads((tmp_path / "endurance.json").read_text())
     # Too few steps for a slope; everything else is as in long runs.
