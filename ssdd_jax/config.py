@@ -166,6 +166,7 @@ def default() -> ConfigDict:
     encoder.ridge_scale = 1e-3  # CLP-DD, and the heads in closed form that test the set
     encoder.temperature = 0.1  # CLP-DD
     encoder.head_epochs = 1000  # of the published heads that test the set; 0: skip them
+    encoder.label_steps = 0  # SGD steps of networks trained on the labels, for DD-Ranking's scores (300 there); 0: skip
 
     config.evaluate = evaluate = ConfigDict()
     evaluate.entries = ("distilled", "random_real", "random_init", "full_data", "teacher")  # rows of the results
@@ -271,7 +272,7 @@ _NOT_NEGATIVE = (
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
     "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
     "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads "
-    "encoder.clusters encoder.head_epochs storage.bytes"
+    "encoder.clusters encoder.head_epochs encoder.label_steps storage.bytes"
 ).split()
 
 # Rows with recalibrated batch norm: no row, as published; the untrained networks; every network.

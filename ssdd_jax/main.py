@@ -37,7 +37,8 @@ Distil a set of images into a tiny set of images and target features, and evalua
   --stage=STAGE            the last stage to run:
                            {stages},
                            or a stage of the method: experts (mkdt), probe and post_training (scdd),
-                           clusters, ridge_head and linear_head (lgm, clp_dd)
+                           clusters, ridge_head, linear_head, hard_labels,
+                           hard_labels_augmented and dd_ranking (lgm, clp_dd)
   --tensorboard            write the losses to tensorboard/ too, for: tensorboard --logdir=RUN/tensorboard. Needs
                            tensorboardX: pip install 'ssdd_jax[tensorboard]'
   --dry_run                print the plan and exit: stages and their state, shapes, stored numbers, and predicted memory

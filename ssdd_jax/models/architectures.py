@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 
@@ -48,6 +48,12 @@ def make(name: str, dim: int, image_shape: tuple[int, ...]) -> nn.Module:
         raise ValueError(f"an image shape is (height, width, channels), got {tuple(image_shape)}")
     builder = ARCHITECTURES.get(name) or _free_form(name)
     return builder(name, dim, tuple(image_shape))
+
+
+def convnet_name(widths: Sequence[int], norm: str) -> str:
+    """Return the name of a ConvNet with blocks of these widths and `batch` or `instance` norm."""
+    short = next(short for short, long in _NORMS.items() if long == norm)
+    return "_".join(["convnet", *map(str, widths), short])
 
 
 def _free_form(name: str) -> Builder:

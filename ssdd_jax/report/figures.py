@@ -29,7 +29,7 @@ COLUMNS = 3  # panels of a figure side by side at most
 
 def digits(measure: str) -> int:
     """Return the number of decimal digits that a measure is shown with."""
-    return 3 if measure.startswith("feature_r2") else 1
+    return 3 if measure.startswith(("feature_r2", "dd_ranking")) else 1
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:

@@ -17,6 +17,8 @@ ENTRIES = {
     "top1": "distilled set",
     "centroids": "images nearest to their class's mean",
     "neighbours": "real neighbours of the distilled images",
+    "lrs": "label-robust score",
+    "ars": "augmentation-robust score",
 }
 ENTRY_NOTES = {
     "distilled set": "a network trained on the saved set",
@@ -30,6 +32,9 @@ MEASURES = {
     "post_training": "its own post-training, top-1 (%)",
     "ridge_head": "ridge regression on the frozen teacher, top-1 (%)",
     "linear_head": "linear head on the frozen teacher, top-1 (%)",
+    "hard_labels": "trained on labels, top-1 (%)",
+    "hard_labels_augmented": "trained on labels with crops and flips, top-1 (%)",
+    "dd_ranking": "DD-Ranking's scores (0 to 1)",
 }
 CALIBRATED = {
     "none": "running statistics, as published",

@@ -81,7 +81,7 @@ def of_results(results: Mapping[str, Any]) -> dict[str, list[Entry]]:
 
 
 def _is_own(key: str) -> bool:
-    return key in ("distilled", "top1")
+    return key in ("distilled", "top1", "lrs", "ars")
 
 
 def table(name: str, entries: Sequence[Entry], *, near: Sequence[str] = ()) -> Measure:

@@ -15,7 +15,7 @@ from ssdd_jax.evaluate import entries, sources, store, suite, training
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.evaluate.protocols import table as protocols
 from ssdd_jax.methods.base import Run
-from ssdd_jax.models import precision
+from ssdd_jax.models import architectures, precision
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.stages import samples
@@ -69,8 +69,7 @@ def _missing_labels(run: Run) -> str:
 
 def student_name(config: ConfigDict) -> str:
     """Return the name of the architecture of a config's student."""
-    norm = {"batch": "bn", "instance": "in"}[config.student.norm]
-    return "_".join(["convnet", *map(str, config.student.widths), norm])
+    return architectures.convnet_name(config.student.widths, config.student.norm)
 
 
 def training_of(config: ConfigDict) -> entries.Settings:

@@ -67,6 +67,7 @@ OWN = {
     "mkdt": ("experts", 3 * 3),  # three side by side: 3 epochs (starts before the second, two more) of 3 steps
     "scdd": ("post_training", 2),
     "lgm": ("linear_head", 4 * 5),  # epochs of the heads on the set and three baselines
+    "clp_dd": ("hard_labels", 2 * 7 + 5),  # steps on the set, on random images, and on all of them
     "kmeans": ("samples", 120),
     "noise": ("approximate", 1),
 }
@@ -83,8 +84,9 @@ def test_every_method_is_measured(edition, taught):
     """With a teacher that is there already."""
     before = everything(taught)
     stage, count = OWN[edition]
-    until = {"scdd": "post_training", "lgm": "linear_head"}.get(edition, "approximate")
-    found = predicted(tiny_runs.taught(taught, edition, "planned", evaluate__seeds=1), until=until)
+    until = {"scdd": "post_training", "lgm": "linear_head", "clp_dd": "dd_ranking"}.get(edition, "approximate")
+    changes = {"evaluate__seeds": 1, "evaluate__full_steps": 5, "encoder__label_steps": 7}
+    found = predicted(tiny_runs.taught(taught, edition, "planned", **changes), until=until)
     assert everything(taught) == before
     by_name = {one.name: one for one in found.stages}
     assert by_name["teacher"].done and by_name["features"].done and list(by_name)[-1] == until

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from ssdd_jax import distilled, teacher
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source
-from ssdd_jax.methods.frozen_encoder import distortions, objectives, pyramid, stages
+from ssdd_jax.methods.frozen_encoder import distortions, objectives, pyramid, ranking, stages
 from ssdd_jax.training import streaming
 
 Array = jax.Array
@@ -198,6 +198,7 @@ def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array],
         after=(
             stages.ridge_head(per_class, classes),
             *((stages.linear_head(per_class, classes),) if options.head_epochs else ()),
+            *(ranking.ranking(per_class, classes) if options.label_steps else ()),
         ),
         show=lambda state: {"pixels": images_of(state)},
         pairs=(len(own), problem.dim),

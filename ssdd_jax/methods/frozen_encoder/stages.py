@@ -90,7 +90,7 @@ def _head_settings(config: ConfigDict, epochs: int) -> heads.Settings:
     return heads.Settings(epochs, augmentation=augmentation(config, noise=False))
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """Labelled images that a head is trained on: pixels `(P,H,W,C)`, features `(P,D)` and classes `(P,)`."""
 
     pixels: np.ndarray
@@ -98,7 +98,7 @@ class _Entry(NamedTuple):
     labels: np.ndarray
 
 
-def _entries(run: Run, per_class: int, classes: int) -> Iterator[tuple[Array, dict[str, _Entry]]]:
+def entries(run: Run, per_class: int, classes: int) -> Iterator[tuple[Array, dict[str, Entry]]]:
     """Yield the key of each seed, with the distilled images and the real ones that they are compared with."""
     labels, features, pixels = labels_of(run).train, run.features().train, run.dataset.train_images
     constants, distilled_set = run.preprocessing(), distilled.load(run.work.distilled)
@@ -114,9 +114,9 @@ def _entries(run: Run, per_class: int, classes: int) -> Iterator[tuple[Array, di
         drawn = {"random_real": heads.random_images(key_draw, labels, per_class, classes), **chosen}
         yield (
             key_head,
-            {"distilled": _Entry(np.asarray(constants.pixels(images)), embedded, own)}
+            {"distilled": Entry(np.asarray(constants.pixels(images)), embedded, own)}
             | {
-                name: _Entry(pixels[rows].astype(np.float32) / 255, np.asarray(features[rows]), labels[rows])
+                name: Entry(pixels[rows].astype(np.float32) / 255, np.asarray(features[rows]), labels[rows])
                 for name, rows in drawn.items()
             },
         )
@@ -132,8 +132,8 @@ def _stage(name: str, accuracy: Accuracy, per_class: int, classes: int, **option
         test = jnp.asarray(run.features().test), jnp.asarray(labels_of(run).test)
         of_entry = accuracy(run, test)
         values: dict[str, list[float]] = {}
-        for key, entries in _entries(run, per_class, classes):
-            for entry, labelled in entries.items():
+        for key, by_name in entries(run, per_class, classes):
+            for entry, labelled in by_name.items():
                 values.setdefault(entry, []).append(float(of_entry(key, labelled)))
         summaries = {entry: statistics.summary(found) for entry, found in values.items()}
         words = ", ".join(f"{entry} {one['mean']:.4g} ± {one['std']:.2g}" for entry, one in summaries.items())
@@ -151,7 +151,7 @@ def ridge_head(per_class: int, classes: int) -> Stage:
         classes: Number of classes.
     """
 
-    def accuracy(run: Run, test: tuple[Array, Array]) -> Callable[[Array, _Entry], Array]:
+    def accuracy(run: Run, test: tuple[Array, Array]) -> Callable[[Array, Entry], Array]:
         constants = run.preprocessing()
 
         @jax.jit
@@ -173,7 +173,7 @@ def linear_head(per_class: int, classes: int) -> Stage:
         classes: Number of classes.
     """
 
-    def accuracy(run: Run, test: tuple[Array, Array]) -> Callable[[Array, _Entry], Array]:
+    def accuracy(run: Run, test: tuple[Array, Array]) -> Callable[[Array, Entry], Array]:
         train = _train(run.preprocessing(), classes, _head_settings(run.config, run.config.encoder.head_epochs))
         network = run.backbone()
 

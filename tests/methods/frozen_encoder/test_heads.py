@@ -6,10 +6,11 @@ import pytest
 import tiny_runs
 
 from ssdd_jax import main
-from ssdd_jax.methods.frozen_encoder import distortions, heads
+from ssdd_jax.methods.frozen_encoder import distortions, heads, ranking
 from ssdd_jax.runtime import files
 
 CLASSES = 3
+RANKED = (ranking.PLAIN, ranking.AUGMENTED)
 
 
 def clusters(count, dim=4, seed=0):
@@ -68,18 +69,40 @@ def test_neighbours_are_of_the_same_class_and_direction():
     ]
 
 
+def test_dd_rankings_scores():
+    """As its definition says: 1 for what recovers all images and beats random ones, 0 for the opposite."""
+    assert ranking.label_robust_score(1.0, 0.0, 1.0, weight=1.0) == pytest.approx(1)
+    assert ranking.label_robust_score(0.0, 1.0, 1.0) == pytest.approx(0)
+    # No better than random images and as good as all of them: a score of 0 before it is normalised.
+    middle = (1 - np.exp(-1)) / (np.e - np.exp(-1))
+    assert ranking.label_robust_score(0.7, 0.7, 0.7) == pytest.approx(middle)
+    assert ranking.label_robust_score(0.5, 0.3, 0.8) == pytest.approx(ranking.normalised(0.5 * 0.2 - 0.5 * 0.3))
+    assert ranking.augmentation_robust_score(0.0, 0.0) == pytest.approx(middle)
+    assert ranking.augmentation_robust_score(0.1, 0.3, weight=0.25) == pytest.approx(ranking.normalised(0.15))
+
+
 @pytest.mark.slow
 def test_a_run_with_clusters_in_place_of_labels(tmp_path, capsys):
     """All the way, with both heads in the results and on the page; another number of clusters is another run."""
     tiny_runs.write_data(tmp_path, labels=False)
     changes = {"encoder__clusters": 3, "encoder__head_epochs": 5, "encoder__copies": 2, "distill__steps": 20}
+    changes |= {"encoder__label_steps": 3, "evaluate__full_steps": 5}
     line = tiny_runs.taught(tmp_path, "lgm", **changes)
     assert main.main(line) == 0, capsys.readouterr().err
     results = files.read_sealed(tmp_path / "lgm" / "results.json")
     for head in ("ridge_head", "linear_head"):
         assert set(results[head]) == {"distilled", "random_real", "centroids", "neighbours"}
         assert all(0 <= one["mean"] <= 100 and one["seeds"] == 2 for one in results[head].values())
-    assert "ridge regression on the frozen teacher" in (tmp_path / "lgm" / "report.html").read_text()
+    plain, augmented = ({entry: one["values"] for entry, one in results[name].items()} for name in RANKED)
+    assert set(plain) == {"distilled", "random_real", "full_data"} and set(augmented) == {"distilled", "random_real"}
+    found = {name: one["values"] for name, one in results["dd_ranking"].items()}
+    for seed in range(2):
+        own, drawn, full = (plain[name][seed] / 100 for name in ("distilled", "random_real", "full_data"))
+        apart = (augmented["distilled"][seed] - augmented["random_real"][seed]) / 100
+        assert found["lrs"][seed] == pytest.approx(ranking.label_robust_score(own, drawn, full), abs=1e-4)
+        assert found["ars"][seed] == pytest.approx(ranking.augmentation_robust_score(own - drawn, apart), abs=1e-4)
+    page = (tmp_path / "lgm" / "report.html").read_text()
+    assert "ridge regression on the frozen teacher" in page and "label-robust score" in page
     assert files.read_array(tmp_path / "shared" / "clusters" / "train.npy").max() == 2
     assert main.main([*line, "--config.encoder.clusters=2"]) == 2
 
