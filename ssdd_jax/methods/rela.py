@@ -13,7 +13,7 @@ then goes on with BYOL on all images; students here train on the pairs alone, li
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import distilled
 from ssdd_jax.data import preprocess
+from ssdd_jax.methods import subset
 from ssdd_jax.methods.base import Definition, Method, Problem, Run, Source, StandIns
-from ssdd_jax.methods.subset import State
 
 Array = jax.Array
 
@@ -76,9 +76,6 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
     """
 
-    def init(key: Array, source: Source) -> State:
-        return State(jnp.zeros((), jnp.int32), key)
-
     def load(run: Run) -> Whitening:
         pairs = run.pairs()
         mean, scale = (np.asarray(value) for value in pairs.preprocessing[2:])
@@ -88,18 +85,20 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     def example(stand: StandIns) -> Whitening:
         return Whitening(jnp.eye(problem.dim))
 
-    def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:
-        images = source.preprocessing.images(source.images[source.samples])
+    chosen = subset.make(config, problem)
+
+    def export(key: Array, state: Any, source: Source) -> distilled.DistilledSet:
+        pairs = chosen.export(key, state, source).arrays
         with jax.default_matmul_precision("highest"):
-            targets = source.view_targets[0] @ source.prepared.projection
+            targets = pairs["targets"] @ source.prepared.projection
         # Whitened targets have a mean of zero and are not scaled: nothing is left to undo.
         constants = source.preprocessing._replace(
             target_mean=jnp.zeros_like(source.preprocessing.target_mean),
             target_scale=jnp.ones_like(source.preprocessing.target_scale),
         )
-        return distilled.from_pairs(images, targets, constants)
+        return distilled.from_pairs(pairs["images"], targets, constants)
 
-    return Method(init, None, export, steps=0, samples=config.storage.N, title=TITLE, load=load, example=example)
+    return chosen._replace(export=export, title=TITLE, load=load, example=example)
 
 
 DEFINITION = Definition(make, titles={"rela": TITLE}, editions={"rela": {"method": "rela"}}, coded=True)
