@@ -218,7 +218,7 @@ def pack(
     if images == targets == "float32" and not limit:
         return distilled
     if images in mosaic.CODES and "images" not in distilled.arrays:
-        raise UserError(f"storage.images={images} codes images, and this set stores bases: choose a precision")
+        raise UserError(f"{images} codes images, and this set stores bases: choose a precision, such as int8")
     constants = distilled.preprocessing
     half = jnp.asarray(constants.target_mean).astype(jnp.float16).astype(jnp.float32)
     # Features of a teacher may be larger than float16 holds.
@@ -239,8 +239,8 @@ def pack(
     packed = at(quality or DEFAULT_QUALITY)
     if limit and packed.bytes_stored() > limit:
         raise UserError(
-            f"storage exceeds the budget: {packed.bytes_stored():,} > {limit:,} bytes; lower storage.M, U or V, choose "
-            "smaller storage.images or storage.targets, or raise storage.bytes"
+            f"storage exceeds the budget: {packed.bytes_stored():,} > {limit:,} bytes; choose fewer bits for images or "
+            "targets, fewer images or bases (storage.M, U and V), or more bytes"
         )
     return packed
 

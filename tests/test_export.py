@@ -1,5 +1,6 @@
 """The command that converts a set: what it writes and says, and what it refuses."""
 
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import tiny_runs
 from helpers import CHANNELS, DIM, SIZE, bytes_and_features
 from tiny_runs import TIMEOUT
 
-from ssdd_jax import export, formats, report
+from ssdd_jax import distilled, export, formats, report
 
 
 @pytest.fixture
@@ -62,15 +63,62 @@ def test_the_current_folder(archive, monkeypatch, capsys):
     assert "bytes in export-npz" in capsys.readouterr().out
 
 
+def test_a_packed_set_stays_a_set(tmp_path, capsys):
+    """Of bases too, as `distilled.pack` packs it; the same command may be given again, with other bits."""
+    out = tmp_path / "small"
+    for images, targets in (("int8", "int6"), ("int5", "int8")):
+        line = ["--set=digits-n20", "--form=packed", f"--images={images}", f"--targets={targets}", f"--out={out}"]
+        assert export.main(line) == 0
+        whole, found = formats.read(formats.locate("digits-n20")), distilled.load(out)
+        expected = distilled.pack(whole, images=images, targets=targets)
+        for one, other in zip(found.pairs(), expected.pairs(), strict=True):
+            np.testing.assert_array_equal(one, other)
+        size = (out / distilled.TENSORS).stat().st_size
+        first, second = capsys.readouterr().out.splitlines()
+        assert size < whole.bytes_stored() / 2
+        assert f", {size:,} bytes in {out / distilled.TENSORS}, {whole.bytes_stored():,} before" in first
+        lost = [float(value) for value in re.findall(r"(\S+) %", second)]
+        assert len(lost) == 2 and all(0 < value < 5 for value in lost)
+
+
+def test_a_packed_set_keeps_to_its_bytes(archive, tmp_path, capsys):
+    line = [f"--set={archive}", "--form=packed", f"--out={tmp_path / 'small'}"]
+    assert export.main([*line, "--images=webp", "--bytes=1500"]) == 0
+    assert (tmp_path / "small" / distilled.TENSORS).stat().st_size <= 1500
+    capsys.readouterr()
+    said = refusal(capsys, [*line, "--bytes=100"])
+    assert "storage exceeds the budget: " in said and "> 100 bytes; choose fewer bits" in said
+
+
+def test_a_set_is_not_overwritten_by_its_packed_form(archive, tmp_path, capsys):
+    assert export.main([f"--set={archive}", "--form=packed", f"--out={tmp_path / 'packed'}"]) == 0
+    formats.read(archive).save(tmp_path / "whole")
+    capsys.readouterr()
+    before = (tmp_path / "whole" / distilled.TENSORS).read_bytes()
+    for folder in ("whole", "sets"):
+        line = [f"--set={archive}", "--form=packed", f"--out={tmp_path / folder}"]
+        assert "holds something else than a packed set" in refusal(capsys, line)
+    assert (tmp_path / "whole" / distilled.TENSORS).read_bytes() == before
+
+
 REFUSED = {
     "no set": (["--form=png"], "name the set to convert: --set=PATH"),
-    "no form": (["--set=SET"], "name a form, --form=FORM: there are krr_st, npz, png, safetensors, huggingface"),
+    "no form": (
+        ["--set=SET"],
+        "name a form, --form=FORM: there are krr_st, npz, png, safetensors, huggingface, packed",
+    ),
     "unknown form": (["--set=SET", "--form=zip"], "unknown form 'zip': there are krr_st"),
     "unknown option": (["--set=SET", "--form=png", "--fast"], "unrecognized arguments: --fast; --help"),
     "an abbreviation": (["--se=SET", "--form=png"], "unrecognized arguments: --se=SET"),
     "no value": (["--set"], "argument --set: expected one argument"),
     "nothing there": (["--set=nowhere", "--form=png"], "there is nothing at nowhere"),
     "no set there": (["--set=FOLDER", "--form=png"], "holds no distilled set"),
+    "precision of pairs": (["--set=SET", "--form=png", "--images=int8"], "are for a packed set: --form=packed"),
+    "unknown precision": (
+        ["--set=SET", "--form=packed", "--targets=int9"],
+        "unknown precision --targets=int9: there are",
+    ),
+    "coded bases": (["--set=digits-n20", "--form=packed", "--images=png"], "this set stores bases: choose a precision"),
     "occupied": (["--set=SET", "--form=png", "--out=FOLDER"], "is not empty, and is not overwritten"),
 }
 
