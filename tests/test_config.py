@@ -261,6 +261,15 @@ def test_a_method_on_the_command_line_is_its_edition(file, name):
     assert edition.config.distill.samples == "kmeans"
 
 
+def test_the_last_of_several_values_counts():
+    """Also of a tuple, whose values ml_collections would append to each other."""
+    line = ["--config=configs/cifar10.py", "--config.student.widths=(4,8)", "--config.distill.steps=3"]
+    line += ["--config.student.widths", "(2,4)", "--config=configs/digits.py", "--config.distill.steps=5"]
+    found = commandline.parse(line)
+    assert found.config.student.widths == (2, 4) and found.config.distill.steps == 5
+    assert found.config.data.name == "digits" and found.workdir.name == "digits"
+
+
 def test_a_method_beside_an_edition_of_another_kind():
     found = commandline.parse(["--config=configs/cifar10.py:cpu", "--config.method=krr_st"])
     assert found.config == commandline.parse(["--config=configs/cifar10.py:cpu,krr_st"]).config

@@ -135,13 +135,13 @@ def table(found: Comparison) -> str:
         "|---|---:|---:|" + "---:|" * (len(measures) + 1),
     ]
     for row in found.rows:
-        cells = "".join(f"{_cell(measure, row.values.get(measure))} | " for measure in measures)
+        cells = "".join(f"{cell(measure, row.values.get(measure))} | " for measure in measures)
         stored = f"{row.numbers:,} of {row.budget:,}"
         stored += f", {row.images:,} images" if row.unit == "bytes" else ""
         lines.append(f"| {label(row.method)} | {row.N} | {stored} | {cells}{_seconds(row)} |")
     for name, values in found.references.items():
         if values:
-            cells = "".join(f"{_cell(measure, values.get(measure))} | " for measure in measures)
+            cells = "".join(f"{cell(measure, values.get(measure))} | " for measure in measures)
             lines.append(f"| {label(name)} | | | {cells}|")
     lines.append(
         f"\nMean ± standard deviation over all networks trained on {found.seeds} set{'s' * (found.seeds > 1)} of each "
@@ -158,7 +158,7 @@ def table(found: Comparison) -> str:
         if row.own:
             lines.append(
                 f"\n{label(row.method)} at {_heading(found)} = {row.N} reaches a top-1 accuracy of "
-                f"{_cell('top1', row.own)} % "
+                f"{cell('top1', row.own)} % "
                 "in its own post-training, in which networks of the teacher's kind learn from the teacher itself."
             )
     return "\n".join([*lines, *(f"\nNot measured: {line}" for line in found.refused)])
@@ -178,7 +178,8 @@ def _seconds(row: Row) -> str:
     return f"{row.seconds:.{digits}f}" + (f" + {row.preparation:.0f}" if row.preparation >= 1 else "")
 
 
-def _cell(measure: str, values: list[float] | None) -> str:
+def cell(measure: str, values: list[float] | None) -> str:
+    """Format the mean and the sample standard deviation of a measure; empty without values."""
     if not values:
         return ""
     digits = report.digits(measure)

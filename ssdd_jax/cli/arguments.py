@@ -51,7 +51,7 @@ def parse(arguments: list[str]) -> Options:
         UserError: If an argument is unknown, has no value, or has a value of the wrong type.
     """
     # Normalised and checked first: the errors of absl and ml_collections span many lines and name internals.
-    arguments = _with_method(_located(_joined(arguments)))
+    arguments = _with_method(_located(_last(_joined(arguments))))
     _check_keys(arguments)
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["ssdd_jax", *arguments])
@@ -97,14 +97,18 @@ def _joined(arguments: list[str]) -> list[str]:
     return joined
 
 
+def _last(arguments: list[str]) -> list[str]:
+    """Keep the last of several values of one key; ml_collections would append those of a tuple to each other."""
+    by_key = {argument.partition("=")[0]: number for number, argument in enumerate(arguments)}
+    return [argument for number, argument in enumerate(arguments) if by_key[argument.partition("=")[0]] == number]
+
+
 def _located(arguments: list[str]) -> list[str]:
-    """Replace the config's name by the path of an existing file; add the default config if none is named."""
-    if not any(argument.startswith("--config=") for argument in arguments):
-        arguments = [f"--config={DEFAULT}", *arguments]
-    return [
-        f"--config={configuration.find(argument.partition('=')[2])}" if argument.startswith("--config=") else argument
-        for argument in arguments
-    ]
+    """Put the config first, as the path of an existing file: the one that is named, or the default."""
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    others = [argument for argument in arguments if not argument.startswith("--config=")]
+    # Types of values are known from the config, and the values are read in turn.
+    return [f"--config={configuration.find(named[-1] if named else DEFAULT)}", *others]
 
 
 def _with_method(arguments: list[str]) -> list[str]:
