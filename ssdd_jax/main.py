@@ -160,9 +160,15 @@ def cli(arguments: list[str] | None = None) -> NoReturn:
 def _main(arguments: list[str]) -> int:
     try:
         status = main(arguments)
-    except Exception:
-        traceback.print_exc()
-        status = 1
+    except Exception as error:
+        from ssdd_jax.cli import console
+
+        if console.is_full_memory(error):  # while modules are imported
+            print(f"ssdd_jax: the machine's memory is full: end other programs; {console.INTACT}", file=sys.stderr)
+            status = 2
+        else:
+            traceback.print_exc()
+            status = 1
     from ssdd_jax.runtime import devices
 
     devices.leave(status)

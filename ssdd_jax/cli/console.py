@@ -8,10 +8,19 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from ssdd_jax.errors import Stopped, UserError
+
+# Seconds after which a signal that was dropped is sent again.
+AGAIN_SECONDS = 0.05
+
+
+# What a library says that could not get memory, a thread's stack or a place for its code.
+_NO_MEMORY = ("std::bad_alloc", "Cannot allocate memory", "can't start new thread", "failed to map segment")
+INTACT = "what was saved is intact"
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +55,8 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
     except ValueError:
         pass
     try:
-        work()
+        with _heard():
+            work()
     except UserError as error:
         return _report(name, str(error))
     except (Stopped, KeyboardInterrupt) as stop:
@@ -60,14 +70,46 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
         if isinstance(error, OSError) and is_full_disk(error):
             return _report(name, f"no space left on the disk: {error}; free some and start the same command again")
         if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
-            return _report(name, f"the device's memory is full: lower {memory}; what was saved is intact")
-        if words := devices.backend_missing(error):
+            return _report(name, f"the device's memory is full: lower {memory}; {INTACT}")
+        if is_full_memory(error):
+            return _report(name, f"the machine's memory is full: end other programs, or lower {memory}; {INTACT}")
+        if words := devices.backend_missing(error) or devices.lost(error):
             return _report(name, words)
         if isinstance(error, RuntimeError) and "determine home directory" in str(error):
             return _report(name, "a path begins with ~ and a name that is no user's: check it, or write it in full")
         devices.report_failure(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
         raise
     return _flushed()
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Return whether an error says that the machine, or the limit of this process, has no more memory."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Context in which no request to stop is lost.
+
+    Python drops what a signal's handler raises while a finalizer or a callback of the garbage collector runs, and
+    prints it with a traceback. The signal is then sent again, to arrive elsewhere.
+    """
+    before = sys.unraisablehook
+
+    def again(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, (Stopped, KeyboardInterrupt)):
+            before(dropped)
+            return
+        number = signal.SIGTERM if issubclass(dropped.exc_type, Stopped) else signal.SIGINT
+        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def leave(main: Callable[[list[str]], int], arguments: list[str] | None) -> NoReturn:
@@ -84,6 +126,9 @@ def leave(main: Callable[[list[str]], int], arguments: list[str] | None) -> NoRe
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(ValueError):  # not in the main thread
             signal.signal(number, signal.SIG_IGN)
+    # An interrupt that left an `exec`, as in the making of a dataclass while modules are imported, is remembered by
+    # Python, which would end this process by SIGINT instead of with its status; the next `exec` forgets it.
+    exec("")
     sys.exit(status)
 
 

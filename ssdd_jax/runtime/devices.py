@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -38,6 +39,10 @@ HEARTBEAT_SECONDS = 10
 LOOK_SECONDS, FAILED = 0.5, "ssdd_jax/failed"
 # Seconds that a failed process waits for the others to read why, and the first one, which serves this, for that one.
 FAILED_SECONDS, SERVE_SECONDS = 3.0, 5.0
+# What collectives (Gloo, NCCL) and the coordination service say when a process that they wait for is gone.
+LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|unavailable|heartbeat|coordination|socket closed", re.IGNORECASE
+)
 
 
 def join(hosts: str) -> None:
@@ -120,6 +125,18 @@ def check_backend() -> None:
         if words := backend_missing(error):
             raise UserError(words) from None
         raise
+
+
+def lost(error: Exception) -> str:
+    """Explain in one line an error of JAX that says another process is gone; empty for other errors."""
+    if not jax.distributed.is_initialized() or not isinstance(error, jax.errors.JaxRuntimeError):
+        return ""
+    if not LOST.search(str(error)):
+        return ""
+    return (
+        "another process of this run has ended, which its own output may explain; the same command continues from the "
+        "last checkpoint, also with fewer processes"
+    )
 
 
 def backend_missing(error: Exception) -> str:

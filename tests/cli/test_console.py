@@ -1,15 +1,20 @@
 """Errors of every command: one line, status 2, nothing that a terminal cannot print."""
 
+import gc
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 
+import jax
 import pytest
 from tiny_runs import ROOT, TIMEOUT
 
 from ssdd_jax import export, main
 from ssdd_jax.cli import console
+from ssdd_jax.runtime import devices
 
 
 @pytest.mark.medium
@@ -111,3 +116,98 @@ def test_a_work_dir_that_is_not_utf8(tmp_path, capsys):
         assert main.main(line) == 2
         assert "is not UTF-8, which checkpoints need: choose another --workdir" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGTERM, "stopped between two saved results"), (signal.SIGINT, "stopped")]
+)
+def test_a_stop_in_a_callback_of_the_collector_is_not_lost(number, words, capsys):
+    """Python drops what is raised there; JAX has such a callback."""
+    left = [True]
+
+    def stop(phase, info):
+        if left and phase == "start":
+            left.clear()
+            os.kill(os.getpid(), number)
+            time.sleep(0)  # the handler runs between two instructions
+
+    def work():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.callbacks.append(stop)
+        gc.collect()
+        time.sleep(TIMEOUT)
+
+    try:
+        assert console.answer(work, memory="") == 0
+    finally:
+        gc.callbacks.remove(stop)
+    said = capsys.readouterr().err
+    assert not left and said == f"ssdd_jax: {words}; the same command continues from there\n"
+
+
+def test_the_end_of_another_process_is_one_line(capsys, monkeypatch):
+    error = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:3243")
+
+    def work():
+        raise error
+
+    with pytest.raises(jax.errors.JaxRuntimeError):  # of one process it is an error of our own
+        console.answer(work, memory="")
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(devices, "report_failure", lambda line: None)
+    assert console.answer(work, memory="") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "another process of this run has ended" in said
+    error = jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes")
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        console.answer(work, memory="")
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_an_interrupt_in_an_exec_leaves_the_status(forgotten, tmp_path):
+    """With `python -m`; without what `leave` does, Python would end by SIGINT."""
+    (tmp_path / "command.py").write_text(
+        """
+from ssdd_jax.cli import console
+
+def main(arguments):
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        return 0
+
+if __name__ == "__main__":
+    FORGOTTEN
+""".replace("FORGOTTEN", "console.leave(main, [])" if forgotten else "main([])")
+    )
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "command"]
+    done = subprocess.run(line, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == (0 if forgotten else -signal.SIGINT), done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("std::bad_alloc"),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("can't start new thread"),
+        ImportError("libx.so: failed to map segment from shared object"),
+    ],
+)
+def test_full_memory_is_one_line(error, capsys):
+    def work():
+        raise error
+
+    assert console.answer(work, memory="the batch sizes") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "the machine's memory is full" in said and "lower the batch sizes" in said
+
+
+def test_full_memory_while_modules_are_imported(capsys, monkeypatch):
+    def fail(arguments):
+        raise ImportError("libx.so: failed to map segment from shared object")
+
+    monkeypatch.setattr(main, "main", fail)
+    assert main._main([]) == 2
+    assert capsys.readouterr().err.startswith("ssdd_jax: the machine's memory is full")

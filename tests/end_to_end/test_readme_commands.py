@@ -100,6 +100,10 @@ NOT_RUN = {
     ),
     "python -m experiments.compare --methods=boost,krr_st,mkdt,scdd,random,kmeans,high_loss,noise --N=20 "
     "--config.evaluate.seeds=1": MINUTES,
+    # tests/experiments/test_choose.py runs it on small data.
+    "python -m experiments.choose --vary=distill.learning_rate=0.01,0.03,0.1 --vary=distill.steps=250,500,1000": (
+        MINUTES
+    ),
     "python -m experiments.fuzz": MINUTES,
     "python -m experiments.torture": MINUTES,
     "python -m experiments.endurance": MINUTES,
