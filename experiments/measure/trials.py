@@ -74,6 +74,9 @@ class Trial:
     def expect(self, answer: Answer, statuses: Sequence[int], what: str) -> None:
         """Note a finding unless the process ended with one of these statuses and without a traceback."""
         self.errors.append(f"{what}: status {answer.status}\n{answer.errors}")
+        if before_the_package(answer):
+            self.done.append("before the package was loaded")
+            return
         last = (answer.errors.strip().splitlines() or ["nothing was said"])[-1][:300]
         if answer.status is None:
             self.findings.append(f"{what}: still running after {HANGS} seconds; {last}")
@@ -115,6 +118,12 @@ class Trial:
             self.findings.append(f"finished, but {' and '.join(names)} cannot be read: {error}")
         else:
             self.findings.append(f"another {' and '.join(names)} than in the undisturbed run")
+
+
+def before_the_package(answer: Answer) -> bool:
+    """Return whether Python itself was interrupted, before the first line of the package: no program can answer that."""
+    lines = answer.errors.strip().splitlines()
+    return bool(lines) and lines[-1] == "KeyboardInterrupt" and "in _get_module_details" in answer.errors
 
 
 def start(line: Sequence[str], folder: pathlib.Path, **variables: str) -> subprocess.Popen[str]:

@@ -49,6 +49,8 @@ def trial(tmp_path):
         (trials.Answer(2, "", "ssdd_jax: the disk is full\n"), ""),
         (trials.Answer(None, "", ""), "still running"),
         (trials.Answer(1, "", 'Traceback\n File "ssdd_jax/x.py"\nKeyError: 1'), "a traceback; KeyError: 1"),
+        (trials.Answer(-2, "", "Traceback\n ssdd_jax/__init__.py, in _get_module_details\nKeyboardInterrupt\n"), ""),
+        (trials.Answer(-2, "", "Traceback\n ssdd_jax/main.py, in _run\nKeyboardInterrupt\n"), "a traceback"),
         (trials.Answer(1, "", "gone"), "status 1; gone"),
         (trials.Answer(2, "", "Killed"), "status 2 without a line"),
     ],
