@@ -121,7 +121,7 @@ class Trial:
 
 
 def before_the_package(answer: Answer) -> bool:
-    """Return whether Python itself was interrupted, before the first line of the package: no program can answer that."""
+    """Return whether Python itself was interrupted, before it has loaded the package: no program can answer that."""
     lines = answer.errors.strip().splitlines()
     return bool(lines) and lines[-1] == "KeyboardInterrupt" and "in _get_module_details" in answer.errors
 
