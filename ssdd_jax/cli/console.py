@@ -117,15 +117,17 @@ def leave(main: Callable[[list[str]], int], arguments: list[str] | None) -> NoRe
 
     Ctrl-C may come before the command has begun, while modules are imported.
     """
-    try:
-        status = main(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        print("ssdd_jax: stopped before anything was done", file=sys.stderr)
-        status = 0
-    # All is said and saved: a signal now could only interrupt how libraries end, with their tracebacks.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(ValueError):  # not in the main thread
-            signal.signal(number, signal.SIG_IGN)
+    # Also after the work, until signals are ignored: a second Ctrl-C comes while the first one is answered.
+    with _heard():
+        try:
+            status = main(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            print("ssdd_jax: stopped before anything was done", file=sys.stderr)
+            status = 0
+        # All is said and saved: a signal now could only interrupt how libraries end, with their tracebacks.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, signal.SIG_IGN)
     # An interrupt that left an `exec`, as in the making of a dataclass while modules are imported, is remembered by
     # Python, which would end this process by SIGINT instead of with its status; the next `exec` forgets it.
     exec("")
