@@ -115,14 +115,14 @@ def _heard() -> Iterator[None]:
 def leave(main: Callable[[list[str]], int], arguments: list[str] | None) -> NoReturn:
     """Run a command with these arguments, by default those of the process, and exit with its status.
 
-    Ctrl-C may come before the command has begun, while modules are imported.
+    Ctrl-C may come before the command has begun, while modules are imported, or after it has ended.
     """
     # Also after the work, until signals are ignored: a second Ctrl-C comes while the first one is answered.
     with _heard():
         try:
             status = main(sys.argv[1:] if arguments is None else arguments)
         except KeyboardInterrupt:
-            print("ssdd_jax: stopped before anything was done", file=sys.stderr)
+            print("ssdd_jax: stopped before the command began, or after it ended", file=sys.stderr)
             status = 0
         # All is said and saved: a signal now could only interrupt how libraries end, with their tracebacks.
         for number in (signal.SIGTERM, signal.SIGINT):
