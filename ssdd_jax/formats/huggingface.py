@@ -45,10 +45,11 @@ def read(path: pathlib.Path) -> Content:
     for file in sorted((path / "data").glob("*.parquet")):
         try:
             table = parquet.read_table(file)
-        except (arrow.ArrowException, OSError):
+            known = table.column_names
+        except (arrow.ArrowException, OSError, ValueError):  # the last for a name that is not UTF-8
             raise UserError(f"{file} is not a parquet file, or a damaged one: restore it") from None
         for name, part in zip(_COLUMNS, parts, strict=True):
-            if name not in table.column_names:
+            if name not in known:
                 raise UserError(f"{file} has no column {name!r}: {' and '.join(_COLUMNS)} are needed")
             part.append(_array(f"{name} in {file}", table.column(name).combine_chunks(), arrow))
     # Files from elsewhere may hold lists without a fixed size: each file is regular, but all must agree.

@@ -220,3 +220,12 @@ def test_damaged_parquet_is_refused(tmp_path):
     refused("differ in shape", tmp_path)
     (tmp_path / "data" / "a.parquet").write_text("none")
     refused("a.parquet is not a parquet file, or a damaged one", tmp_path)
+
+
+def test_parquet_with_a_name_that_is_not_utf8_is_refused(tmp_path):
+    parquet(tmp_path)
+    file = tmp_path / "data" / "a.parquet"
+    content = file.read_bytes()
+    assert b"target" in content
+    file.write_bytes(content.replace(b"target", b"\xff\xferget"))
+    refused("a.parquet is not a parquet file, or a damaged one", tmp_path)
