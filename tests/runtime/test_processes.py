@@ -240,19 +240,28 @@ def test_a_run_goes_on_after_one_process_was_killed(folder):
     `experiments.torture` does it with more processes, and at any moment.
     """
     count, generator, run = 2, random.Random(), folder / "killed"
-    victim, step = generator.randrange(count), generator.randrange(12, 26)
+    # A checkpoint is written beside the steps, and complete when the next one begins, after twenty.
+    victim, step = generator.randrange(count), generator.randrange(21, 26)
+    # Enough steps for the signal to come before the last of them, however busy the machine is.
+    steps = 150
+    last = ["--stage=distill", f"--config.distill.steps={steps}"]
     # KRR-ST, which compiles less: every process compiles for itself.
-    processes = start_several(count, folder, run.name, "--stage=distill", edition="krr_st")
-    tiny_runs.wait_until(lambda: _steps(run)[-1:] >= [step], processes[0])
+    processes = start_several(count, folder, run.name, *last, edition="krr_st")
+    tiny_runs.wait_until(lambda: _steps(run)[-1:] >= [step] and _saved(run), processes[0])
     processes[victim].send_signal(signal.SIGKILL)
     said, statuses = ends(processes)
     assert statuses[victim] == -signal.SIGKILL and 0 not in statuses, (victim, step, said)
-    saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
-    assert saved >= 10 and saved % 10 == 0 and _steps(run)[-1] < STEPS, (victim, step)
-    alone = tiny_runs.start(command(folder, run.name, "--stage=distill", edition="krr_st"), folder, XLA_FLAGS=FLAGS)
+    saved = max(_saved(run))
+    assert saved >= 10 and saved % 10 == 0 and _steps(run)[-1] < steps, (victim, step)
+    alone = tiny_runs.start(command(folder, run.name, *last, edition="krr_st"), folder, XLA_FLAGS=FLAGS)
     said, statuses = ends([alone])
-    assert statuses == [0] and f"| {saved}/{STEPS} " in said[0][1], (victim, step, said)
-    assert _steps(run) == list(range(1, STEPS + 1))
+    assert statuses == [0] and f"| {saved}/{steps} " in said[0][1], (victim, step, said)
+    assert _steps(run) == list(range(1, steps + 1))
+
+
+def _saved(run):
+    """Steps of the complete checkpoints of a run."""
+    return [int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdigit()]
 
 
 def _steps(run):
