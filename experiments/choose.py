@@ -38,7 +38,11 @@ from ssdd_jax.runtime import files
 USAGE = "--vary=KEY=VALUE,VALUE --config=FILE --seeds=3 --by=few_shot --workdir=DIR and --config.KEY=VALUE are known"
 # Parts of the config that the shared folder depends on for every method.
 SHARED = ("data", "teacher", "precision")
-OWNED = ("seed", "evaluate.entries", "data.name", "data.test_split")
+OWNED = ("seed", "evaluate.entries")
+# Keys of `config.data` that decide which images training.npz holds.
+DATA = ("name", "data_dir", "train_split", "test_split", "image_size", "train_limit", "test_fraction")
+# The only key of the data that can be varied: the others decide which images there are.
+HELD_OUT = "data.test_fraction"
 
 
 class Choice(NamedTuple):
@@ -98,7 +102,7 @@ def _choices(argument: str) -> list[Choice]:
     key, equals, values = argument.removeprefix("--vary=").partition("=")
     if not (key and equals and values):
         raise UserError(f"cannot read {argument!r}: it is --vary=KEY=VALUE,VALUE")
-    if key in OWNED:
+    if key in OWNED or (key.startswith("data.") and key != HELD_OUT):
         raise UserError(f"config.{key} cannot be varied: this command sets it")
     # At commas outside of brackets.
     return [Choice(key, value.strip()) for value in re.split(r",(?![^()\[\]]*[)\]])", values) if value.strip()]
@@ -111,9 +115,12 @@ def _parsed(options: Options, choice: Choice | None) -> Any:
 
 def prepare(options: Options) -> pathlib.Path:
     """Write the training images of the config's data set to an archive of their own, and return its path."""
-    path = options.folder / "training.npz"
-    if not path.exists():
-        settings = _parsed(options, None).data
+    path, kept = options.folder / "training.npz", options.folder / "training.json"
+    settings = _parsed(options, None).data
+    of_data = {key: settings[key] for key in DATA}
+    if path.exists() and kept.exists() and files.read_json(kept) != of_data:
+        raise UserError(f"{path} is of another data set or of other config.data: choose another --workdir")
+    if not (path.exists() and kept.exists()):
         dataset = data.load(settings)
         arrays = {"train_images": dataset.train_images}
         if dataset.train_labels is not None:
@@ -123,6 +130,7 @@ def prepare(options: Options) -> pathlib.Path:
         with files.saving(path):
             np.savez(partial, allow_pickle=False, **arrays)
             partial.replace(path)
+        files.write_json(kept, of_data)
     return path
 
 
@@ -168,12 +176,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 def _row(key: str, value: Any, results: Sequence[dict[str, Any]], *, as_it_is: bool) -> dict[str, Any]:
-    values = {
-        measure: [value for one in results for value in one[measure]["distilled"]["values"]]
-        for measure in comparison.MEASURES
-        if "distilled" in results[0].get(measure, {})
-    }
-    return {"key": key, "value": value, "as_it_is": as_it_is, "values": values}
+    return {"key": key, "value": value, "as_it_is": as_it_is, "values": comparison.values(results, "distilled")}
 
 
 def best(rows: Sequence[dict[str, Any]], by: str) -> dict[str, dict[str, Any]]:

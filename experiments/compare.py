@@ -37,7 +37,7 @@ import jax
 import numpy as np
 
 from experiments.measure import command_line, comparison
-from experiments.measure.comparison import MEASURES, REFERENCES, SETS, Comparison, Row, draw, label, table
+from experiments.measure.comparison import REFERENCES, SETS, Comparison, Row, draw, label, table
 from ssdd_jax import config as configuration
 from ssdd_jax import methods, pipeline, report
 from ssdd_jax.cli import arguments as commandline
@@ -197,7 +197,7 @@ def run_all(options: Options) -> Comparison:
     prepared = {stage: max(seconds.get(stage, 0.0) for seconds in seconds_by_run) for stage in shared}
     return Comparison(
         [_row(method, size, results, prepared) for (method, size), results in completed.items()],
-        {name: _values(references, name) for name in REFERENCES},
+        {name: comparison.values(references, name) for name in REFERENCES},
         refused,
         options.seeds,
         max(seconds["teacher"] + seconds["features"] for seconds in seconds_by_run),
@@ -272,14 +272,6 @@ def _finished(folder: pathlib.Path, config: Any) -> dict[str, Any] | None:
     return report.upgrade(files.read_json(outputs[0]))
 
 
-def _values(results: list[dict[str, Any]], entry: str) -> dict[str, list[float]]:
-    return {
-        measure: [value for one in results for value in one[measure][entry]["values"]]
-        for measure in MEASURES
-        if entry in results[0].get(measure, {})
-    }
-
-
 def _row(method: str, size: int, results: list[dict[str, Any]], prepared: dict[str, float]) -> Row:
     seconds = [one["seconds"] for one in results]
     return Row(
@@ -287,7 +279,7 @@ def _row(method: str, size: int, results: list[dict[str, Any]], prepared: dict[s
         size,
         int(np.mean([storage.used(one["storage"])[0] for one in results])),
         results[0]["storage"]["budget"],
-        _values(results, "distilled"),
+        comparison.values(results, "distilled"),
         [value for one in results for value in one.get("post_training", {}).get("top1", {}).get("values", [])],
         round(float(np.mean([s["samples"] + s["distill"] + s["approximate"] for s in seconds])), 1),
         round(sum(value for stage, value in prepared.items() if stage in seconds[0]), 1),

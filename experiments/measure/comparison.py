@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +51,15 @@ class Comparison(NamedTuple):
     seeds: int
     teacher_seconds: float
     teacher: str = ""
+
+
+def values(results: Sequence[Mapping[str, Any]], entry: str) -> dict[str, list[float]]:
+    """Collect the values of an entry over the results of several runs, by measure."""
+    return {
+        measure: [value for one in results for value in one[measure][entry]["values"]]
+        for measure in MEASURES
+        if entry in results[0].get(measure, {})
+    }
 
 
 def label(name: str) -> str:

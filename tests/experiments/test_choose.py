@@ -46,6 +46,9 @@ def test_values_are_compared_without_the_test_images(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*/results.json")}
     assert len(before) == 2 * 4 and choose.main(line) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*-seed*/results.json")} == before
+    # Never values of other images.
+    assert choose.main([*line, "--config.data.train_limit=50"]) == 2
+    assert "is of another data set or of other config.data" in capsys.readouterr().err
 
 
 def rows(*means):
@@ -67,6 +70,7 @@ def test_the_best_is_the_highest_and_the_first_of_equal_ones():
         ([], "name what to vary"),
         (["--vary=distill.steps"], "it is --vary=KEY=VALUE,VALUE"),
         (["--vary=seed=1,2"], "config.seed cannot be varied"),
+        (["--vary=data.image_size=8,16"], "config.data.image_size cannot be varied"),
         (["--vary=distill.stepps=1"], "distill.stepps"),
         (["--vary=distill.steps=1,0"], "distill.steps"),
         (["--vary=distill.steps=1", "--by=loss"], "unknown measure 'loss'"),
