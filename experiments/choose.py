@@ -31,7 +31,6 @@ from experiments.measure import command_line, comparison, tables
 from ssdd_jax import config as configuration
 from ssdd_jax import data, pipeline, report
 from ssdd_jax.cli import arguments as commandline
-from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 
@@ -88,8 +87,7 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UserError(f"name what to vary, such as --vary=distill.learning_rate=0.01,0.03: {USAGE}")
     choices = tuple(dict.fromkeys(choice for argument in varied for choice in _choices(argument)))
     config = values.get("config", commandline.DEFAULT)
-    name = "-".join(filter(None, (pathlib.Path(config.partition(":")[0]).stem, config.partition(":")[2])))
-    folder = pathlib.Path(values.get("workdir", f"runs/choose-{name}")).expanduser()
+    folder = command_line.folder(values.get("workdir", ""), "choose", config)
     by = values.get("by", ("few_shot",))[0]
     options = Options(config, tuple(changes), choices, values.get("seeds", 3), by, folder)
     for choice in (None, *choices):  # a mistake in the last value is found before the first run
@@ -206,10 +204,7 @@ def table(rows: Sequence[dict[str, Any]], by: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__)
-        return 0
-    return console.answer(lambda: _choose(arguments), memory="the batch sizes", name="choose")
+    return command_line.run(arguments, __doc__, _choose, memory="the batch sizes", name="choose")
 
 
 def _choose(arguments: Sequence[str]) -> None:

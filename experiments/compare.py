@@ -41,7 +41,6 @@ from experiments.measure.comparison import REFERENCES, SETS, Comparison, Row, dr
 from ssdd_jax import config as configuration
 from ssdd_jax import methods, pipeline, report
 from ssdd_jax.cli import arguments as commandline
-from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 from ssdd_jax.report import storage
 from ssdd_jax.runtime import constraints, files
@@ -81,9 +80,7 @@ class Options(NamedTuple):
 
     @property
     def folder(self) -> pathlib.Path:
-        path, _, edition = self.config.partition(":")
-        name = "-".join(filter(None, (pathlib.Path(path).stem, edition)))
-        return pathlib.Path(self.workdir or f"runs/compare-{name}").expanduser()
+        return command_line.folder(self.workdir, "compare", self.config)
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -342,10 +339,7 @@ def write_page(options: Options, found: Comparison, arguments: Sequence[str]) ->
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__)
-        return 0
-    return console.answer(lambda: _compare(arguments), memory="the batch sizes and vectorize", name="compare")
+    return command_line.run(arguments, __doc__, _compare, memory="the batch sizes and vectorize", name="compare")
 
 
 def _compare(arguments: Sequence[str]) -> None:

@@ -25,7 +25,6 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.measure import command_line, small_runs, trials
-from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 from ssdd_jax.training import loop
@@ -221,14 +220,14 @@ def endure(options: Options) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__)
-        return 0
-    wrong: list[str] = []
-    status = console.answer(lambda: wrong.extend(endure(parse(arguments))), memory="--steps", name="endurance")
+    return command_line.run(arguments, __doc__, _endure, memory="--steps", name="endurance")
+
+
+def _endure(arguments: Sequence[str]) -> list[str]:
+    wrong = endure(parse(arguments))
     for line in wrong:
         print(f"endurance: {line}")
-    return status or int(bool(wrong))
+    return wrong
 
 
 if __name__ == "__main__":

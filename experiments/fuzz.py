@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.measure import command_line, damage, readers
-from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 
@@ -177,12 +176,7 @@ def try_reader(name: str, options: Options, say: Callable[[str], None] = print) 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__)
-        return 0
-    findings: list[Finding] = []
-    status = console.answer(lambda: findings.extend(_fuzz(arguments)), memory="--mutants", name="fuzz")
-    return status or int(bool(findings))
+    return command_line.run(arguments, __doc__, _fuzz, memory="--mutants", name="fuzz")
 
 
 def _fuzz(arguments: Sequence[str]) -> list[Finding]:

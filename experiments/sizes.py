@@ -18,7 +18,6 @@ from typing import Any
 from experiments.measure import command_line
 from ssdd_jax import pipeline
 from ssdd_jax.cli import arguments as commandline
-from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, budget
 from ssdd_jax.methods.base import Run
@@ -87,8 +86,7 @@ def parse(arguments: Sequence[str]) -> tuple[Any, list[int], pathlib.Path]:
     kinds = {"N": command_line.counts, "workdir": command_line.text, "config": command_line.text}
     values, changes = command_line.read(arguments, kinds, USAGE, config=True)
     name = values.get("config", commandline.DEFAULT)
-    folder = "-".join(part for part in (pathlib.Path(name.partition(":")[0]).stem, name.partition(":")[2]) if part)
-    workdir = pathlib.Path(values.get("workdir", f"runs/sizes-{folder}")).expanduser()
+    workdir = command_line.folder(values.get("workdir", ""), "sizes", name)
     return commandline.parse([f"--config={name}", *changes]).config, list(values.get("N", (10, 20, 40))), workdir
 
 
@@ -108,10 +106,7 @@ def _measure(arguments: Sequence[str]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status."""
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__)
-        return 0
-    return console.answer(lambda: _measure(arguments), memory="config.data.train_limit", name="sizes")
+    return command_line.run(arguments, __doc__, _measure, memory="config.data.train_limit", name="sizes")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ import numpy as np
 from experiments.measure import command_line, faults, small_runs, trials
 from ssdd_jax import config as configuration
 from ssdd_jax import methods
-from ssdd_jax.cli import console
 from ssdd_jax.runtime import files
 
 # What can be run: methods register their editions of the config.
@@ -193,13 +192,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status."""
     # In the background of a script SIGINT is ignored, which the runs would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "--help" in arguments or "-h" in arguments:
-        print(__doc__)
-        return 0
-    results: list[Result] = []
-    say = lambda line: print(line, flush=True)  # noqa: E731
-    status = console.answer(lambda: results.extend(torture(parse(arguments), say)), memory="--parallel", name="torture")
-    return status or int(any(result.findings for result in results))
+    return command_line.run(arguments, __doc__, _torture, memory="--parallel", name="torture")
+
+
+def _torture(arguments: Sequence[str]) -> list[Result]:
+    results = torture(parse(arguments), lambda line: print(line, flush=True))
+    return [result for result in results if result.findings]
 
 
 if __name__ == "__main__":

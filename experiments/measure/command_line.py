@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from ssdd_jax.cli import console
 from ssdd_jax.errors import UserError
 
 Kind = Callable[[str], Any]
@@ -99,3 +101,33 @@ def _value(argument: str, kind: Kind | None, value: str, usage: str) -> Any:
         raise
     except ValueError:
         raise UserError(f"cannot read {argument!r}: {usage}") from None
+
+
+def folder(workdir: str, command: str, config: str) -> pathlib.Path:
+    """Return the folder of a command's results: the given one, or one named after the command and the config file."""
+    path, _, edition = config.partition(":")
+    name = "-".join(filter(None, (command, pathlib.Path(path).stem, edition)))
+    return pathlib.Path(workdir or f"runs/{name}").expanduser()
+
+
+def run(
+    arguments: Sequence[str], page: str | None, work: Callable[[Sequence[str]], Any], *, memory: str, name: str
+) -> int:
+    """Print the page of a command if its arguments ask for help; otherwise do its work.
+
+    Args:
+        arguments: The command line.
+        page: The help.
+        work: What the command does with its arguments. Returns what it found wrong, if anything.
+        memory: What to lower if memory runs out.
+        name: The command's, which starts the line of an error.
+
+    Returns:
+        The exit status: 1 if something was found.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        print(page)
+        return 0
+    found: list[Any] = []
+    status = console.answer(lambda: found.append(work(arguments)), memory=memory, name=name)
+    return status or int(any(found))

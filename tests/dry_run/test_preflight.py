@@ -61,11 +61,13 @@ def folder(tmp_path_factory):
         ("scdd", 1e-6),
         ("high_loss", 1e-6),
         ("noise", 0.0),
+        ("lgm", 0.0),
+        ("clp_dd", 1e-6),
     ],
 )
 def test_every_stage_is_bounded_without_being_run(edition, gigabytes, folder):
     """On abstract shapes, with the data on the device and streamed; XLA's estimate is within the margin."""
-    job, stages = prepared(folder, edition, devices__gigabytes=gigabytes)
+    job, stages = prepared(folder, edition, devices__gigabytes=gigabytes, encoder__label_steps=2)
     shapes = preflight.Shapes(job)
     for stage in stages:
         for need in preflight._needs(shapes, stage):
@@ -73,8 +75,9 @@ def test_every_stage_is_bounded_without_being_run(edition, gigabytes, folder):
             if stage.name == "distill" and need.compiled is not None:
                 assert 0 < need.compiled() <= preflight.MARGIN * need.size
     names = {stage.name for stage in stages if list(preflight._needs(shapes, stage))}
-    own = {"mkdt": {"experts"}, "high_loss": {"experts"}, "scdd": {"probe", "post_training"}}.get(edition, set())
-    assert names == {"teacher", "features", "distill", "evaluate"} | own
+    own = {"mkdt": {"experts"}, "high_loss": {"experts"}, "scdd": {"probe", "post_training"}}
+    heads = dict.fromkeys(("lgm", "clp_dd"), {"linear_head", "hard_labels", "hard_labels_augmented"})
+    assert names == {"teacher", "features", "distill", "evaluate"} | (own | heads).get(edition, set())
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ crop and a flip; every seed counts once (the package lists each score of hard la
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssdd_jax.evaluate import statistics
+from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.evaluate.protocols import finetune
 from ssdd_jax.methods.base import Run, Stage, StandIns, Trial
 from ssdd_jax.methods.frozen_encoder import stages
@@ -89,8 +88,7 @@ def ranking(per_class: int, classes: int) -> tuple[Stage, ...]:
 
 def _measure(run: Run, name: str, per_class: int, classes: int) -> None:
     """Write the accuracies of networks trained on the set and on its baselines."""
-    path = run.work.own(name, shared=False) / "results.json"
-    if path.exists():
+    if stages.output(run, name).exists():
         return
     config, dataset, constants = run.config, run.dataset, run.preprocessing()
     network, settings = _network(run, classes), _settings(config, name)
@@ -123,10 +121,7 @@ def _measure(run: Run, name: str, per_class: int, classes: int) -> None:
                 name=f"{name} {entry} {seed}",
             )
             accuracies.setdefault(entry, []).append(float(accuracy))
-    summaries = {entry: statistics.summary(values) for entry, values in accuracies.items()}
-    words = ", ".join(f"{entry} {one['mean']:.4g} ± {one['std']:.2g}" for entry, one in summaries.items())
-    run.say(f"{name}: top-1 {words}")
-    files.write_sealed(path, summaries)
+    stages.write(run, name, accuracies)
 
 
 def _network(run: Run, classes: int) -> nn.Module:
@@ -143,30 +138,37 @@ def _settings(config: ConfigDict, name: str) -> finetune.Settings:
 
 def _trial(stand: StandIns, name: str, classes: int) -> Trial:
     """Trial of one step, which stands for those of all networks of a stage."""
-    run, constants = stand.run, stand.preprocessing
+    run = stand.run
     config, shape = run.config, run.problem.image_shape
     network, settings = _network(run, classes), _settings(run.config, name)
-    step = functools.partial(
-        finetune.step,
-        network=network,
-        settings=settings,
-        classes=jnp.int32(classes),
-        mean=constants.image_mean,
-        std=constants.image_std,
-    )
+
+    def step(
+        key: Array, state: finetune.State, batch: tuple[Array, Array], rate: Array, constants: Preprocessing
+    ) -> Any:
+        return finetune.step(
+            key,
+            state,
+            batch,
+            rate,
+            network=network,
+            settings=settings,
+            classes=jnp.int32(classes),
+            mean=constants.image_mean,
+            std=constants.image_std,
+        )
+
     variables = initialize(jax.random.key(0), network, shape)
     state = finetune.State(variables, jax.tree.map(jnp.zeros_like, variables["params"]))
     images = jnp.zeros((settings.batch_size, *shape), jnp.uint8)
     batch = images, jnp.zeros(settings.batch_size, jnp.int32)
     steps = 2 * settings.steps + (config.evaluate.full_steps if name == PLAIN else 0)
-    arguments = jax.random.key(0), state, batch, jnp.float32(settings.learning_rate)
+    arguments = jax.random.key(0), state, batch, jnp.float32(settings.learning_rate), stand.preprocessing
     return Trial("steps", config.evaluate.seeds * steps, jax.jit(step), arguments)
 
 
 def _score(run: Run) -> None:
     """Write both scores, from the accuracies of each seed."""
-    path = run.work.own(SCORES, shared=False) / "results.json"
-    if path.exists():
+    if stages.output(run, SCORES).exists():
         return
     plain, augmented = (_shares(run, name) for name in (PLAIN, AUGMENTED))
     seeds = range(len(plain["distilled"]))
@@ -180,13 +182,11 @@ def _score(run: Run) -> None:
         ],
         "ars": [augmentation_robust_score(*differences) for differences in zip(*over_random, strict=True)],
     }
-    summaries = {name: statistics.summary(found) for name, found in values.items()}
-    run.say(", ".join(f"{SCORES}: " * (name == "lrs") + f"{name} {one['mean']:.3f}" for name, one in summaries.items()))
-    files.write_sealed(path, summaries)
+    stages.write(run, SCORES, values, measure="")
 
 
 def _shares(run: Run, name: str) -> dict[str, list[float]]:
-    accuracies: dict[str, Any] = files.read_sealed(run.work.own(name, shared=False) / "results.json")
+    accuracies: dict[str, Any] = files.read_sealed(stages.output(run, name))
     return {entry: [value / 100 for value in one["values"]] for entry, one in accuracies.items()}
 
 

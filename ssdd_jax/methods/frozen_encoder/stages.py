@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -122,12 +123,24 @@ def entries(run: Run, per_class: int, classes: int) -> Iterator[tuple[Array, dic
         )
 
 
+def output(run: Run, name: str) -> pathlib.Path:
+    """Return the path of a stage's results."""
+    return run.work.own(name, shared=False) / "results.json"
+
+
+def write(run: Run, name: str, values: Mapping[str, Sequence[float]], *, measure: str = "top-1 ") -> None:
+    """Write the results of a stage, the summary of each row's values, and say them."""
+    summaries = {row: statistics.summary(found) for row, found in values.items()}
+    words = ", ".join(f"{row} {one['mean']:.4g} ± {one['std']:.2g}" for row, one in summaries.items())
+    run.say(f"{name}: {measure}{words}")
+    files.write_sealed(output(run, name), summaries)
+
+
 def _stage(name: str, accuracy: Accuracy, per_class: int, classes: int, **options: Any) -> Stage:
     """Build a stage that measures heads on the set and on its baselines, and writes their accuracies."""
 
     def measure(run: Run) -> None:
-        path = run.work.own(name, shared=False) / "results.json"
-        if path.exists():
+        if output(run, name).exists():
             return
         test = jnp.asarray(run.features().test), jnp.asarray(labels_of(run).test)
         of_entry = accuracy(run, test)
@@ -135,10 +148,7 @@ def _stage(name: str, accuracy: Accuracy, per_class: int, classes: int, **option
         for key, by_name in entries(run, per_class, classes):
             for entry, labelled in by_name.items():
                 values.setdefault(entry, []).append(float(of_entry(key, labelled)))
-        summaries = {entry: statistics.summary(found) for entry, found in values.items()}
-        words = ", ".join(f"{entry} {one['mean']:.4g} ± {one['std']:.2g}" for entry, one in summaries.items())
-        run.say(f"{name}: top-1 {words}")
-        files.write_sealed(path, summaries)
+        write(run, name, values)
 
     return Stage(name, measure, output=f"{name}/results.json", **options)
 
@@ -174,12 +184,12 @@ def linear_head(per_class: int, classes: int) -> Stage:
     """
 
     def accuracy(run: Run, test: tuple[Array, Array]) -> Callable[[Array, Entry], Array]:
-        train = _train(run.preprocessing(), classes, _head_settings(run.config, run.config.encoder.head_epochs))
-        network = run.backbone()
+        train = _train(classes, _head_settings(run.config, run.config.encoder.head_epochs))
+        constants, network = run.preprocessing(), run.backbone()
 
         @jax.jit
         def of_entry(key: Array, pixels: Array, labels: Array, tested: Array, wanted: Array, network: Any) -> Array:
-            head = train(key, pixels, labels, network)
+            head = train(key, pixels, labels, network, constants)
             return 100 * (head.scores(tested).argmax(-1) == wanted).mean()
 
         return lambda key, entry: of_entry(key, entry.pixels, entry.labels, *test, network)
@@ -187,19 +197,20 @@ def linear_head(per_class: int, classes: int) -> Stage:
     def trials(stand: StandIns) -> list[Trial]:
         """Trial of some epochs of one head, which stand for those of four of every seed."""
         config, tried = stand.run.config, 2
-        train = jax.jit(_train(stand.preprocessing, classes, _head_settings(config, tried)))
+        train = jax.jit(_train(classes, _head_settings(config, tried)))
         labels = jnp.repeat(jnp.arange(classes), per_class)
         images = jnp.asarray(stand.normal(len(labels), *stand.run.problem.image_shape))
         count = 4 * config.evaluate.seeds * config.encoder.head_epochs
-        return [Trial("epochs", count, train, (jax.random.key(0), images, labels, stand.backbone), units=tried)]
+        arguments = jax.random.key(0), images, labels, stand.backbone, stand.preprocessing
+        return [Trial("epochs", count, train, arguments, units=tried)]
 
     return _stage("linear_head", accuracy, per_class, classes, trials=trials, lower="config.encoder.head_epochs")
 
 
-def _train(constants: Preprocessing, classes: int, settings: heads.Settings) -> Callable[..., heads.Head]:
-    """Return `(key, pixels, labels, network) -> head`."""
+def _train(classes: int, settings: heads.Settings) -> Callable[..., heads.Head]:
+    """Return `(key, pixels, labels, network, constants) -> head`."""
 
-    def train(key: Array, pixels: Array, labels: Array, network: Any) -> heads.Head:
+    def train(key: Array, pixels: Array, labels: Array, network: Any, constants: Preprocessing) -> heads.Head:
         return heads.train(
             key, pixels, labels, lambda x: encode(x, network, constants), classes=classes, settings=settings
         )
