@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssdd_jax import methods, report
-from ssdd_jax.evaluate import statistics
 from ssdd_jax.report import labels as words
+from ssdd_jax.report import statistics
 from ssdd_jax.runtime import files
 from ssdd_jax.teacher import description
 
@@ -113,8 +113,7 @@ def differences_table(found: Comparison) -> tuple[list[str], list[list[str]]]:
     for line in differences(found):
         if line["low"] is None:
             continue
-        digits = report.digits(line["measure"])
-        text = f"{line['mean']:+.{digits}f} [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
+        text = statistics.words(line, report.digits(line["measure"]))
         names = f"{label(line['first'])} − {label(line['second'])}", str(line[_heading(found)])
         rows.setdefault(names, {})[line["measure"]] = text
     cells = [[*names, *(by_measure.get(measure, "") for measure in measures)] for names, by_measure in rows.items()]

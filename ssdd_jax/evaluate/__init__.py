@@ -18,9 +18,9 @@ from ssdd_jax.evaluate.api import evaluate, write
 from ssdd_jax.evaluate.entries import REFERENCES, SourceData, Target
 from ssdd_jax.evaluate.options import EDITIONS, Options
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS
-from ssdd_jax.evaluate.statistics import paired, summary
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.evaluate.suite import Request, run
+from ssdd_jax.report.statistics import paired, summary
 
 __all__ = [
     "EDITIONS",

@@ -18,7 +18,7 @@ import numpy as np
 from ssdd_jax import config as configuration
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import entries, rates, statistics, training
+from ssdd_jax.evaluate import entries, rates, training
 from ssdd_jax.evaluate.entries import Entry, SourceData, Target
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.evaluate.protocols.probes.pieces import Placing
@@ -26,6 +26,7 @@ from ssdd_jax.evaluate.protocols.table import PROTOCOLS, Frozen, Networks, Seed
 from ssdd_jax.evaluate.store import Store, Values, mark
 from ssdd_jax.evaluate.training import Rate
 from ssdd_jax.models import architectures
+from ssdd_jax.report import statistics
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.memory import readable
 from ssdd_jax.training import streaming

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssdd_jax.evaluate import statistics
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS
+from ssdd_jax.report import statistics
 from ssdd_jax.teacher import description
 
 Rows = Sequence[Mapping[str, Any]]
@@ -89,8 +89,7 @@ def _differences(rows: Rows) -> str:
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        digits = _digits(row["measure"])
-        text = f"{row['mean']:+.{digits}f} [{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+        text = statistics.words(row, _digits(row["measure"]))
         names = f"{label(row['first'])} − {label(row['second'])}"
         cells.setdefault((row["model"], names), {})[row["measure"]] = text
     return _table(["architecture", "difference"], measures, cells)

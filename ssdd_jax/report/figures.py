@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ssdd_jax.distilled import DistilledSet
+from ssdd_jax.report import statistics
 from ssdd_jax.runtime import files
 from ssdd_jax.teacher import description
 
@@ -24,6 +25,7 @@ TITLES = {
     "feature_r2": "teacher's features (R2)",
     "feature_r2_whitened": "whitened features (R2)",
 }
+COMPARED = ("distilled", "random_real")  # the rows whose difference a table states
 COLUMNS = 3  # panels of a figure side by side at most
 
 
@@ -132,6 +134,9 @@ def draw(folder: pathlib.Path, distilled: DistilledSet, lines: Sequence[Mapping[
 def table(results: Mapping[str, Any]) -> str:
     """Format `results.json` as a Markdown table: a row per entry, mean and standard deviation per measure.
 
+    The last row is the difference between the set and random images, paired by the seed of the network, with a 95 %
+    confidence interval over the networks of this one set.
+
     The heading says so where the teacher was supervised.
     """
     measures = [name for name in TITLES if results.get(name)]
@@ -147,7 +152,18 @@ def table(results: Mapping[str, Any]) -> str:
             row, places = results[measure].get(name), digits(measure)
             cells.append(f"{row['mean']:.{places}f} ± {row['std']:.{places}f}" if row else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    differences = {measure: _difference(results[measure], digits(measure)) for measure in measures}
+    if any(differences.values()):
+        lines.append(f"| {' − '.join(COMPARED)} | {' | '.join(differences.values())} |")
     return "\n".join(lines)
+
+
+def _difference(rows: Mapping[str, Any], places: int) -> str:
+    """Format the difference between the set and random images in one measure; nothing without several networks."""
+    first, second = (rows.get(name, {}).get("values", ()) for name in COMPARED)
+    if len(first) < 2 or len(first) != len(second):
+        return ""
+    return statistics.words(statistics.paired(first, second), places)
 
 
 def save(figure: Any, path: pathlib.Path) -> None:

@@ -14,9 +14,10 @@ import ssdd_jax
 from ssdd_jax import data, distilled, evaluate, formats
 from ssdd_jax.data import features, preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import api, entries, rates, statistics, store, suite, tables, training
+from ssdd_jax.evaluate import api, entries, rates, store, suite, tables, training
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.models.resnet import ResNetClassifier
+from ssdd_jax.report import statistics
 from ssdd_jax.runtime.workdir import held
 from ssdd_jax.training import streaming
 

@@ -20,7 +20,7 @@ from ssdd_jax import report
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.errors import UserError
 from ssdd_jax.report import __main__ as command
-from ssdd_jax.report import comparison_page, labels, measures, render, run_page, storage, svg
+from ssdd_jax.report import comparison_page, labels, measures, render, run_page, statistics, storage, svg
 from ssdd_jax.report.pictures import picture
 from ssdd_jax.runtime import files, history, memory
 
@@ -427,3 +427,14 @@ def test_memory_sees_what_was_held_and_given_back(monkeypatch):
             assert block[7] == 1
             del block
         assert quiet["host"] + 200e6 < held["host"] < files.machine_bytes()
+
+
+def test_a_table_ends_with_the_paired_difference_to_random_images(record):
+    """By hand: differences 1, 2, 3 have a mean of 2 and the interval 2 ± 4.303 / sqrt(3)."""
+    rows = {"distilled": statistics.summary([61.0, 64.0, 63.0]), "random_real": statistics.summary([60.0, 62.0, 60.0])}
+    results = {**{key: value for key, value in record.results.items() if key not in labels.MEASURES}, "linear": rows}
+    assert report.table(results).endswith("| distilled − random_real | +2.0 [-0.5, +4.5] |")
+    # One network, or networks of other seeds, cannot be paired.
+    for first, second in (([61.0], [60.0]), ([61.0, 62.0], [60.0])):
+        rows = {"distilled": statistics.summary(first), "random_real": statistics.summary(second)}
+        assert "−" not in report.table({**results, "linear": rows})

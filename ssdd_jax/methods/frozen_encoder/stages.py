@@ -14,10 +14,10 @@ from threadpoolctl import threadpool_limits
 
 from ssdd_jax import distilled
 from ssdd_jax.data.preprocess import Preprocessing
-from ssdd_jax.evaluate import statistics
 from ssdd_jax.methods.base import Run, Stage, StandIns, Trial
 from ssdd_jax.methods.frozen_encoder import distortions, heads
 from ssdd_jax.models import frozen
+from ssdd_jax.report import statistics
 from ssdd_jax.runtime import files
 
 Array = jax.Array

@@ -12,7 +12,6 @@ import numpy as np
 from ssdd_jax import distilled
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import statistics
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.evaluate.protocols.probes import compiled
 from ssdd_jax.evaluate.protocols.probes.pieces import Placing
@@ -21,6 +20,7 @@ from ssdd_jax.methods.base import Run, Stage, StandIns, Trial
 from ssdd_jax.methods.scdd import inversion, post_training
 from ssdd_jax.models import frozen
 from ssdd_jax.models.resnet import ResNet
+from ssdd_jax.report import statistics
 from ssdd_jax.runtime import files
 from ssdd_jax.training import epochs
 

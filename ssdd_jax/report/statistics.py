@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,3 +61,10 @@ def paired(first: Sequence[float], second: Sequence[float], *, level: float = LE
             interval = stats.ttest_rel(*sides).confidence_interval(level)
         low, high = round(float(interval.low), 4), round(float(interval.high), 4)
     return {"mean": round(mean, 4), "low": low, "high": high, "level": level, "seeds": count}
+
+
+def words(difference: Mapping[str, Any], digits: int) -> str:
+    """Format a result of `paired` with so many decimal places: the mean, and its interval unless there is none."""
+    mean, low, high = (difference[name] for name in ("mean", "low", "high"))
+    interval = "" if low is None else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{mean:+.{digits}f}{interval}"
