@@ -89,27 +89,34 @@ def is_full_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def _heard() -> Iterator[None]:
-    """Context in which no request to stop is lost.
-
-    Python drops what a signal's handler raises while a finalizer or a callback of the garbage collector runs, and
-    prints it with a traceback. The signal is then sent again, to arrive elsewhere.
-    """
+    """Context in which no request to stop is lost; see `_hear`."""
     before = sys.unraisablehook
-
-    def again(dropped: sys.UnraisableHookArgs) -> None:
-        if not issubclass(dropped.exc_type, (Stopped, KeyboardInterrupt)):
-            before(dropped)
-            return
-        number = signal.SIGTERM if issubclass(dropped.exc_type, Stopped) else signal.SIGINT
-        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
-        timer.daemon = True
-        timer.start()
-
-    sys.unraisablehook = again
+    _hear()
     try:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def _hear() -> None:
+    """From now on, handle what Python only prints, with a traceback, since nobody can catch it.
+
+    What a signal's handler raises while a finalizer or a callback of the garbage collector runs is dropped: the signal
+    is sent again, to arrive elsewhere. After a read of a checkpoint that has failed, and was answered, TensorStore's
+    threads still report to an event loop that is closed: that is nothing to say.
+    """
+    before = sys.unraisablehook
+
+    def unraised(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, (Stopped, KeyboardInterrupt)):
+            number = signal.SIGTERM if issubclass(dropped.exc_type, Stopped) else signal.SIGINT
+            timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+        elif not (dropped.object is None and str(dropped.exc_value) == "Event loop is closed"):
+            before(dropped)
+
+    sys.unraisablehook = unraised
 
 
 def leave(main: Callable[[list[str]], int], arguments: list[str] | None) -> NoReturn:
@@ -117,17 +124,17 @@ def leave(main: Callable[[list[str]], int], arguments: list[str] | None) -> NoRe
 
     Ctrl-C may come before the command has begun, while modules are imported, or after it has ended.
     """
-    # Also after the work, until signals are ignored: a second Ctrl-C comes while the first one is answered.
-    with _heard():
-        try:
-            status = main(sys.argv[1:] if arguments is None else arguments)
-        except KeyboardInterrupt:
-            print("ssdd_jax: stopped before the command began, or after it ended", file=sys.stderr)
-            status = 0
-        # All is said and saved: a signal now could only interrupt how libraries end, with their tracebacks.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not in the main thread
-                signal.signal(number, signal.SIG_IGN)
+    # Also after the work: a second Ctrl-C comes while the first one is answered, and threads of libraries end last.
+    _hear()
+    try:
+        status = main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("ssdd_jax: stopped before the command began, or after it ended", file=sys.stderr)
+        status = 0
+    # All is said and saved: a signal now could only interrupt how libraries end, with their tracebacks.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(number, signal.SIG_IGN)
     # An interrupt that left an `exec`, as in the making of a dataclass while modules are imported, is remembered by
     # Python, which would end this process by SIGINT instead of with its status; the next `exec` forgets it.
     exec("")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import pytest
@@ -143,6 +144,26 @@ def test_a_stop_in_a_callback_of_the_collector_is_not_lost(number, words, capsys
         gc.callbacks.remove(stop)
     said = capsys.readouterr().err
     assert not left and said == f"ssdd_jax: {words}; the same command continues from there\n"
+
+
+def test_what_threads_of_a_library_report_too_late_is_not_printed(monkeypatch):
+    """TensorStore's, after a read that has failed; everything else that cannot be raised is printed as before."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    late = types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError("Event loop is closed"), object=None)
+    other = types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError("Event loop is closed"), object=print)
+
+    def work():
+        sys.unraisablehook(late)
+        sys.unraisablehook(other)
+
+    assert console.answer(work, memory="") == 0
+    assert printed == [other]
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the process that leaves ignores signals, this one stays
+    with pytest.raises(SystemExit):
+        console.leave(lambda _: 0, [])
+    sys.unraisablehook(late)  # while the interpreter ends
+    assert printed == [other]
 
 
 def test_the_end_of_another_process_is_one_line(capsys, monkeypatch):
