@@ -78,6 +78,13 @@ def test_a_killed_run_ends_as_promised(tmp_path, capsys):
 def test_growth_is_the_slope():
     samples = [endurance.Sample(100 * k, 10**9 + 300 * k, 5) for k in range(100)]
     assert endurance.growth(samples) == pytest.approx(30_000)
+    # What the allocator adds once is none, and files of a checkpoint that is just written are not left open.
+    once = [
+        sample._replace(memory=sample.memory + (3 << 20) * (k > 60), files=5 + k % 9)
+        for k, sample in enumerate(samples)
+    ]
+    assert endurance.growth(once) == pytest.approx(30_000) and endurance.open_files(once) == (5, 5)
+    assert endurance.open_files([sample._replace(files=5 + k // 10) for k, sample in enumerate(samples)]) == (7, 13)
     with pytest.raises(UserError, match="at least"):
         endurance.parse(["--steps=10"])
 
