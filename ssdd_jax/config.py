@@ -178,6 +178,7 @@ def default() -> ConfigDict:
     evaluate.momentum = 0.9
     evaluate.weight_decays = (1e-4, 1e-3, 5e-3)  # one, or several to choose from on held-out training images
     evaluate.full_weight_decays = (1e-4,)  # likewise, on all images
+    evaluate.cosine = False  # let the learning rate fall to 0 along a cosine, on every set; published: it is constant
     evaluate.own_rate = False  # train on the distilled set at its stored learning rate (MKDT)
     evaluate.calibrate = "untrained"  # rows with batch-norm statistics of training images: none | untrained | all
     evaluate.probe_steps = 5000  # of KRR-ST's linear probe, which SC-DD uses too

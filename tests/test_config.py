@@ -12,7 +12,7 @@ from ssdd_jax.errors import UserError
 
 # Any value of their type is allowed here: names and paths, which are checked where they are used, and a switch.
 FREE = {"method", "data.name", "data.data_dir", "data.train_split", "data.test_split", "teacher.features"}
-FREE |= {"evaluate.own_rate", "data.cache_dir", "teacher.source", "approximate.joint"}
+FREE |= {"evaluate.own_rate", "evaluate.cosine", "data.cache_dir", "teacher.source", "approximate.joint"}
 SHIPPED = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 SHIPPED = [path for path in SHIPPED if path.stem != "folder"]  # which needs one: tests/test_folder_config.py
 

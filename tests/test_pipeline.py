@@ -47,12 +47,12 @@ def test_results_are_complete(finished):
             assert {"mean", "std", "seeds"} <= set(row) and row["seeds"] == 2
             assert np.isclose(np.mean(row["values"]), row["mean"], atol=1e-3)
     assert results["feature_r2"]["teacher"]["mean"] > 0.999
-    one = {"steps": 5, "learning_rate": 0.1, "weight_decay": 1e-3}
+    one = {"steps": 5, "learning_rate": 0.1, "weight_decay": 1e-3, "cosine": False}
     # Real images take the better of two published settings.
     assert results["training"].pop("random_real") in (one, one | {"learning_rate": 0.01, "weight_decay": 5e-4})
     assert results["training"] == {
         "distilled": one,
-        "full_data": one | {"steps": 3, "weight_decay": 1e-4},
+        "full_data": one | {"steps": 3, "weight_decay": 1e-4, "cosine": True},
     }
     assert set(results["gate"]) == {"teacher", "untrained", "images"} and results["gate"]["images"] == 120
     storage = results["storage"]

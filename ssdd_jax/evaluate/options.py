@@ -31,6 +31,7 @@ class Options(NamedTuple):
     learning_rate: float = 0.1  # learning rate of SGD (KRR-ST test.py)
     momentum: float = 0.9  # momentum of SGD (KRR-ST)
     weight_decays: tuple[float, ...] = (1e-4, 1e-3, 5e-3)  # one, or several to choose from (KRR-ST test.py: 1e-3)
+    cosine: bool = False  # let the learning rate fall to 0 along a cosine, on every set (published: it is constant)
     own_rate: bool = False  # use the learning rate stored with a set (MKDT)
     full_steps: int = 20_000  # SGD steps on the full source set, with cosine decay
     full_epochs: int = 0  # passes over it at a constant rate instead, as MKDT; 0: full_steps
@@ -197,6 +198,7 @@ def for_training(options: Options) -> entries.Settings:
         options.batch_size,
         rates,
         options.momentum,
+        options.cosine,
         precision=precision.resolve(options.precision, jax.default_backend()),
     )
     # Full data is trained until the loss has converged, which takes a decaying rate; MKDT's epochs have none.

@@ -69,6 +69,12 @@ def teacher(about: Mapping[str, Any]) -> str:
     return f", {heading}" if heading else ""
 
 
+def sgd(row: Mapping[str, Any]) -> str:
+    """Describe how a row's networks were trained, from the `training` of `results.json`."""
+    falling = ", falling to 0 along a cosine" if row.get("cosine") else ""
+    return f"{row['steps']:,} steps, rate {row['learning_rate']:g}{falling}, weight decay {row['weight_decay']:g}"
+
+
 def parts(stored: Mapping[str, int]) -> dict[str, int]:
     """Return what is stored per part, in numbers or bytes, by display name; approximation networks are one part."""
     # Starting from PARTS gives all reports the same order of parts.

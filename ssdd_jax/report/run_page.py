@@ -141,9 +141,7 @@ def _evaluation(results: Mapping[str, Any]) -> dict[str, str]:
     summary = {}
     if results.get("training"):
         summary["Evaluated networks"] = "; ".join(
-            f"{labels.ENTRIES.get(name, name)}: {row['steps']:,} steps, rate {row['learning_rate']:g}, "
-            f"weight decay {row['weight_decay']:g}"
-            for name, row in results["training"].items()
+            f"{labels.ENTRIES.get(name, name)}: {labels.sgd(row)}" for name, row in results["training"].items()
         )
     if "calibrate" in results:
         summary["Batch norm"] = labels.CALIBRATED[results["calibrate"]]

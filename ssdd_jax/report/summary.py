@@ -61,10 +61,7 @@ def markdown(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     notes = {name: labels.ENTRY_NOTES.get(labels.ENTRIES.get(name, name)) for name in rows}
     lines += [f"- `{name}`: {note}" for name, note in notes.items() if note]
     for name, row in results.get("training", {}).items():
-        lines.append(
-            f"- SGD for `{name}`: {row['steps']:,} steps, rate {row['learning_rate']:g}, weight decay "
-            f"{row['weight_decay']:g}, chosen without the test images"
-        )
+        lines.append(f"- SGD for `{name}`: {labels.sgd(row)}, chosen without the test images")
     if "calibrate" in results:
         lines.append(f"- batch norm: {labels.CALIBRATED[results['calibrate']]}")
     return "\n".join(lines)

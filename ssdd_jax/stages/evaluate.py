@@ -85,6 +85,7 @@ def training_of(config: ConfigDict) -> entries.Settings:
         options.batch_size,
         rates,
         options.momentum,
+        options.cosine,
         precision=precision.resolve(config.precision, jax.default_backend()),
     )
     return entries.Settings(
@@ -131,9 +132,10 @@ def _results(run: Run, distilled_set: distilled.DistilledSet, rows: list[dict[st
             values = {key: row[key] for key in ("mean", "std", "seeds", "values")}
             measures[row["measure"]][row["entry"]] = values
             if "weight_decay" in row:
-                steps = config.evaluate.full_steps if row["entry"] == "full_data" else config.evaluate.steps
+                full = row["entry"] == "full_data"
+                steps = config.evaluate.full_steps if full else config.evaluate.steps
                 rate = {key: row[key] for key in ("learning_rate", "weight_decay")}
-                trained[row["entry"]] = {"steps": steps, **rate}
+                trained[row["entry"]] = {"steps": steps, **rate, "cosine": full or config.evaluate.cosine}
     # Methods may measure the set in stages of their own, such as SC-DD's post-training.
     by_stage = {
         stage.name: files.read_sealed(run.work.own(stage.name, shared=False) / "results.json")

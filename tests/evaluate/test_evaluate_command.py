@@ -190,5 +190,7 @@ def test_editions_are_workable():
     assert one.pairs == training.Settings() and one.full == training.Settings(20_000, rates=((0.1, 1e-4),), cosine=True)
     mkdt = options.for_training(options.make(options.EDITIONS["mkdt"], {}))
     assert mkdt.pairs.epochs == mkdt.full.epochs == 20 and mkdt.own_rate and not mkdt.full.cosine
+    falling = options.for_training(paper._replace(cosine=True))
+    assert falling.pairs.cosine and not one.pairs.cosine and falling.full.cosine
     assert mkdt.pairs.rates == mkdt.full.rates == ((0.1, 1e-4),)
     assert options.for_judging(paper).distilling.noise_learning_rate == pytest.approx(1e-3)
