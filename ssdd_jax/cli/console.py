@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
+import mmap
 import os
 import signal
 import sys
@@ -16,7 +18,8 @@ from ssdd_jax.errors import Stopped, UserError
 
 # Seconds after which a signal that was dropped is sent again.
 AGAIN_SECONDS = 0.05
-
+# Address space that loading SciPy with its OpenBLAS takes at most.
+BLAS_BYTES, BLAS_BYTES_PER_CORE = 256 << 20, 64 << 20
 
 # What a library says that could not get memory, a thread's stack or a place for its code.
 _NO_MEMORY = ("std::bad_alloc", "Cannot allocate memory", "can't start new thread", "failed to map segment")
@@ -56,6 +59,7 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
         pass
     try:
         with _heard():
+            _load_blas()
             work()
     except UserError as error:
         return _report(name, str(error))
@@ -64,6 +68,9 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
     except BrokenPipeError:
         return _unread()
     except Exception as error:
+        # First, as there may be too little to import anything.
+        if is_full_memory(error) and "RESOURCE_EXHAUSTED" not in str(error):
+            return _report(name, f"the machine's memory is full: end other programs, or lower {memory}; {INTACT}")
         from ssdd_jax.runtime import devices
         from ssdd_jax.runtime.files import is_full_disk
 
@@ -71,8 +78,6 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
             return _report(name, f"no space left on the disk: {error}; free some and start the same command again")
         if "RESOURCE_EXHAUSTED" in str(error) and "memory" in str(error).lower():
             return _report(name, f"the device's memory is full: lower {memory}; {INTACT}")
-        if is_full_memory(error):
-            return _report(name, f"the machine's memory is full: end other programs, or lower {memory}; {INTACT}")
         if words := devices.backend_missing(error) or devices.lost(error):
             return _report(name, words)
         if isinstance(error, RuntimeError) and "determine home directory" in str(error):
@@ -85,6 +90,27 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
 def is_full_memory(error: BaseException) -> bool:
     """Return whether an error says that the machine, or the limit of this process, has no more memory."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def _load_blas() -> None:
+    """Load SciPy's OpenBLAS while there is room for its buffers, if the address space is limited (`ulimit -v`).
+
+    Where it finds none, it asks again without end: nothing would ever say that the memory is full.
+
+    Raises:
+        MemoryError: If there is too little room.
+    """
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY or "scipy.linalg" in sys.modules:
+        return
+    try:
+        mmap.mmap(-1, BLAS_BYTES + BLAS_BYTES_PER_CORE * (os.cpu_count() or 1)).close()
+    except OSError as error:
+        raise MemoryError(str(error)) from None
+    importlib.import_module("scipy.linalg")
 
 
 @contextlib.contextmanager
@@ -158,11 +184,10 @@ def _unread() -> int:
 
 def _report(name: str, line: str) -> int:
     """Print an error as one line on standard error; returns the exit status 2."""
-    from ssdd_jax.runtime import devices
-
     text = f"{name}: {' '.join(line.split())}"
     print(text, file=sys.stderr)
-    devices.report_failure(text)
+    if "ssdd_jax.runtime.devices" in sys.modules:  # otherwise there are no other processes yet
+        sys.modules["ssdd_jax.runtime.devices"].report_failure(text)
     return 2
 
 

@@ -232,3 +232,20 @@ def test_full_memory_while_modules_are_imported(capsys, monkeypatch):
     monkeypatch.setattr(main, "main", fail)
     assert main._main([]) == 2
     assert capsys.readouterr().err.startswith("ssdd_jax: the machine's memory is full")
+
+
+@pytest.mark.medium
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+@pytest.mark.parametrize("megabytes", [60, 250, 300, 340])
+def test_too_little_memory_for_libraries_is_one_line(megabytes):
+    """Between 220 and 350 MB SciPy's OpenBLAS would wait for its buffers without end."""
+    code = """
+import importlib, resource, sys
+from ssdd_jax.cli import console
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) << 20,) * 2)
+sys.exit(console.answer(lambda: importlib.import_module("scipy.linalg"), memory="the batch sizes"))
+"""
+    line = [sys.executable, "-c", code, str(megabytes)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and "lower the batch sizes" in done.stderr

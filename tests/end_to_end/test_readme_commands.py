@@ -53,6 +53,9 @@ NOT_RUN = {
     # tests/runtime/test_processes.py runs two processes on one machine.
     "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,0": "needs two hosts",
     "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,1": "needs two hosts",
+    "python -m ssdd_jax.evaluate --set=cifar10-n20 --source=runs/compare-cifar10-cpu/boost-N20-seed0 "
+    "--shared=runs/compare-cifar10-cpu/shared --models=convnet_32_64_128_bn --references=none --seeds=1 "
+    "--weight_decays=1e-3 --cosine=True --data_dir=DIR": MINUTES,
     "python -m ssdd_jax.evaluate": MINUTES,
     "python -m ssdd_jax.evaluate --set=runs/digits/distilled": MINUTES,
     "python -m ssdd_jax.evaluate --set=PATH --models=convnet,resnet18 --targets=cifar10,stanford_dogs "
