@@ -16,6 +16,7 @@ from tiny_runs import ROOT, TIMEOUT
 from ssdd_jax import main
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.evaluate import __main__ as evaluate
+from ssdd_jax.evaluate import options as evaluate_options
 
 FILES = [ROOT / "README.md", ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 
@@ -163,7 +164,7 @@ def test_the_words_of_a_command_that_is_not_run_are_known(command, tmp_path, mon
 @pytest.mark.parametrize("command", sorted(command for command in NOT_RUN if command.startswith(EVALUATE)))
 def test_the_options_of_an_evaluation_are_known(command):
     words = shlex.split(command)[3:]
-    assert all(word.split("=")[0] in evaluate.HELP for word in words)
+    assert all(word.split("=")[0] in evaluate.HELP + evaluate_options.page() for word in words)
     assert evaluate.parse(words) is not None
 
 
