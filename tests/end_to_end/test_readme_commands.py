@@ -13,7 +13,10 @@ import tiny_runs
 from PIL import Image
 from tiny_runs import ROOT, TIMEOUT
 
-from ssdd_jax import main
+from ssdd_jax import (
+    main,
+    methods,  # noqa: F401, fills the table of editions
+)
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.evaluate import __main__ as evaluate
 from ssdd_jax.evaluate import options as evaluate_options
