@@ -57,6 +57,9 @@ NOT_RUN = {
     # tests/runtime/test_processes.py runs two processes on one machine.
     "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,0": "needs two hosts",
     "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,1": "needs two hosts",
+    "python -m experiments.choose --config=configs/cifar10.py:cpu --config.storage.N=20 "
+    '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--vary=storage.M=60,240 --seeds=1 --by=feature_r2_whitened --config.data.data_dir=DIR": MINUTES,
     "python -m ssdd_jax.evaluate --set=cifar10-n20 --source=runs/compare-cifar10-cpu/boost-N20-seed0 "
     "--shared=runs/compare-cifar10-cpu/shared --models=convnet_32_64_128_bn --references=none --seeds=1 "
     "--weight_decays=1e-3 --cosine=True --data_dir=DIR": MINUTES,
