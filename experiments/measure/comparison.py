@@ -85,7 +85,7 @@ def differences(found: Comparison) -> list[dict[str, Any]]:
     """
     lines = []
     by_key = {(row.N, row.method): row for row in found.rows}
-    order = list(dict.fromkeys(row.method for row in found.rows))
+    order = _order(found)
     pairs = [(order[0], method) for method in order[1:]]
     if "random" in order[1:]:
         pairs += [(method, "random") for method in order[1:] if method != "random"]
@@ -99,6 +99,15 @@ def differences(found: Comparison) -> list[dict[str, Any]]:
                     names = {_heading(found): N, "measure": measure, "first": first, "second": second}
                     lines.append(names | {"sets" if key == "seeds" else key: value for key, value in paired.items()})
     return lines
+
+
+def _order(found: Comparison) -> list[str]:
+    """Return the methods as they were given, also where one cannot run at the first size."""
+    by_size: dict[int, list[str]] = {}
+    for row in found.rows:
+        by_size.setdefault(row.N, []).append(row.method)
+    longest_first = sorted(by_size.values(), key=len, reverse=True)
+    return list(dict.fromkeys(method for methods in longest_first for method in methods))
 
 
 def _by_set(values: Sequence[float], sets: int) -> list[float]:
@@ -204,7 +213,7 @@ def draw(path: pathlib.Path, found: Comparison) -> None:
     from matplotlib.figure import Figure
 
     measures = _measured(found)
-    shown_methods = list(dict.fromkeys(row.method for row in found.rows))
+    shown_methods = _order(found)
     columns = min(3, len(measures) + 1)
     lines = -(-(len(measures) + 1) // columns)
     figure = Figure(figsize=(4.6 * columns, 4.2 * lines), layout="constrained")
