@@ -68,6 +68,13 @@ NOT_RUN = {
     "--config.teacher.stem_padding=1 --config.teacher.preprocessing=imagenet --config.storage.N=10 "
     "--config.distill.steps=1000 --config.encoder.head_epochs=300 --config.evaluate.seeds=1 "
     "--config.data.data_dir=DIR": MINUTES,
+    "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,lgm --config.teacher.source=resnet56-4bfd9763.th "
+    "--config.teacher.stem_padding=1 --config.teacher.preprocessing=imagenet --config.storage.N=10 "
+    "--config.distill.steps=600 --config.encoder.extend_every=100 --config.encoder.head_epochs=300 "
+    "--config.evaluate.seeds=1 --config.data.data_dir=DIR": MINUTES,
+    "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,clp_dd --config.storage.N=100 "
+    "--config.distill.steps=1000 --config.encoder.head_epochs=300 --config.evaluate.seeds=1 "
+    "--config.data.data_dir=DIR": MINUTES,
     "python -m experiments.choose --config=configs/cifar10.py:cpu --config.storage.N=20 "
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--vary=storage.M=60,240 --seeds=1 --by=feature_r2_whitened --config.data.data_dir=DIR": MINUTES,
