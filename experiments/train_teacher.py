@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.measure import command_line
 from ssdd_jax import config as configuration
 from ssdd_jax import data, teacher
-from ssdd_jax.cli import arguments, console
+from ssdd_jax.cli import arguments
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
@@ -131,15 +132,12 @@ def _halved(leaf: Any) -> np.ndarray:
 def main(line: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     given = list(sys.argv[1:] if line is None else line)
-    if {"--help", "-h"} & set(given):
-        print(__doc__)
-        return 0
+    return command_line.run(given, __doc__, _train, memory="config.teacher.batch_size", name="train_teacher")
 
-    def work() -> None:
-        options = arguments.parse(given)
-        print("teacher: probe {probe:.2f} %, exported to {folder}".format(**train(options)))
 
-    return console.answer(work, memory="config.teacher.batch_size", name="train_teacher")
+def _train(given: Sequence[str]) -> None:
+    options = arguments.parse(list(given))
+    print("teacher: probe {probe:.2f} %, exported to {folder}".format(**train(options)))
 
 
 if __name__ == "__main__":

@@ -125,9 +125,13 @@ def run(
     Returns:
         The exit status: 1 if something was found.
     """
-    if "--help" in arguments or "-h" in arguments:
-        print(page)
-        return 0
     found: list[Any] = []
-    status = console.answer(lambda: found.append(work(arguments)), memory=memory, name=name)
+
+    def answer() -> None:
+        if "--help" in arguments or "-h" in arguments:
+            print(page)
+        else:
+            found.append(work(arguments))
+
+    status = console.answer(answer, memory=memory, name=name)
     return status or int(any(found))
