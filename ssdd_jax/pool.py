@@ -29,6 +29,7 @@ class Settings(NamedTuple):
     Attributes:
         size: Number of models L.
         steps: Age Z at which a model is replaced by a fresh one.
+        batch_size: Pairs of each step in `init`, drawn at random for each model; 0 for all of them.
         vectorize: Number of models trained in parallel.
         widths: Channels of each block of a model.
         norm: Normalisation layer of a model, `batch` or `instance`.
@@ -40,6 +41,7 @@ class Settings(NamedTuple):
 
     size: int = 10
     steps: int = 1000
+    batch_size: int = 0
     vectorize: int = 1
     widths: tuple[int, ...] = (128, 256, 512)
     norm: str = "batch"
@@ -82,10 +84,16 @@ def init(key: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> 
     def grow(members: tuple[Array, Array], pairs: tuple[Array, Array]) -> inner.State:
         def grow_one(member: tuple[Array, Array]) -> inner.State:
             key, age = member
-            model = _fresh(key, *pairs, settings)
+            some = 0 < settings.batch_size < len(x)
+            key_fresh, key_order = jax.random.split(key) if some else (key, None)
+
+            def train(step: Array, model: inner.State) -> inner.State:
+                batch = _some(key_order, step, pairs, settings.batch_size) if some else pairs
+                return inner.step(model, *batch, settings=settings.inner)[0]
+
             # The bound is traced: one program grows models to any age. Under a vmap the loop runs to the oldest age,
             # and a model keeps its state after its own.
-            grown = lax.fori_loop(0, age, lambda _, model: inner.step(model, *pairs, settings=settings.inner)[0], model)
+            grown = lax.fori_loop(0, age, train, _fresh(key_fresh, *pairs, settings))
             if settings.counted and settings.steps * x.size >= settings.counted:
                 tell = functools.partial(signs.count, "models trained", settings.size)
                 jax.debug.callback(tell, jax.tree.leaves(grown)[0].reshape(-1)[0])
@@ -200,6 +208,13 @@ def _split(
     # The models are independent of each other, so the devices need no communication.
     specs = PartitionSpec(POOL), PartitionSpec()
     return jax.shard_map(work, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(members, pairs)
+
+
+def _some(key: Array, step: Array, pairs: tuple[Array, Array], count: int) -> tuple[Array, Array]:
+    """Draw `count` of the pairs for a step."""
+    x, y = pairs
+    indices = jax.random.permutation(jax.random.fold_in(key, step), len(x))[:count]
+    return x[indices], y[indices]
 
 
 def _fresh(key: Array, x: Array, y: Array, settings: Settings) -> inner.State:

@@ -1,11 +1,13 @@
 """Bilevel distillation against a model pool (KRR-ST, section 3), for any parameterization of the pairs.
 
 Each outer step draws models from the pool, differentiates their closed-form loss with respect to the parameters, takes
-one step of AdamW, and trains the drawn models by one step on the new pairs.
+one step of AdamW, and trains the drawn models by one step on the new pairs. As published, all pairs take part in every
+step; with `distill.pairs_per_step`, as many that are drawn anew, so that a step costs the same for any number of pairs.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,7 +92,7 @@ def make(
     size = config.distill.batch_size
     if size > problem.images:
         raise UserError(f"config.distill.batch_size={size} is more than the {problem.images} images")
-    settings = outer_settings(config)._replace(mesh=problem.mesh)
+    settings, pairs_per_step = outer_settings(config)._replace(mesh=problem.mesh), config.distill.pairs_per_step
     # Short ones are not worth a callback, with which XLA's programs are not kept on the disk.
     pool_set = pool_settings(config)._replace(mesh=problem.mesh, counted=COUNTED)
 
@@ -103,10 +105,18 @@ def make(
             jnp.zeros((), jnp.int32), key_steps, outer.init(params, settings=settings, mask=learned(params)), models
         )
 
-    def keys_of(key: Array, step: Array) -> tuple[Array, Array]:
-        """Derive the keys of a step's models and of its batch; `key` is the state's."""
-        key_models, key_batch = jax.random.split(jax.random.fold_in(key, step))
-        return key_models, key_batch
+    def keys_of(key: Array, step: Array) -> tuple[Array, Array, Array]:
+        """Derive the keys of a step's models, of its batch and of its pairs; `key` is the state's."""
+        key_models, key_batch, key_pairs = jax.random.split(jax.random.fold_in(key, step), 3)
+        return key_models, key_batch, key_pairs
+
+    def decode_some(key_pairs: Array, params: Any) -> tuple[Array, Array]:
+        """Decode the pairs of a step: all, or some that are drawn anew in every step."""
+        x, y = decode(params)
+        if not 0 < pairs_per_step < len(x):
+            return x, y
+        drawn = jax.random.permutation(key_pairs, len(x))[:pairs_per_step]
+        return x[drawn], y[drawn]
 
     def indices_of(key_batch: Array) -> Array:
         return jax.random.randint(key_batch, (size,), 0, problem.images)
@@ -126,7 +136,7 @@ def make(
 
     def step(state: State, source: Source, item: tuple[Array, Array] | None = None) -> tuple[State, Info]:
         # Keys depend on the step number alone, so that a resumed run draws the same models and images.
-        key_models, key_batch = keys_of(state.key, state.step)
+        key_models, key_batch, key_pairs = keys_of(state.key, state.step)
         drawn = pool.draw(key_models, pool_set.size, config.pool.models_per_step)
         # Real images come from the device, or from the feed where they are streamed.
         if item is None:
@@ -140,9 +150,10 @@ def make(
             y_real=item[1],
         )
         mask = learned(state.outer.params)
-        after, info = outer.step(state.outer, batch, settings=settings, decode=decode, mask=mask)
+        decode_drawn = functools.partial(decode_some, key_pairs)
+        after, info = outer.step(state.outer, batch, settings=settings, decode=decode_drawn, mask=mask)
         # The drawn models are trained on the new pairs only after the outer step has used them.
-        models = pool.step(state.pool, drawn, *decode(after.params), settings=pool_set)
+        models = pool.step(state.pool, drawn, *decode_drawn(after.params), settings=pool_set)
         ages = models.ages.astype(jnp.float32)
         return (
             State(state.step + 1, state.key, after, models),
@@ -168,6 +179,7 @@ def pool_settings(config: ConfigDict) -> pool.Settings:
     return pool.Settings(
         size=config.pool.size,
         steps=config.pool.steps,
+        batch_size=config.distill.pairs_per_step,
         vectorize=vectorize,
         widths=tuple(config.student.widths),
         norm=config.student.norm,
@@ -246,10 +258,11 @@ def shapes(config: ConfigDict, problem: Problem) -> tuple[tuple[str, str], ...]:
     """Return the rows of the dry run's table for the pool and the outer batch."""
     network = convnet.ConvNet(tuple(config.student.widths), problem.dim, config.student.norm)
     weights = count(network, problem.image_shape)
+    pairs = f"{config.distill.pairs_per_step:,}" if config.distill.pairs_per_step else "all"
     return (
         ("pool", f"{config.pool.size} networks of {weights:,} parameters, renewed after {config.pool.steps:,} steps, "
          f"{config.pool.models_per_step} a step"),
-        ("outer batch", f"{config.distill.batch_size:,} real images"),
+        ("outer batch", f"{config.distill.batch_size:,} real images, {pairs} pairs"),
     )  # fmt: skip
 
 
@@ -274,6 +287,7 @@ def trials(config: ConfigDict) -> dict[str, Callable[[StandIns], list[Trial]]]:
         # The stand-ins have few, hardly trained models; their shapes are all that the timing depends on.
         method, problem = stand.run.method, stand.run.problem
         pairs = len(method.views) * method.samples
+        pairs = min(pairs, config.distill.pairs_per_step or pairs)
         models = devices.local(problem.mesh, stand.state.pool.models)
         # As many models as train side by side in a run.
         states = jax.tree.map(lambda leaf: leaf[:together], models)
