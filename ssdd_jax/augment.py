@@ -21,11 +21,26 @@ def _symmetry(turns: int, flipped: bool) -> Callable[[np.ndarray], np.ndarray]:
     return lambda grid: np.rot90(np.fliplr(grid) if flipped else grid, turns)
 
 
-# The eight symmetries of a square. "flip" mirrors left and right; "flip90" mirrors, then rotates by 90 degrees.
+def _shift(rows: int, columns: int) -> Callable[[np.ndarray], np.ndarray]:
+    def shifted(grid: np.ndarray) -> np.ndarray:
+        steps = [direction * max(1, side // SHIFT) for direction, side in zip((rows, columns), grid.shape, strict=True)]
+        return np.roll(grid, steps, (0, 1))
+
+    return shifted
+
+
+# Shifts are by one in so many parts of a side.
+SHIFT = 8
+# The eight symmetries of a square: "flip" mirrors left and right; "flip90" mirrors, then rotates by 90 degrees. Then
+# shifts of the content, which wrap around.
 VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     **{f"rot{90 * turns}": _symmetry(turns, False) for turns in range(4)},
     "flip": _symmetry(0, True),
     **{f"flip{90 * turns}": _symmetry(turns, True) for turns in range(1, 4)},
+    "up": _shift(-1, 0),
+    "down": _shift(1, 0),
+    "left": _shift(0, -1),
+    "right": _shift(0, 1),
 }
 
 
@@ -33,7 +48,7 @@ def table(names: Sequence[str], height: int, width: int) -> np.ndarray:
     """Build the pixel permutations of the named views.
 
     Args:
-        names: Views, out of `VIEWS`; `rotK` is `np.rot90` applied K/90 times.
+        names: Views, out of `VIEWS`; `rotK` is `np.rot90` applied K/90 times, `left` a shift by an eighth of the width.
         height: Image height in pixels.
         width: Image width in pixels.
 

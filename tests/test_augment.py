@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 
 from ssdd_jax import augment
 
+
+def eighth(image):
+    return max(1, len(image) // 8)
+
+
 EXPECTED = {
     "rot0": lambda image: image,
     "rot90": np.rot90,
@@ -19,6 +24,10 @@ EXPECTED = {
     "flip90": lambda image: np.rot90(np.fliplr(image)),
     "flip180": lambda image: np.rot90(np.fliplr(image), 2),
     "flip270": lambda image: np.rot90(np.fliplr(image), 3),
+    "up": lambda image: np.concatenate([image[eighth(image) :], image[: eighth(image)]]),
+    "down": lambda image: np.concatenate([image[-eighth(image) :], image[: -eighth(image)]]),
+    "left": lambda image: EXPECTED["up"](image.swapaxes(0, 1)).swapaxes(0, 1),
+    "right": lambda image: EXPECTED["down"](image.swapaxes(0, 1)).swapaxes(0, 1),
 }
 NAMES = tuple(EXPECTED)
 
@@ -44,6 +53,13 @@ def test_four_quarter_turns_are_none(side):
     (turn,) = augment.table(("rot90",), side, side)
     assert not np.array_equal(turn, np.arange(side * side))
     np.testing.assert_array_equal(turn[turn[turn[turn]]], np.arange(side * side))
+
+
+def test_shifts_of_an_image_that_is_not_square():
+    rows, columns = augment.table(("down", "right"), 16, 24).reshape(2, 16, 24)
+    grid = np.arange(16 * 24).reshape(16, 24)
+    np.testing.assert_array_equal(rows[2:], grid[:-2])
+    np.testing.assert_array_equal(columns[:, 3:], grid[:, :-3])
 
 
 @pytest.mark.parametrize(
