@@ -44,7 +44,14 @@ def measure(run: Run, sizes: Sequence[int]) -> list[dict[str, Any]]:
         config = run.config.copy_and_resolve_references()
         config.storage.update(N=N, M=0, U=0, V=0)
         automatic = boost.plan_of(config, run.problem)
-        chosen = budget.fit(automatic, images, targets, free=("M", "U", "V"), most=run.problem.images)
+        chosen = budget.fit(
+            automatic,
+            images,
+            targets,
+            free=("M", "U", "V"),
+            most=run.problem.images,
+            tolerance=config.storage.tolerance,
+        )
         for multiple in budget.MULTIPLES:
             M = min(multiple * N, run.problem.images)
             config.storage.M = M
@@ -99,7 +106,9 @@ def _measure(arguments: Sequence[str]) -> None:
     features.compute(run)
     rows = measure(run, sizes)
     words = table(rows)
-    files.write_json(folder / "sizes.json", {"config": config.data.name, "rows": rows, "tolerance": budget.TOLERANCE})
+    files.write_json(
+        folder / "sizes.json", {"config": config.data.name, "rows": rows, "tolerance": config.storage.tolerance}
+    )
     files.write_bytes(folder / "sizes.md", (words + "\n").encode())
     print(f"\n{words}\n\nsizes.json and sizes.md are in {folder}", flush=True)
 

@@ -82,6 +82,7 @@ def default() -> ConfigDict:
     storage.targets = "auto"  # likewise of targets, without the codes
     storage.quality = 0  # of webp and jpeg, 1 to 100; 0: for a budget in bytes the highest that fits
     storage.M = 0  # decoded images; 0, also for U and V: chosen so that the budget is used
+    storage.tolerance = 0.05  # an M of 0 is as large as this much more error of decoded images and targets allows
     storage.U = 0  # image bases
     storage.V = 0  # feature bases
     storage.base_size = 16  # low resolution of the image bases, in pixels
@@ -107,7 +108,8 @@ def default() -> ConfigDict:
     distill.samples = "random"  # images that a method starts from, or a subset consists of: random | kmeans | high_loss
     distill.start = "pca"  # initialization of Boost-SSDD's parameters: pca | random | samples
     distill.steps = 30_000
-    distill.batch_size = 1024
+    distill.batch_size = 1024  # real images of an outer step
+    distill.pairs_per_step = 0  # pairs of an outer step, drawn anew in each; 0: all, as published
     distill.learning_rate = 1e-3
     distill.weight_decay = 0.0
     distill.ridge_scale = 1e-6
@@ -269,7 +271,7 @@ _RATES = (
 ).split()
 _NOT_NEGATIVE = (
     "data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
-    "storage.V inner.weight_decay distill.weight_decay experts.weight_decay "
+    "storage.tolerance storage.V inner.weight_decay distill.pairs_per_step distill.weight_decay experts.weight_decay "
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
     "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
     "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads "

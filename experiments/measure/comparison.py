@@ -196,11 +196,12 @@ def _seconds(row: Row) -> str:
 
 
 def cell(measure: str, values: list[float] | None) -> str:
-    """Format the mean and the sample standard deviation of a measure; empty without values."""
+    """Format the mean and the sample standard deviation of a measure: one value alone, and nothing without values."""
     if not values:
         return ""
     digits = report.digits(measure)
-    return f"{np.mean(values):.{digits}f} ± {_deviation(values):.{digits}f}"
+    deviation = f" ± {_deviation(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def _deviation(values: Sequence[float]) -> float:

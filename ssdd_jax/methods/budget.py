@@ -24,9 +24,8 @@ from ssdd_jax.storage import packing
 
 # Without data a set is planned to decode into this many images per image of the budget.
 IMAGES_PER_N = 4
-# With data, into one of these many, whose error may exceed that of as many images as the budget by `TOLERANCE`.
-MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16)
-TOLERANCE = 0.05
+# With data, into one of these many.
+MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +261,13 @@ def fit(
     *,
     free: Sequence[str],
     most: int,
+    tolerance: float = 0.05,
     lost: Mapping[tuple[str, str], tuple[float, float]] | None = None,
 ) -> Sizes:
     """Choose sizes, and precisions for a budget in bytes, by the error of decoded images and targets at the budget.
 
     For a given M, U and V are those with the least sum of the two errors. M is the largest of `MULTIPLES` times N at
-    which that sum is at most `TOLERANCE` above its value for M = N: more images for almost the same error.
+    which that sum is at most `tolerance` above its value for M = N: more images, decoded hardly worse.
 
     Args:
         sizes: Sizes that fit the budget, from `plan`; those that are not free stay as they are.
@@ -275,6 +275,7 @@ def fit(
         feature_errors: Likewise that of targets, `(most_V+1,)`.
         free: Which of `M`, `U` and `V` to choose.
         most: Number of training images, which limits M.
+        tolerance: How much larger the sum of the errors may be.
         lost: Precisions of images and targets to choose from, and the shares of the variance of both that they lose;
             None for those of the sizes, without a loss.
 
@@ -304,7 +305,7 @@ def fit(
     fitting = [(one, error) for one, error in found if np.isfinite(error)]
     if not fitting:
         return sizes
-    allowed = fitting[0][1] + TOLERANCE
+    allowed = fitting[0][1] + tolerance
     return next(one for one, error in reversed(fitting) if error <= allowed)
 
 

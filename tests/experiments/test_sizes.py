@@ -6,7 +6,6 @@ import pytest
 import tiny_runs
 
 from experiments import sizes
-from ssdd_jax.methods import budget
 
 pytestmark = pytest.mark.medium
 
@@ -29,7 +28,7 @@ def test_rows_and_the_choice(tmp_path, capsys):
         of_N = [row for row in rows if row["N"] == N]
         (used,) = [row for row in of_N if row["used"]]
         least = of_N[0]["data"]["images"] + of_N[0]["data"]["targets"]
-        assert used["data"]["images"] + used["data"]["targets"] <= least + budget.TOLERANCE + 1e-6
+        assert used["data"]["images"] + used["data"]["targets"] <= least + 0.05 + 1e-6
     text = (tmp_path / "sizes" / "sizes.md").read_text()
     assert text.count("**") == 4 and text in capsys.readouterr().out
 
