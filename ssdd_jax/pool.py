@@ -85,10 +85,10 @@ def init(key: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> 
         def grow_one(member: tuple[Array, Array]) -> inner.State:
             key, age = member
             some = 0 < settings.batch_size < len(x)
-            key_fresh, key_order = jax.random.split(key) if some else (key, None)
+            key_fresh, key_pairs = jax.random.split(key) if some else (key, key)
 
             def train(step: Array, model: inner.State) -> inner.State:
-                batch = _some(key_order, step, pairs, settings.batch_size) if some else pairs
+                batch = _some(key_pairs, step, pairs, settings.batch_size) if some else pairs
                 return inner.step(model, *batch, settings=settings.inner)[0]
 
             # The bound is traced: one program grows models to any age. Under a vmap the loop runs to the oldest age,
