@@ -44,14 +44,9 @@ def measure(run: Run, sizes: Sequence[int]) -> list[dict[str, Any]]:
         config = run.config.copy_and_resolve_references()
         config.storage.update(N=N, M=0, U=0, V=0)
         automatic = boost.plan_of(config, run.problem)
-        chosen = budget.fit(
-            automatic,
-            images,
-            targets,
-            free=("M", "U", "V"),
-            most=run.problem.images,
-            tolerance=config.storage.tolerance,
-        )
+        wishes = {key: config.storage[key] for key in ("tolerance", "image_weight")}
+        limits = {"most": run.problem.images, **wishes}
+        chosen = budget.fit(automatic, images, targets, free=("M", "U", "V"), **limits)
         for multiple in budget.MULTIPLES:
             M = min(multiple * N, run.problem.images)
             config.storage.M = M
@@ -59,7 +54,7 @@ def measure(run: Run, sizes: Sequence[int]) -> list[dict[str, Any]]:
                 by_shape = boost.plan_of(config, run.problem)
             except UserError:  # the coefficients of so many images exceed the budget
                 break
-            by_data = budget.fit(by_shape, images, targets, free=("U", "V"), most=run.problem.images)
+            by_data = budget.fit(by_shape, images, targets, free=("U", "V"), **limits)
             row: dict[str, Any] = {"N": N, "M": M, "used": M == chosen.M}
             for name, plan in (("shapes", by_shape), ("data", by_data)):
                 errors = float(images[plan.U]), float(targets[plan.V])

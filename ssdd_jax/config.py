@@ -83,6 +83,7 @@ def default() -> ConfigDict:
     storage.quality = 0  # of webp and jpeg, 1 to 100; 0: for a budget in bytes the highest that fits
     storage.M = 0  # decoded images; 0, also for U and V: chosen so that the budget is used
     storage.tolerance = 0.05  # an M of 0 is as large as this much more error of decoded images and targets allows
+    storage.image_weight = 1.0  # weight of the error of images relative to that of targets, where these are chosen
     storage.U = 0  # image bases
     storage.V = 0  # feature bases
     storage.base_size = 16  # low resolution of the image bases, in pixels
@@ -267,7 +268,7 @@ _RATES = (
     "teacher.learning_rate teacher.off_diagonal teacher.scale inner.learning_rate distill.learning_rate "
     "distill.ridge_scale approximate.learning_rate evaluate.learning_rate evaluate.probe_learning_rate "
     "experts.learning_rate mkdt.rate scdd.post_learning_rate scdd.temperature encoder.ridge_scale "
-    "encoder.temperature"
+    "encoder.temperature storage.image_weight"
 ).split()
 _NOT_NEGATIVE = (
     "data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "

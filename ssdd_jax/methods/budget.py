@@ -262,12 +262,13 @@ def fit(
     free: Sequence[str],
     most: int,
     tolerance: float = 0.05,
+    image_weight: float = 1.0,
     lost: Mapping[tuple[str, str], tuple[float, float]] | None = None,
 ) -> Sizes:
     """Choose sizes, and precisions for a budget in bytes, by the error of decoded images and targets at the budget.
 
-    For a given M, U and V are those with the least sum of the two errors. M is the largest of `MULTIPLES` times N at
-    which that sum is at most `tolerance` above its value for M = N: more images, decoded hardly worse.
+    For a given M, U and V are those with the least weighted sum of the two errors. M is the largest of `MULTIPLES`
+    times N at which that sum is at most `tolerance` above its value for M = N: more images, decoded hardly worse.
 
     Args:
         sizes: Sizes that fit the budget, from `plan`; those that are not free stay as they are.
@@ -276,18 +277,20 @@ def fit(
         free: Which of `M`, `U` and `V` to choose.
         most: Number of training images, which limits M.
         tolerance: How much larger the sum of the errors may be.
+        image_weight: Weight of the error of images relative to that of targets; the two weights have sum 2.
         lost: Precisions of images and targets to choose from, and the shares of the variance of both that they lose;
             None for those of the sizes, without a loss.
 
     Returns:
         The sizes, and precisions.
     """
+    weights = 2 * image_weight / (1 + image_weight), 2 / (1 + image_weight)
     lost = lost or {(sizes.image_precision, sizes.target_precision): (0.0, 0.0)}
     candidates = [
         (
             dataclasses.replace(sizes, image_precision=precisions[0], target_precision=precisions[1]),
-            image_errors + loss[0],
-            feature_errors + loss[1],
+            weights[0] * (image_errors + loss[0]),
+            weights[1] * (feature_errors + loss[1]),
         )
         for precisions, loss in lost.items()
     ]

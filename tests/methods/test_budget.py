@@ -120,6 +120,18 @@ def test_bases_are_spent_where_they_save_most():
         assert images[found.U] + targets[found.V] <= least + 1e-12
 
 
+def test_weighted_images_get_more_bases():
+    """And the weighted sum is the least of all sizes that fit."""
+    start, images, targets = budget.plan(N=10, M=20, **CIFAR), errors(768, 0.95), errors(512, 0.95)
+    plain, weighted = (
+        budget.fit(start, images, targets, free=("U", "V"), most=50_000, image_weight=weight) for weight in (1.0, 8.0)
+    )
+    assert weighted.U > plain.U and weighted.V < plain.V and fits_sizes(weighted)
+    sizes = [dataclasses.replace(start, U=U, V=V) for U in range(1, 40) for V in range(1, 60)]
+    least = min(8 * images[one.U] + targets[one.V] for one in sizes if fits_sizes(one))
+    assert 8 * images[weighted.U] + targets[weighted.V] <= least + 1e-12
+
+
 def fits_sizes(sizes):
     return sizes.numbers <= sizes.budget
 
