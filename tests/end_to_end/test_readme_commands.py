@@ -78,6 +78,18 @@ NOT_RUN = {
     "python -m experiments.choose --config=configs/cifar10.py:cpu --config.storage.N=20 "
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--vary=storage.M=60,240 --seeds=1 --by=feature_r2_whitened --config.data.data_dir=DIR": MINUTES,
+    "python -m experiments.choose --config=configs/cifar10.py:cpu --config.storage.N=20 "
+    '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--config.distill.pairs_per_step=480 --config.distill.steps=1 --config.pool.size=1 --config.pool.steps=2 "
+    "--vary=storage.M=240,480,960,1920 --seeds=1 --by=feature_r2 --config.data.data_dir=DIR": MINUTES,
+    "python -m experiments.choose --config=configs/cifar10.py:cpu --config.storage.N=20 "
+    '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--config.distill.pairs_per_step=480 --config.storage.M=240 --vary=storage.M=480 --seeds=1 --by=feature_r2 "
+    "--config.data.data_dir=DIR": MINUTES,
+    "python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.storage.N=20 --config.storage.tolerance=0.2 "
+    "--config.storage.image_weight=8 --config.distill.pairs_per_step=480 --config.distill.steps=1 --config.pool.size=1 "
+    '--config.pool.steps=2 "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--config.data.data_dir=DIR": MINUTES,
     "python -m ssdd_jax.evaluate --set=cifar10-n20 --source=runs/compare-cifar10-cpu/boost-N20-seed0 "
     "--shared=runs/compare-cifar10-cpu/shared --models=convnet_32_64_128_bn --references=none --seeds=1 "
     "--weight_decays=1e-3 --cosine=True --data_dir=DIR": MINUTES,
