@@ -396,7 +396,7 @@ def _fail(words):
         (["--pairs=10"], "not a multiple of --views=4"),
         (["--official=elsewhere"], "not a clone of db-Lee/selfsup_dd"),
         (["--stages=outer,other"], "there is no stage other"),
-        (["--views=9"], "there are 8"),
+        (["--views=13"], "there are 12"),
         (["--steps=0"], "not above 0"),
         (["--output=missing/report.json"], "no folder"),
     ],
