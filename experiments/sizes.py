@@ -101,9 +101,8 @@ def _measure(arguments: Sequence[str]) -> None:
     features.compute(run)
     rows = measure(run, sizes)
     words = table(rows)
-    files.write_json(
-        folder / "sizes.json", {"config": config.data.name, "rows": rows, "tolerance": config.storage.tolerance}
-    )
+    wishes = {key: config.storage[key] for key in ("tolerance", "image_weight")}
+    files.write_json(folder / "sizes.json", {"config": config.data.name, "rows": rows, **wishes})
     files.write_bytes(folder / "sizes.md", (words + "\n").encode())
     print(f"\n{words}\n\nsizes.json and sizes.md are in {folder}", flush=True)
 

@@ -82,10 +82,10 @@ def default() -> ConfigDict:
     storage.targets = "auto"  # likewise of targets, without the codes
     storage.quality = 0  # of webp and jpeg, 1 to 100; 0: for a budget in bytes the highest that fits
     storage.M = 0  # decoded images; 0, also for U and V: chosen so that the budget is used
-    storage.tolerance = 0.05  # an M of 0 is as large as this much more error of decoded images and targets allows
-    storage.image_weight = 1.0  # weight of the error of images relative to that of targets, where these are chosen
     storage.U = 0  # image bases
     storage.V = 0  # feature bases
+    storage.tolerance = 0.05  # an M of 0 is as large as this much more error of decoded images and targets allows
+    storage.image_weight = 1.0  # weight of the error of images relative to that of targets, where these are chosen
     storage.base_size = 16  # low resolution of the image bases, in pixels
     storage.hidden = 4  # hidden units of an approximation network
 
