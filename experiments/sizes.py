@@ -44,8 +44,7 @@ def measure(run: Run, sizes: Sequence[int]) -> list[dict[str, Any]]:
         config = run.config.copy_and_resolve_references()
         config.storage.update(N=N, M=0, U=0, V=0)
         automatic = boost.plan_of(config, run.problem)
-        wishes = {key: config.storage[key] for key in ("tolerance", "image_weight")}
-        limits = {"most": run.problem.images, **wishes}
+        limits = {"most": run.problem.images, **budget.wishes(config)}
         chosen = budget.fit(automatic, images, targets, free=("M", "U", "V"), **limits)
         for multiple in budget.MULTIPLES:
             M = min(multiple * N, run.problem.images)
@@ -101,8 +100,7 @@ def _measure(arguments: Sequence[str]) -> None:
     features.compute(run)
     rows = measure(run, sizes)
     words = table(rows)
-    wishes = {key: config.storage[key] for key in ("tolerance", "image_weight")}
-    files.write_json(folder / "sizes.json", {"config": config.data.name, "rows": rows, **wishes})
+    files.write_json(folder / "sizes.json", {"config": config.data.name, "rows": rows, **budget.wishes(config)})
     files.write_bytes(folder / "sizes.md", (words + "\n").encode())
     print(f"\n{words}\n\nsizes.json and sizes.md are in {folder}", flush=True)
 

@@ -88,7 +88,7 @@ def init(key: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> 
             key_fresh, key_pairs = jax.random.split(key) if some else (key, key)
 
             def train(step: Array, model: inner.State) -> inner.State:
-                batch = _some(key_pairs, step, pairs, settings.batch_size) if some else pairs
+                batch = draw_pairs(jax.random.fold_in(key_pairs, step), pairs, settings.batch_size)
                 return inner.step(model, *batch, settings=settings.inner)[0]
 
             # The bound is traced: one program grows models to any age. Under a vmap the loop runs to the oldest age,
@@ -112,8 +112,26 @@ def init(key: Array, x: Array, y: Array, *, settings: Settings = Settings()) -> 
 
 
 def draw(key: Array, size: int, count: int) -> Array:
-    """Draw the indices of `count` out of `size` models without replacement, int32 `(count,)`."""
+    """Draw the indices of `count` out of `size` models, or pairs, without replacement, int32 `(count,)`."""
     return jax.random.permutation(key, size)[:count] if count < size else jnp.arange(size)
+
+
+def draw_pairs(key: Array, pairs: tuple[Array, Array], count: int) -> tuple[Array, Array]:
+    """Draw pairs without replacement.
+
+    Args:
+        key: PRNG key.
+        pairs: Images `(S,H,W,C)` and targets `(S,D)`.
+        count: Number of pairs to draw; all of them, in their order, if it is 0 or at least S.
+
+    Returns:
+        Images `(count,H,W,C)` and targets `(count,D)`.
+    """
+    x, y = pairs
+    if not 0 < count < len(x):
+        return x, y
+    indices = draw(key, len(x), count)
+    return x[indices], y[indices]
 
 
 def drawn(leaves: Any, indices: Array) -> Any:
@@ -208,13 +226,6 @@ def _split(
     # The models are independent of each other, so the devices need no communication.
     specs = PartitionSpec(POOL), PartitionSpec()
     return jax.shard_map(work, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(members, pairs)
-
-
-def _some(key: Array, step: Array, pairs: tuple[Array, Array], count: int) -> tuple[Array, Array]:
-    """Draw `count` of the pairs for a step."""
-    x, y = pairs
-    indices = jax.random.permutation(jax.random.fold_in(key, step), len(x))[:count]
-    return x[indices], y[indices]
 
 
 def _fresh(key: Array, x: Array, y: Array, settings: Settings) -> inner.State:

@@ -92,7 +92,7 @@ def make(
     size = config.distill.batch_size
     if size > problem.images:
         raise UserError(f"config.distill.batch_size={size} is more than the {problem.images} images")
-    settings, pairs_per_step = outer_settings(config)._replace(mesh=problem.mesh), config.distill.pairs_per_step
+    settings = outer_settings(config)._replace(mesh=problem.mesh)
     # Short ones are not worth a callback, with which XLA's programs are not kept on the disk.
     pool_set = pool_settings(config)._replace(mesh=problem.mesh, counted=COUNTED)
 
@@ -112,11 +112,7 @@ def make(
 
     def decode_some(key_pairs: Array, params: Any) -> tuple[Array, Array]:
         """Decode the pairs of a step: all, or some that are drawn anew in every step."""
-        x, y = decode(params)
-        if not 0 < pairs_per_step < len(x):
-            return x, y
-        drawn = jax.random.permutation(key_pairs, len(x))[:pairs_per_step]
-        return x[drawn], y[drawn]
+        return pool.draw_pairs(key_pairs, decode(params), config.distill.pairs_per_step)
 
     def indices_of(key_batch: Array) -> Array:
         return jax.random.randint(key_batch, (size,), 0, problem.images)

@@ -159,8 +159,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             ]
             params = start(jax.random.key(0), source)
             lost = {(images, targets): rounding(params, images, targets) for images in tried[0] for targets in tried[1]}
-        wishes = {key: config.storage[key] for key in ("tolerance", "image_weight")}
-        chosen = budget.fit(plan, *errors(plan, source), free=free, most=problem.images, lost=lost, **wishes)
+        limits = {"most": problem.images, **budget.wishes(config)}
+        chosen = budget.fit(plan, *errors(plan, source), free=free, lost=lost, **limits)
         changes = {"storage.M": chosen.M, "storage.U": chosen.U, "storage.V": chosen.V}
         names = {"storage.images": chosen.image_precision, "storage.targets": chosen.target_precision}
         return changes | {key: name for key, name in names.items() if automatic[key.removeprefix("storage.")]}

@@ -254,6 +254,11 @@ def plan(
     return chosen
 
 
+def wishes(config: ConfigDict) -> dict[str, Any]:
+    """Read the settings of `fit` from a config: its `tolerance` and `image_weight`."""
+    return {key: config.storage[key] for key in ("tolerance", "image_weight")}
+
+
 def fit(
     sizes: Sizes,
     image_errors: np.ndarray,
