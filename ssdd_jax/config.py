@@ -22,7 +22,7 @@ def default() -> ConfigDict:
     """Build the default config, with the published values of Boost-SSDD for 32x32 images where there are any."""
     config = ConfigDict()
     config.seed = 0
-    config.method = "boost"  # boost | krr_st | mkdt | scdd | lgm | clp_dd | subset | rela | noise
+    config.method = "boost"  # boost | composed | krr_st | mkdt | scdd | lgm | clp_dd | subset | rela | noise
 
     config.precision = (
         "auto"  # for pool, teacher and evaluated networks: float32 | bfloat16 | auto (bfloat16 on accelerators)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssdd_jax import approximate, decoder
+from ssdd_jax import approximate, compose, decoder
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
@@ -305,6 +305,21 @@ def from_params(
     return DistilledSet("bases", arrays, statics, preprocessing, about)
 
 
+def from_composed(params: compose.Params, preprocessing: Preprocessing, **about: Any) -> DistilledSet:
+    """Create a set of composed images: the stored images, feature bases, coefficients, and the seed of the table.
+
+    Args:
+        params: The parameters.
+        preprocessing: The data set's constants.
+        **about: Provenance of the set, JSON values.
+
+    Returns:
+        The set.
+    """
+    statics = {"image_size": list(params.image_size), "seed": params.seed}
+    return DistilledSet("composed", params.arrays(), statics, preprocessing, about)
+
+
 def params_of(distilled: DistilledSet) -> decoder.Params:
     """Return the decoder's parameters of a parameterized set; the coefficients of further views are recomputed."""
     return _params(distilled.arrays, distilled.statics)
@@ -333,8 +348,15 @@ def _decode_pairs(arrays: Mapping[str, Array], statics: Mapping[str, Any]) -> tu
     return jnp.asarray(arrays["images"]), jnp.asarray(arrays["targets"])
 
 
+def _decode_composed(arrays: Mapping[str, Array], statics: Mapping[str, Any]) -> tuple[Array, Array]:
+    height, width = map(int, statics["image_size"])
+    arrays = {name: jnp.asarray(array) for name, array in arrays.items()}
+    return compose.Params(**arrays, image_size=(height, width), seed=int(statics["seed"])).pairs()
+
+
 KINDS: dict[str, Callable[[Mapping[str, Array], Mapping[str, Any]], tuple[Array, Array]]] = {
     "bases": _decode_bases,
+    "composed": _decode_composed,
     "pairs": _decode_pairs,
 }
 """Decoders by kind: the stored arrays and static values to images `(P,H,W,C)` and targets `(P,D)`."""

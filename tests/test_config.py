@@ -92,7 +92,7 @@ def test_a_method_that_there_is_not_is_refused():
     for refuse in (lambda: methods.check("boosted"), lambda: methods.make(changed("method", "boosted"), asked)):
         with pytest.raises(UserError) as caught:
             refuse()
-        names = "boost, krr_st, mkdt, scdd, lgm, clp_dd, subset, rela, noise"
+        names = "boost, composed, krr_st, mkdt, scdd, lgm, clp_dd, subset, rela, noise"
         text = f"config.method='boosted' is out of range: it must be one of {names}"
         assert str(caught.value) == text
     for name in methods.METHODS:
@@ -185,7 +185,7 @@ def test_every_edition_of_a_shipped_config_can_work(path, edition):
     assert method.samples <= images
     for name in edition.split(","):
         subsets = dict.fromkeys(("random", "kmeans", "high_loss"), "subset")
-        presets = {"": "boost", "boost_plus": "boost", "cpu": None, "all_models": None}
+        presets = {"": "boost", "boost_plus": "composed", "cpu": None, "all_models": None}
         wanted = (presets | subsets).get(name, name)
         assert wanted in (None, found.method)
     assert found.pool.models_per_step == (found.pool.size if "all_models" in edition else 1)

@@ -179,7 +179,10 @@ DAMAGES = {
     "no tensors": (lambda folder: (folder / distilled.TENSORS).unlink(), "set.safetensors cannot be read"),
     "no description": (lambda folder: (folder / distilled.DESCRIPTION).unlink(), "holds no distilled set"),
     "newer schema": (lambda folder: describe(folder, schema=3), "schema 3, this version reads up to 2: update"),
-    "unknown kind": (lambda folder: describe(folder, kind="zip"), "unknown kind 'zip': known are bases, pairs"),
+    "unknown kind": (
+        lambda folder: describe(folder, kind="zip"),
+        "unknown kind 'zip': known are bases, composed, pairs",
+    ),
     "no checksum": (lambda folder: describe(folder, sha256=None), "not the description of a distilled set"),
     "a list": (lambda folder: (folder / distilled.DESCRIPTION).write_text("[1]"), "no JSON object"),
     "pickle": (lambda folder: overwrite(folder, pickle.dumps(Bomb())), "not a safetensors file"),

@@ -14,6 +14,7 @@ ORDER = (
         "errors",
         "models",
         "augment",
+        "compose",
         "approximate",
         "krr",
         "inner",
@@ -81,7 +82,7 @@ def test_a_circle_would_be_found():
 
 
 def test_the_root_holds_the_mathematics_and_the_contract():
-    root = "approximate augment config decoder distilled errors export inner krr main outer pipeline pool"
+    root = "approximate augment compose config decoder distilled errors export inner krr main outer pipeline pool"
     assert sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__")) == root.split()
 
 

@@ -16,7 +16,7 @@ from ssdd_jax import config as configuration
 from ssdd_jax.config import CODES
 from ssdd_jax.distilled import DistilledSet, pack
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods import boost, frozen_encoder, krr_st, mkdt, noise, rela, scdd, subset
+from ssdd_jax.methods import boost, composed, frozen_encoder, krr_st, mkdt, noise, rela, scdd, subset
 from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source, Stage, Trial
 from ssdd_jax.methods.budget import check_pairs, counted, pairs, precisions
 from ssdd_jax.runtime import devices
@@ -71,6 +71,7 @@ def register(name: str, definition: Definition) -> None:
 
 
 register("boost", boost.DEFINITION)
+register("composed", composed.DEFINITION)
 register("krr_st", krr_st.DEFINITION)
 register("mkdt", mkdt.DEFINITION)
 register("scdd", scdd.DEFINITION)
@@ -120,7 +121,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         exported = method.export(key, state, source)
         return pack(exported, images=images, targets=targets, quality=storage.quality, limit=storage.bytes)
 
-    if storage.bytes and images in CODES:
+    if storage.bytes and images in CODES and method.settle is None:
         method = method._replace(settle=functools.partial(_coded, config, problem, images))
     return method._replace(export=export)
 

@@ -205,7 +205,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         export,
         steps=config.distill.steps,
         samples=plan.M,
-        title=f"{TITLE}+" if joint else TITLE,
+        title=f"{TITLE}, joint" if joint else TITLE,
         views=views,
         feed=functions.feed,
         look=_look,
@@ -312,8 +312,8 @@ def _show(state: bilevel.State) -> dict[str, Array]:
 
 DEFINITION = Definition(
     make,
-    titles={"boost": TITLE, "boost_plus": f"{TITLE}+"},
-    editions={"boost": {}, "boost_plus": {"method": "boost", "approximate.joint": True}},
+    titles={"boost": TITLE},
+    editions={"boost": {}},
     pooled=True,
     cpu_steps=(500, 800),
     lower="config.pool.vectorize, config.distill.batch_size or config.storage.M",

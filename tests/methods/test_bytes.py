@@ -42,7 +42,7 @@ def test_the_file_keeps_to_the_budget(name, tmp_path):
     for one, other in zip(exported.pairs(), back.pairs(), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
     codes = {fact["precision"] for fact in exported.statics["packed"].values()}
-    assert ("webp" in codes) == (name in ("subset", "rela"))
+    assert ("webp" in codes) == (name in ("composed", "subset", "rela"))
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "float16"])

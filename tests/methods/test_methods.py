@@ -19,7 +19,7 @@ from ssdd_jax.methods.scdd import method as scdd
 
 pytestmark = pytest.mark.medium
 
-NOTHING_TO_LEARN = ("subset", "rela", "noise")
+NOTHING_TO_LEARN = ("composed", "subset", "rela", "noise")
 HWC = SIZE * SIZE * CHANNELS
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 
