@@ -2,7 +2,8 @@
 
     python -m experiments.compare [--config=configs/digits.py] [--methods=boost,krr_st,...]
                                   [--N=10,20 | --bytes=8192,16384] [--seeds=5] [--references=K]
-                                  [--workdir=runs/compare-digits] [--equal_seconds] [--config.KEY=VALUE ...]
+                                  [--workdir=runs/compare-digits] [--equal_seconds] [--beside=FILE]
+                                  [--config.KEY=VALUE ...]
 
 A seed is a distillation: its set, and the networks trained on it. Differences between methods are paired by seed.
 
@@ -17,6 +18,9 @@ written to the work dir.
 
 With --equal_seconds a second table compares the first method with the others that learn against the model pool, each
 with as many outer steps as take the first one's time on this machine. Their numbers of steps are kept in steps.json.
+
+With --beside=comparison.json the other rows of an earlier comparison stand in the table too, and its references in
+place of new ones: it must be of the same config, changes, sizes and seeds, by which the differences are paired.
 
 With --bytes the budget is the size of the file instead of N images in numbers: methods store in the precisions that
 serve them best, and subsets code their images (docs/guides/bytes.md).
@@ -49,8 +53,8 @@ SCHEMA = 2  # of comparison.json; without the number the measure `linear` is KRR
 # Options by another name than their field.
 RENAMED = {"N": "sizes"}
 USAGE = (
-    "--config=FILE --methods=A,B --N=10,20 --bytes=8192 --seeds=5 --references=K --workdir=DIR --equal_seconds and "
-    "--config.KEY=VALUE are known"
+    "--config=FILE --methods=A,B --N=10,20 --bytes=8192 --seeds=5 --references=K --workdir=DIR --equal_seconds "
+    "--beside=FILE and --config.KEY=VALUE are known"
 )
 # Config keys that distinguish the runs, and the options that set them: they cannot be changed for all runs.
 OWNED = {
@@ -65,8 +69,8 @@ OWNED = {
 
 class Options(NamedTuple):
     """Options of a comparison: config file, methods (its editions), sizes N, seeds, folder, further changes, whether
-    methods are also compared at equal seconds, the seeds of the rows without a set, 0 for all, and sizes in bytes that
-    replace N."""
+    methods are also compared at equal seconds, the seeds of the rows without a set, 0 for all, sizes in bytes that
+    replace N, and the file of an earlier comparison."""
 
     config: str = commandline.DEFAULT
     methods: tuple[str, ...] = tuple(configuration.EDITIONS)
@@ -77,6 +81,7 @@ class Options(NamedTuple):
     equal_seconds: bool = False
     references: int = 0
     bytes: tuple[int, ...] = ()
+    beside: str = ""
 
     @property
     def folder(self) -> pathlib.Path:
@@ -93,6 +98,7 @@ def parse(arguments: Sequence[str]) -> Options:
         "bytes": command_line.counts,
         "seeds": command_line.count,
         "references": command_line.count,
+        "beside": command_line.text,
         "equal_seconds": None,
     }
     values, changes = command_line.read(arguments, kinds, USAGE, config=True)
@@ -169,8 +175,8 @@ def run_all(options: Options) -> Comparison:
     # The references depend neither on a method nor on N: they are measured once, along with one cheap set. One comes
     # first, so that an error in the data or the teacher is reported before anything else; the others come last, as
     # training on all images may take long.
-    seeds = range(options.seeds)
-    references = [_references(options, 0)]
+    seeds, earlier = range(options.seeds), _earlier(options)
+    references = [] if earlier else [_references(options, 0)]
     completed: dict[tuple[str, int], list[dict[str, Any]]] = {}
     refused = []
     for size in _sizes(options):
@@ -185,21 +191,78 @@ def run_all(options: Options) -> Comparison:
                 print(f"compare: {refused[-1]}", flush=True)
     if not completed:
         raise UserError(f"no method could run: {refused[0]}")
-    further = seeds[1 : options.references or None]
-    references += [_references(options, seed) for seed in further]
+    if earlier is None:
+        references += [_references(options, seed) for seed in seeds[1 : options.references or None]]
     seconds_by_run = [one["seconds"] for results in (references, *completed.values()) for one in results]
     # Shared stages took time only in the run that computed them: the maximum over the runs is their cost.
     method_stages = {stage for seconds in seconds_by_run for stage in seconds if stage not in pipeline.STAGES}
     shared = sorted(stage for stage in method_stages if (options.folder / "shared" / stage).is_dir())
     prepared = {stage: max(seconds.get(stage, 0.0) for seconds in seconds_by_run) for stage in shared}
-    return Comparison(
+    found = Comparison(
         [_row(method, size, results, prepared) for (method, size), results in completed.items()],
-        {name: comparison.values(references, name) for name in REFERENCES},
+        {name: comparison.values(references, name) for name in REFERENCES} if references else {},
         refused,
         options.seeds,
         max(seconds["teacher"] + seconds["features"] for seconds in seconds_by_run),
-        references[0].get("teacher", ""),
+        next(iter(references or next(iter(completed.values())))).get("teacher", ""),
+        _checksum(options),
     )
+    return _joined(found, earlier, options) if earlier else found
+
+
+def _earlier(options: Options) -> Comparison | None:
+    """Read the comparison whose rows stand beside those of this one; None without one.
+
+    Raises:
+        UserError: If it is of other settings.
+    """
+    if not options.beside:
+        return None
+    content = files.read_json(pathlib.Path(options.beside).expanduser())
+    try:
+        if content["schema"] != SCHEMA:
+            raise UserError(f"{options.beside} is of schema {content['schema']}, not {SCHEMA}: make it anew")
+        same = {
+            "config": (content["config"], options.config),
+            "seeds": (content["seeds"], options.seeds),
+            "changes": (_settings(content["changes"]), _settings(options.changes)),
+        }
+        for name, (theirs, ours) in same.items():
+            if theirs != ours:
+                raise UserError(f"{options.beside} is of other {name}: {theirs} there, {ours} here; they must agree")
+        rows = [Row(**row) for row in content["rows"]]
+        known = {"teacher": content["teacher"], "checksum": content.get("teacher_checksum", "")}
+        return Comparison(rows, content["references"], [], options.seeds, content["teacher_seconds"], **known)
+    except UserError:
+        raise
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{options.beside} is not the comparison.json of a comparison: {error}") from None
+
+
+def _settings(changes: Sequence[str]) -> list[str]:
+    """Return changes of the config, in order, without the place of the data."""
+    return sorted(change for change in changes if not change.startswith("--config.data.data_dir="))
+
+
+def _checksum(options: Options) -> str:
+    """Return the checksum of the weights of the shared teacher; empty for precomputed features."""
+    path = options.folder / "shared" / "teacher" / "teacher.json"
+    return str(files.read_json(path).get("sha256", "")) if path.exists() else ""
+
+
+def _joined(found: Comparison, earlier: Comparison, options: Options) -> Comparison:
+    """Add the rows of an earlier comparison, of the same teacher and sizes, and take its references."""
+    if found.teacher != earlier.teacher:
+        raise UserError(f"{options.beside} is of another teacher: {earlier.teacher} there, {found.teacher} here")
+    # Earlier versions did not keep the checksum.
+    if earlier.checksum and found.checksum != earlier.checksum:
+        raise UserError(
+            f"{options.beside} is of a teacher with other weights: share its folder of features, or make it anew"
+        )
+    unit = "bytes" if options.bytes else "numbers"
+    others = [row for row in earlier.rows if row.method not in options.methods and row.unit == unit]
+    rows = [row for size in _sizes(options) for one in (found.rows, others) for row in one if row.N == size]
+    return found._replace(rows=rows, references=earlier.references)
 
 
 def run_equal(options: Options, found: Comparison) -> tuple[Comparison, list[str]]:
@@ -298,6 +361,7 @@ def write(options: Options, found: Comparison, equal: tuple[Comparison, list[str
         "refused": found.refused,
         "teacher_seconds": found.teacher_seconds,
         "teacher": found.teacher,
+        "teacher_checksum": found.checksum,
     }
     words = table(found)
     if equal is not None and len(equal[0].rows) > 1:
@@ -318,6 +382,7 @@ def write_page(options: Options, found: Comparison, arguments: Sequence[str]) ->
             [report.read(_folder(options, _name(options, row.method, row.N), seed)) for seed in range(options.seeds)],
         )
         for row in found.rows
+        if row.method in options.methods  # those of an earlier comparison are elsewhere
     ]
     sets = f"{found.seeds} set{'s' * (found.seeds > 1)} of each kind; images and stored numbers are those of the first."
     teacher = f"The teacher and its features, which all share, took {found.teacher_seconds:.0f} seconds."

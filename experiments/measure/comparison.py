@@ -42,8 +42,8 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Rows, values of the reference entries by measure, reasons of methods that cannot run, the teacher's time, and its
-    summary."""
+    """Rows, values of the reference entries by measure, reasons of methods that cannot run, the teacher's time, its
+    summary, and the checksum of its weights where there are any."""
 
     rows: list[Row]
     references: dict[str, dict[str, list[float]]]
@@ -51,6 +51,7 @@ class Comparison(NamedTuple):
     seeds: int
     teacher_seconds: float
     teacher: str = ""
+    checksum: str = ""
 
 
 def values(results: Sequence[Mapping[str, Any]], entry: str) -> dict[str, list[float]]:

@@ -25,7 +25,7 @@ from ssdd_jax.compose import Params
 from ssdd_jax.config import CODES
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import budget
-from ssdd_jax.methods.base import Definition, Method, Problem, Source
+from ssdd_jax.methods.base import Definition, Method, Problem, Source, StandIns, Trial
 from ssdd_jax.storage import mosaic, packing
 
 Array = jax.Array
@@ -33,8 +33,8 @@ Array = jax.Array
 # Images per forward pass of the teacher.
 BATCH = 256
 # Sizes that are not given: the share of the storage for the stored images, the number of feature bases, and the largest
-# share of the storage for these. Measured on CIFAR-10, see docs/guides/methods.md.
-IMAGE_SHARE, FEATURE_BASES, BASES_SHARE = 0.55, 12, 0.15
+# share of the storage for these. Measured on CIFAR-10 and digits, see docs/guides/methods.md.
+IMAGE_SHARE, FEATURE_BASES, BASES_SHARE = 0.3, 12, 0.15
 # For a budget in bytes: precision of the targets, and the quality of coded images that their number is chosen for.
 TARGETS, QUALITY = "int5", 50
 TITLE = "Boost-SSDD+"
@@ -234,12 +234,25 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         settle=settle if plan.bytes else None,
         pairs=(plan.M, plan.dim),
         parts=plan.parts,
+        trials={"approximate": functools.partial(_trials, plan)},
         shapes=(
             ("stored images U", f"{plan.U:,} of {'x'.join(map(str, plan.low))}"),
             ("composed images M", f"{plan.M:,} of up to {compose.LAYERS} layers"),
             ("feature bases V", f"{plan.V:,} of {plan.dim:,}, coefficients {plan.M:,}x{plan.V:,}"),
         ),
     )
+
+
+def _trials(plan: Sizes, stand: StandIns) -> list[Trial]:
+    """Trial of the teacher's features of composed images, almost all of the method's work."""
+    count = min(BATCH, plan.M)
+
+    @jax.jit
+    def extract(network: Any, images: Array) -> Array:
+        return lax.map(lambda image: teacher.features_of_inputs(network, image[None])[0], images, batch_size=count)
+
+    arguments = stand.backbone, stand.normal(count, *stand.run.problem.image_shape)
+    return [Trial("composed images", plan.M, extract, arguments, units=count)]
 
 
 DEFINITION = Definition(

@@ -86,6 +86,11 @@ NOT_RUN = {
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--config.distill.pairs_per_step=480 --config.storage.M=240 --vary=storage.M=480 --seeds=1 --by=feature_r2 "
     "--config.data.data_dir=DIR": MINUTES,
+    "python -m experiments.choose --config=configs/cifar10.py:cpu,boost_plus --config.storage.N=20 "
+    '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--config.storage.U=28 --vary=storage.U=16,47 --seeds=1 --by=feature_r2 --config.data.data_dir=DIR": MINUTES,
+    "python -m experiments.choose --config=configs/digits.py:boost_plus --config.evaluate.seeds=2 "
+    "--config.storage.U=13 --vary=storage.U=4,8 --vary=storage.V=4,24 --seeds=1 --by=feature_r2": MINUTES,
     "python -m experiments.choose --vary=storage.image_weight=8 --vary=storage.tolerance=0.2 --seeds=1 "
     "--by=feature_r2_whitened --config.evaluate.seeds=2": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.storage.N=20 --config.storage.tolerance=0.2 "

@@ -207,6 +207,52 @@ def test_bytes_as_the_budget(folder, finished):
     assert {path.name for path in (folder / "in_bytes").glob("references*")} == {"references-seed0"}
 
 
+@pytest.mark.slow
+def test_rows_of_an_earlier_comparison_stand_beside(finished, folder, capsys):
+    """With its references, and differences by the seeds of both; its methods are not run again."""
+    assert compare.main(command(folder)) == 0  # other tests have left a part of it
+    shutil.copytree(folder / "shared", folder / "joined" / "shared")
+    earlier = finished / "comparison.json"
+    chosen = {"methods": "kmeans,random", "N": "4", "beside": earlier}
+    assert compare.main(command(folder, "joined", **chosen)) == 0
+    before, after = (json.loads(file.read_text()) for file in (earlier, folder / "joined" / "comparison.json"))
+    assert [row["method"] for row in after["rows"]] == ["kmeans", "random", "scdd"]
+    assert after["references"] == before["references"] and after["teacher"] == before["teacher"]
+    rows = {row["method"]: row for row in before["rows"] if row["N"] == 4}
+    assert after["rows"][2] == rows["scdd"]
+    # Random images were asked for, so that they are measured here: the same ones.
+    assert after["rows"][1]["values"] == rows["random"]["values"]
+    pairs = {(one["first"], one["second"]) for one in after["differences"]}
+    assert pairs == {("kmeans", "random"), ("kmeans", "scdd"), ("scdd", "random")}
+    made = {path.name for path in (folder / "joined").glob("*-seed*")}
+    assert made == {f"{method}-N4-seed{seed}" for method in ("kmeans", "random") for seed in (0, 1)}
+    # Another teacher's features cannot be compared.
+    other = folder / "other.json"
+    other.write_text(json.dumps(before | {"teacher_checksum": "of other weights"}))
+    assert before["teacher_checksum"] == after["teacher_checksum"] != ""
+    said = refusal(capsys, command(folder, "joined", **chosen | {"beside": other}))
+    assert "is of a teacher with other weights" in said
+    page = (folder / "joined" / "report.html").read_text()
+    assert "k-means subset, N = 4" in page and "teacher: 1.000" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": 1}, "is of other seeds: 2 there, 1 here; they must agree"),
+        ({"beside": "report.html"}, "report.html"),
+        ({"beside": "nothing.json"}, "nothing.json"),
+        ({"beside": "random-N4-seed0/results.json"}, "results.json is"),
+    ],
+)
+def test_a_comparison_of_other_settings_is_refused(changes, words, finished, folder, capsys):
+    beside = finished / changes.get("beside", "comparison.json")
+    chosen = {"methods": "kmeans", "N": "4", **changes, "beside": beside}
+    assert words in refusal(capsys, command(folder, "refused", **chosen))
+    assert not (folder / "refused").exists()
+
+
 def refusal(capsys, line):
     capsys.readouterr()
     assert compare.main(line) == 2

@@ -1,0 +1,129 @@
+"""Sets of composed images: what is stored, whose features the targets are, and the sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import CHANNELS, SIZE, make_run, prepare, problem, small_config
+
+from ssdd_jax import methods, teacher
+from ssdd_jax.data import preprocess
+from ssdd_jax.errors import UserError
+from ssdd_jax.methods import composed
+
+pytestmark = pytest.mark.medium
+
+LOW = 4 * 4 * CHANNELS
+
+
+def config_of(**changes):
+    chosen = small_config("composed")
+    chosen.update_from_flattened_dict(changes)
+    return chosen
+
+
+def plan(**changes):
+    chosen = config_of(**changes)
+    return composed.plan_of(chosen, problem(chosen))
+
+
+def made(folder, **changes):
+    """A run and its exported set."""
+    folder.mkdir(exist_ok=True)
+    chosen = config_of(**changes)
+    run = prepare(make_run(folder, methods.counted(chosen, problem(chosen))))
+    source = run.start()
+    return run, run.method.export(jax.random.key(5), jax.jit(run.method.init)(run.key("distill"), source), source)
+
+
+def test_targets_are_the_teachers_features_of_the_composed_images(tmp_path):
+    """With as many bases as features exactly; with fewer the best approximation of that rank."""
+    for V in (16, 3):
+        run, found = made(tmp_path / str(V), **{"storage.V": V, "storage.U": 4, "storage.M": 40})
+        images, targets = found.pairs()
+        features = jax.jit(teacher.features_of_inputs)(run.backbone(), images)
+        exact = np.asarray(found.preprocessing.targets(features), np.float64)
+        values = np.linalg.svd(exact - exact.mean(0)[None], compute_uv=False)
+        left = np.sqrt(np.square(values[V:]).sum())
+        np.testing.assert_allclose(np.linalg.norm(targets - exact), left, rtol=1e-3, atol=1e-3 * values[0])
+        assert len(images) == 40 and found.numbers_stored() == sum(run.method.parts.values())
+        assert (left > 0.1 * values[0]) == (V == 3)
+
+
+def test_stored_images_are_those_of_the_data(tmp_path):
+    run, found = made(tmp_path, **{"storage.base_size": SIZE})
+    rows = run.samples().rows
+    constants = preprocess.fit(run.dataset.train_images, run.features().train)
+    np.testing.assert_array_equal(found.arrays["images"], constants.images(jnp.asarray(run.dataset.train_images[rows])))
+    assert len(rows) == run.method.samples == len(set(rows.tolist()))
+
+
+def test_every_seed_has_its_own_table(tmp_path):
+    sets = [made(tmp_path / str(seed), **{"seed": seed, "storage.N": 6})[1] for seed in (0, 1)]
+    assert [one.statics["seed"] for one in sets] == [0, 1]
+    again = made(tmp_path / "again", **{"seed": 1, "storage.N": 6})[1]
+    for one, other in zip(again.pairs(), sets[1].pairs(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(sets[0].pairs()[0], sets[1].pairs()[0])
+
+
+def test_sizes_use_the_budget():
+    found = plan()
+    assert found.budget == 6 * (SIZE * SIZE * CHANNELS + 16)
+    # One more of anything would not fit, and images keep to their share.
+    assert found.budget - found.V < found.used <= found.budget
+    assert found.U * LOW <= composed.IMAGE_SHARE * found.budget < (found.U + 1) * LOW + found.dim
+    larger = plan(**{"storage.N": 30})
+    assert larger.V == composed.FEATURE_BASES and larger.M > 4 * found.M
+
+
+@pytest.mark.parametrize("key", ["U", "V", "M"])
+def test_a_size_that_is_given_stays(key):
+    given = {"U": 2, "V": 5, "M": 20}[key]
+    found = plan(**{f"storage.{key}": given})
+    assert getattr(found, key) == given
+    assert found.used <= found.budget
+    if key == "M":  # then what is left goes to the images
+        assert found.U > plan().U and found.budget - found.used < LOW
+
+
+def test_fewer_bases_in_a_small_budget():
+    found = plan(**{"storage.N": 2})
+    assert 1 <= found.V < composed.FEATURE_BASES and found.V < found.M
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"storage.M": 1000}, "storage exceeds the budget: .*lower storage.M, U, V or base_size, or raise storage.N"),
+        ({"storage.bytes": 300}, "storage exceeds the budget|holds not even one"),
+        ({"storage.V": 17}, "storage.V=17 is more than the 16 numbers of a feature"),
+        ({"storage.U": 41, "storage.N": 40}, "storage.U=41 is more than the 40 images"),
+        ({"storage.V": 16, "storage.M": 10}, "storage.V=16 feature bases need more than 16 composed images"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, words):
+    chosen = config_of(**changes)
+    if "storage.bytes" in changes:
+        chosen.storage.images = "int8"
+    with pytest.raises(UserError, match=words):
+        methods.make(methods.counted(chosen, problem(chosen)), problem(chosen))
+
+
+def test_without_a_network_it_is_refused():
+    chosen = config_of()
+    with pytest.raises(UserError, match="runs the teacher on images that it composes"):
+        methods.make(chosen, problem(chosen)._replace(network=False))
+
+
+def test_bytes_code_the_images_and_spend_the_rest_on_pairs(tmp_path):
+    """More images and pairs than in int8, in a file within the budget."""
+    budget = {"storage.bytes": 6000, "storage.base_size": SIZE}
+    run, coded = made(tmp_path / "coded", **budget)
+    _, plain = made(tmp_path / "plain", **budget, **{"storage.images": "int8", "storage.targets": "int8"})
+    precisions = [{name: fact["precision"] for name, fact in one.statics["packed"].items()} for one in (coded, plain)]
+    assert precisions[0]["images"] == "webp" and precisions[0]["feature_coefficients"] == composed.TARGETS
+    assert precisions[1]["images"] == precisions[1]["feature_coefficients"] == "int8"
+    assert all(0.8 * 6000 < one.bytes_stored() <= 6000 for one in (coded, plain))
+    assert len(coded.arrays["feature_coefficients"]) > len(plain.arrays["feature_coefficients"])
+    assert run.method.samples == len(coded.arrays["images"])
