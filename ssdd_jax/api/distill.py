@@ -78,7 +78,8 @@ def distill(
     Unset options default to values chosen from the data and the hardware; see `ssdd_jax.api.defaults`. With these a run
     takes minutes on a CPU, and performs the published number of steps on an accelerator.
 
-    On a CPU, the same config, images, features and seed give the same set as `python -m ssdd_jax.main`, bit by bit.
+    On a CPU, the same config, images, features and seed give the same set as `python -m ssdd_jax.main`, bit by bit. The
+    images that `boost_plus` and `noise` make reach a function in 256 levels, and so differ a little.
 
     Args:
         images: uint8 `(n,H,W,C)` or `(n,H,W)`, C being 1 or 3. Also what `ssdd_jax.data.conversion.to_images` takes:
@@ -88,7 +89,8 @@ def distill(
             distils the upright images only. Or the teacher itself, a function from
             uint8 images `(k,H,W,C)` to features `(k,D)`, which is applied to all images and the views that are needed.
         N: Budget: the set must fit in the storage of N images and their features.
-        method: `boost` (the default), `krr_st`, `mkdt`, or a subset: `random`, `kmeans`, `high_loss`.
+        method: `boost` (the default), `krr_st`, `mkdt`, or a subset: `random`, `kmeans`, `high_loss`. With the teacher
+            as a function also `boost_plus` or `noise`, for which it is applied to images that are made.
         steps: Outer steps.
         seed: Seed of the choice of samples and of the method, from 0 to 2**32 - 1; default 0.
         config: Other settings: a mapping of dotted keys such as `{"pool.size": 4}` (`python -m ssdd_jax.main
@@ -119,7 +121,7 @@ def distill(
     chosen = _config(config, named, pixels)
     configuration.validate(chosen)
     chosen.data.name, chosen.teacher.features = "arrays", "a function" if _is_function(features) else "an array"
-    _check(chosen, pixels)
+    _check(chosen, pixels, function=_is_function(features))
     # The folder is needed only by stages that cannot work in memory, such as the training of experts.
     dataset = data.Dataset("images", pixels)
     dataset.check_varied()
@@ -192,13 +194,15 @@ def _check_keys(changes: Mapping[str, Any]) -> None:
             raise UserError(f"config key {key!r} has no effect here: only runs in a folder (ssdd_jax.main) read it")
 
 
-def _check(config: ConfigDict, images: np.ndarray) -> None:
-    """Raise errors for settings that cannot work before the teacher is run."""
+def _check(config: ConfigDict, images: np.ndarray, *, function: bool) -> None:
+    """Raise errors for settings that cannot work before the teacher, which may be a function, is run."""
     methods.check(config.method)
-    if methods.METHODS[config.method].network:
+    definition = methods.METHODS[config.method]
+    if definition.network and not (definition.forward and function):
+        advice = "pass the teacher as a function" if definition.forward else "choose another method"
         raise UserError(
             f"method={config.method!r} runs the teacher's network, but only its features are available here: run it "
-            f"with python -m ssdd_jax.main --config.method={config.method}, or choose another method"
+            f"with python -m ssdd_jax.main --config.method={config.method}, or {advice}"
         )
     if not config.storage.bytes:
         budget.check_pairs(config.storage.N, len(images))
@@ -215,7 +219,11 @@ def _run(
     images = dataset.train_images
     precomputed = _precomputed(teacher_features, config, images)
     problem = methods.Problem(
-        dataset.image_shape, precomputed.train.shape[1], len(images), mesh=methods.mesh_of(config)
+        dataset.image_shape,
+        precomputed.train.shape[1],
+        len(images),
+        network=_is_function(teacher_features) and methods.METHODS[config.method].forward,
+        mesh=methods.mesh_of(config),
     )
     config = methods.counted(config, problem)
     method = methods.make(config, problem)

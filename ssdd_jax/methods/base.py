@@ -16,6 +16,7 @@ from ssdd_jax import data, teacher
 from ssdd_jax.data import features, preprocess
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
+from ssdd_jax.models import frozen
 from ssdd_jax.runtime.workdir import Workdir, fingerprint
 from ssdd_jax.training import streaming
 
@@ -36,7 +37,8 @@ class Problem(NamedTuple):
         dim: Length D of the teacher's features.
         images: Number n of training images.
         classes: Number of classes; 0 without labels.
-        network: Whether the teacher is a network that can be run, as opposed to precomputed features.
+        network: Whether the teacher can be run: a network, or for some methods a function, as opposed to precomputed
+            features.
         mesh: Devices to split the work over; None for a single device.
         batch_norm: Whether that network has batch norm.
     """
@@ -248,6 +250,7 @@ class Definition(NamedTuple):
         pooled: Whether it learns against the model pool, so that its steps can be split over several devices, and short
             runs need a larger learning rate.
         network: Whether it runs the teacher's network, so that features alone are not enough.
+        forward: Whether it only needs its output, so that a function that computes it is enough.
         cpu_steps: Outer steps that take minutes on a CPU, for images below 32 pixels and for larger ones; None for the
             number in the config.
         size_keys: Config keys that, in addition to `storage.N`, determine how many images are stored.
@@ -261,6 +264,7 @@ class Definition(NamedTuple):
     editions: Mapping[str, Mapping[str, Any]]
     pooled: bool = False
     network: bool = False
+    forward: bool = False
     cpu_steps: tuple[int, int] | None = None
     size_keys: tuple[str, ...] = ()
     lower: str = ""
@@ -332,6 +336,8 @@ class Run(NamedTuple):
         A teacher trained by the run is returned as the variables of its `ResNet`, any other as a
         `models.frozen.Frozen`.
         """
+        if self.extract is not None:
+            return frozen.of_function(self.extract, self.problem.dim, preprocess.dataset_moments(self.dataset))
         if self.config.teacher.features:
             return None
         variables, about = self.teacher()

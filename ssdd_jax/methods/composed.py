@@ -260,5 +260,6 @@ DEFINITION = Definition(
     titles={"boost_plus": TITLE},
     editions={"boost_plus": {"method": "composed"}},
     network=True,
+    forward=True,
     coded=True,
 )

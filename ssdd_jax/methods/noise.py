@@ -59,5 +59,6 @@ DEFINITION = Definition(
     titles={"noise": TITLE},
     editions={"noise": {"method": "noise"}},
     network=True,
+    forward=True,
     floor=True,
 )

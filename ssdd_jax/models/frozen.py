@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssdd_jax.models import resnet, starts
 from ssdd_jax.models.layers import Linear
@@ -18,6 +20,33 @@ from ssdd_jax.models.vit import Encoder
 
 Array = jax.Array
 Variables = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class HostFunction:
+    """A function on the host in place of a network; it has no gradient.
+
+    Attributes:
+        function: Maps uint8 images `(B,H,W,C)` to features `(B,D)`.
+        features: Length D of the features.
+    """
+
+    function: Callable[[np.ndarray], Any]
+    features: int
+
+    def apply(self, variables: Variables, x: Array, *, train: bool, mutable: list[str] | bool = False) -> Array:
+        """Call the function on images `(B,H,W,C)` between 0 and 255, rounded; like a network's `apply`."""
+        shape = jax.ShapeDtypeStruct((len(x), self.features), jnp.float32)
+        return jax.pure_callback(self._on_host, shape, x, vmap_method="expand_dims")
+
+    def _on_host(self, x: Any) -> np.ndarray:
+        # A vmap adds axes on the left.
+        images = np.asarray(x)
+        pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8).reshape(-1, *images.shape[-3:])
+        found = np.asarray(self.function(pixels), np.float32)
+        return found.reshape(*images.shape[:-3], self.features)
+
+
 Backbone = ResNet | Encoder
 
 RESIZE = ("linear", "cubic", "lanczos3")
@@ -43,7 +72,7 @@ class Frozen:
     variables: Variables
     scale: Array | None = None
     shift: Array | None = None
-    network: Backbone = flax.struct.field(pytree_node=False, default=ResNet())
+    network: Backbone | HostFunction = flax.struct.field(pytree_node=False, default=ResNet())
     size: int = flax.struct.field(pytree_node=False, default=0)
     resize: str = flax.struct.field(pytree_node=False, default="linear")
     shortest_side: int = flax.struct.field(pytree_node=False, default=0)
@@ -65,6 +94,18 @@ class Frozen:
         with jax.default_matmul_precision("float32") if self.exact else contextlib.nullcontext():
             x = resized(x, self.size, self.resize, shortest_side=self.shortest_side)
             return self.network.apply(self.variables, x, train=False, mutable=mutable)
+
+
+def of_function(function: Callable[[np.ndarray], Any], features: int, moments: tuple[np.ndarray, np.ndarray]) -> Frozen:
+    """Wrap a function on the host as a network for normalised images.
+
+    Args:
+        function: Maps uint8 images `(B,H,W,C)` to features `(B,D)`.
+        features: Length D of the features.
+        moments: Mean and deviation of each channel `(C,)` that the images are normalised with, for pixels in 0..1.
+    """
+    mean, std = (255 * jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1) for values in moments)
+    return Frozen({}, std, mean, network=HostFunction(function, features))
 
 
 def of(backbone: Variables | Frozen) -> Frozen:

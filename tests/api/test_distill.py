@@ -140,6 +140,28 @@ def bad(array, row):
     return copy
 
 
+@pytest.mark.parametrize("method", ["boost_plus", "noise"])
+def test_a_function_sees_the_images_that_are_made(method):
+    """Their targets are its features of them, as they are decoded, up to 256 levels; the same again."""
+    seen = []
+
+    def mean_and_corner(images):
+        assert images.dtype == np.uint8 and images.shape[1:] == IMAGES.shape[1:]
+        seen.append(images)
+        return np.concatenate([images.mean((1, 2)), images[:, 0, 0]], 1).astype(np.float32) / 255
+
+    chosen = {"method": method, "config": {"storage.V": 6, "storage.U": 3}}
+    distilled = small(mean_and_corner, **chosen)
+    pairs = distilled.pairs()
+    pixels = np.asarray(distilled.preprocessing.pixels(pairs[0]))
+    expected = mean_and_corner(np.rint(255 * pixels).astype(np.uint8))
+    assert np.abs(np.asarray(distilled.preprocessing.features(pairs[1])) - expected).max() < 3 / 255
+    # All images of the data, and all that are made.
+    assert sum(map(len, seen[:-1])) >= len(IMAGES) + len(pixels)
+    for one, other in zip(pairs, small(mean_and_corner, **chosen).pairs(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -161,6 +183,7 @@ def bad(array, row):
         ({"steps": -1}, "distill.steps=-1 is out of range"),
         ({"method": "magic"}, "method='magic' is out of range"),
         ({"method": "scdd"}, "method='scdd' runs the teacher's network, but only its features"),
+        ({"method": "boost_plus"}, "method='composed' runs the teacher's network.*, or pass the teacher as a function"),
         ({"config": {"pool.sise": 4}}, "unknown config key 'pool.sise': did you mean 'pool.size'"),
         ({"config": {"pool.size": "four"}}, "pool.size='four' is not an int"),
         ({"config": {"storage.N": 4}}, "pass it as the argument N="),

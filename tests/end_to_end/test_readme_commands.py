@@ -90,7 +90,7 @@ NOT_RUN = {
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--config.storage.U=28 --vary=storage.U=16,47 --seeds=1 --by=feature_r2 --config.data.data_dir=DIR": MINUTES,
     "python -m experiments.choose --config=configs/digits.py:boost_plus --config.evaluate.seeds=2 "
-    "--config.storage.U=13 --vary=storage.U=4,8 --vary=storage.V=4,24 --seeds=1 --by=feature_r2": MINUTES,
+    "--config.storage.U=54 --vary=storage.U=4,8,16,29 --vary=storage.V=4,24 --seeds=1 --by=feature_r2": MINUTES,
     "python -m experiments.choose --vary=storage.image_weight=8 --vary=storage.tolerance=0.2 --seeds=1 "
     "--by=feature_r2_whitened --config.evaluate.seeds=2": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.storage.N=20 --config.storage.tolerance=0.2 "
