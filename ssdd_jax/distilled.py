@@ -70,6 +70,10 @@ class DistilledSet:
         """Decode the images without their further views: pixels in 0..1 `(M,H,W,C)`."""
         return self.preprocessing.pixels(self._pairs[0][: self.statics.get("images", len(self._pairs[0]))])
 
+    def stored_images(self) -> Array | None:
+        """Return the stored images `(U,h,w,C)` that others are composed of, as pixels in 0..1; None for other sets."""
+        return self.preprocessing.pixels(self.arrays["images"]) if self.kind == "composed" else None
+
     @functools.cached_property
     def _pairs(self) -> tuple[Array, Array]:
         return KINDS[self.kind](self.arrays, self.statics)

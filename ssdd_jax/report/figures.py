@@ -126,6 +126,9 @@ def draw(folder: pathlib.Path, distilled: DistilledSet, lines: Sequence[Mapping[
     if "image_bases" in distilled.arrays:
         bases = np.asarray(jax.device_get(distilled.arrays["image_bases"]))
         images_figure(folder / "bases.png", stretch(bases), f"{len(bases)} image bases")
+    stored = distilled.stored_images()
+    if stored is not None:
+        images_figure(folder / "stored.png", np.asarray(stored), f"{len(stored)} stored images")
     if lines:
         loss_figure(folder / "loss.png", [x["step"] for x in lines], [x["loss"] for x in lines])
     results_figure(folder / "results.png", results)

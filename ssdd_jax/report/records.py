@@ -45,6 +45,7 @@ class Record(NamedTuple):
         bases: Image bases uint8 `(U,h,w,C)`, zero as mid-grey; None if there are none.
         pairs: Number of pairs of the set, including all views.
         snapshots: Snapshots by step, see `snapshots.read`.
+        stored: The stored images that others are composed of, uint8 `(U,h,w,C)`; None if there are none.
     """
 
     folder: pathlib.Path
@@ -57,6 +58,7 @@ class Record(NamedTuple):
     bases: np.ndarray | None
     pairs: int
     snapshots: Mapping[int, Mapping[str, np.ndarray]]
+    stored: np.ndarray | None = None
 
 
 def read(folder: str | pathlib.Path) -> Record:
@@ -75,8 +77,7 @@ def read(folder: str | pathlib.Path) -> Record:
             "--workdir of a run that has been evaluated"
         )
     distilled_set = distilled.load(work.distilled)
-    bases = distilled_set.arrays.get("image_bases")
-
+    bases, stored = distilled_set.arrays.get("image_bases"), distilled_set.stored_images()
     return Record(
         folder=work.folder,
         config=files.read_json(work.config),
@@ -88,4 +89,5 @@ def read(folder: str | pathlib.Path) -> Record:
         bases=None if bases is None else snapshots.as_bytes(figures.stretch(np.asarray(jax.device_get(bases)))),
         pairs=len(distilled_set.pairs()[0]),
         snapshots=snapshots.read(work.snapshots),
+        stored=None if stored is None else snapshots.as_bytes(np.asarray(stored)),
     )

@@ -72,6 +72,8 @@ def content(record: Record) -> dict[str, Any]:
         "moments": moments(record),
         "bases": [] if record.bases is None else pictures(record.bases[:SHOWN_BASES], "basis"),
         "bases_count": 0 if record.bases is None else len(record.bases),
+        "stored": [] if record.stored is None else pictures(record.stored[:SHOWN_BASES], "stored image"),
+        "stored_count": 0 if record.stored is None else len(record.stored),
         "curves": curves(record.lines, config),
         "storage": storage.of_results(results),
         "stages": stages(results),

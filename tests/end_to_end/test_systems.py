@@ -20,7 +20,7 @@ pytestmark = pytest.mark.medium
 
 SUBSETS = ("random", "kmeans", "high_loss", "rela")
 LEARNED = ("krr_st", "mkdt", "scdd")
-EDITIONS = (*LEARNED, *SUBSETS, "noise")
+EDITIONS = (*LEARNED, *SUBSETS, "boost_plus", "noise")
 SLOW = (*LEARNED, "noise")
 OWN_STAGES = {"mkdt": {"experts"}, "high_loss": {"experts"}, "scdd": {"probe", "post_training"}}
 BUDGET = 4 * (8 * 8 * 1 + 16)
@@ -71,7 +71,7 @@ def test_results_are_complete(finished):
         *("data", "teacher", "features", "samples", "distill", "approximate", "evaluate")
     }
     chosen = edition in SUBSETS and edition != "rela"
-    assert results["method"] == ("subset" if chosen else edition)
+    assert results["method"] == ("subset" if chosen else "composed" if edition == "boost_plus" else edition)
     if edition in SUBSETS:
         assert results["samples"] == (edition if chosen else "random")
 
@@ -81,7 +81,10 @@ def test_the_storage_is_used_and_not_exceeded(finished):
     storage = read(run / "results.json")["storage"]
     assert storage["budget"] == BUDGET and storage["N"] == 4
     # SC-DD: as many images with soft labels for each of three classes as there is room for, one.
-    assert storage["numbers"] == (3 * (64 + 3) if edition == "scdd" else BUDGET)
+    if edition == "boost_plus":  # whatever is less than another target
+        assert BUDGET - 16 < storage["numbers"] <= BUDGET
+    else:
+        assert storage["numbers"] == (3 * (64 + 3) if edition == "scdd" else BUDGET)
     assert storage["numbers"] == sum(storage["parts"].values())
     assert storage["bytes"] == sum(file.stat().st_size for file in (run / "distilled").iterdir())
 
@@ -91,6 +94,9 @@ def test_the_set_loads(finished):
     found = ssdd_jax.load(run / "distilled")
     images, targets = (np.asarray(part) for part in found.pairs())
     count, dim = (3, 3) if edition == "scdd" else (4, 16)
+    if edition == "boost_plus":
+        count = len(found.arrays["feature_coefficients"])
+        assert count > 20
     assert images.shape == (count, 8, 8, 1) and targets.shape == (count, dim)
     assert np.isfinite(images).all() and np.isfinite(targets).all()
     assert images.std() > 0.1 and targets.std() > 1e-3
@@ -99,7 +105,8 @@ def test_the_set_loads(finished):
 
 def test_figures_show_something(finished):
     edition, run = finished
-    names = {"distilled.png", "results.png", *(("loss.png",) if edition in LEARNED else ())}
+    further = {"boost_plus": ["stored.png"], **dict.fromkeys(LEARNED, ["loss.png"])}.get(edition, [])
+    names = {"distilled.png", "results.png", *further}
     assert {file.name for file in (run / "figures").iterdir()} == names
     for file in (run / "figures").iterdir():
         with Image.open(file) as image:
@@ -117,6 +124,17 @@ def test_subsets_are_images_of_the_data(finished, folder):
         assert len(set(rows.tolist())) == 4 and all(row in match for row, match in zip(rows, matches, strict=True))
     else:
         assert not any(matches)
+
+
+def test_the_page_shows_what_images_are_composed_of(finished):
+    edition, run = finished
+    page = (run / "report.html").read_text()
+    stored = ssdd_jax.load(run / "distilled").stored_images()
+    assert (stored is not None) == (edition == "boost_plus")
+    if stored is not None:
+        assert f"{len(stored)} stored images. Every image above is composed" in page
+        assert page.count("stored image ") >= len(stored)
+    assert ("This method stores images directly" in page) == (stored is None)
 
 
 def test_high_loss_chooses_the_worst_fitted(folder):
