@@ -157,11 +157,20 @@ def compose(table: Table, images: Array, size: tuple[int, int]) -> Array:
     chex.assert_rank([table.image, table.crop, images], [2, 3, 4])
     rows = jax.tree.map(jnp.asarray, table)
     chex.assert_shape(rows.crop, (*rows.image.shape, 4))
-    return jax.lax.map(lambda row: _composed(row, images, size), rows, batch_size=min(CHUNK, len(rows.image)))
+    return jax.lax.map(lambda row: compose_one(row, images, size), rows, batch_size=min(CHUNK, len(rows.image)))
 
 
-def _composed(row: Table, images: Array, size: tuple[int, int]) -> Array:
-    """Compose one image `(H,W,C)` of the layers of its row of the table, each with the leading axis `LAYERS`."""
+def compose_one(row: Table, images: Array, size: tuple[int, int]) -> Array:
+    """Compose one image.
+
+    Args:
+        row: Its layers, a row of the table: every array with the leading axis `LAYERS`.
+        images: The stored images `(U,h,w,C)`.
+        size: `(H,W)` of the composed image, at least `(h,w)`.
+
+    Returns:
+        `(H,W,C)`.
+    """
     crops = jax.vmap(functools.partial(_crop, size=size))(images[row.image], row.crop, row.symmetry)
     masks = jax.vmap(functools.partial(_mask, size=size))(row.centre, row.half, row.turn, row.round)
 

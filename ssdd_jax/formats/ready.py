@@ -60,6 +60,11 @@ SETS = {
         "python -m experiments.compare --config=configs/cifar10.py:cpu",
         others=("krr_st", "mkdt", "random", "kmeans"),
     ),
+    "cifar10-n20-boost_plus": Ready(
+        "compare-cifar10-n20-plus/sets/boost_plus",
+        "CIFAR-10, Boost-SSDD+, N = 20",
+        "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus",
+    ),
     **_compared(
         "cifar10-b65536",
         "CIFAR-10",

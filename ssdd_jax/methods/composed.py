@@ -191,23 +191,23 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             "are available: leave config.teacher.features empty to train a teacher, or choose another method"
         )
     plan, size = plan_of(config, problem), problem.image_shape[:2]
-    # A table of its own for each seed of the run, so that sets differ in it too.
-    seed = config.seed % 2**32
 
     def stored(source: Source) -> Array:
         return decoder.downsample(source.preprocessing.images(source.images[source.samples]), plan.low[:2])
 
     def init(key: Array, source: Source) -> State:
         images = stored(source)
-        rows = compose.table(seed, plan.M, plan.U, square=size[0] == size[1])
-        # Composed images are made again when the set is read: the teacher sees what the student will see.
-        extract = functools.partial(teacher.features_of_inputs, source.teacher)
-        made = compose.compose(rows, images, size)
-        features = lax.map(lambda image: extract(image[None])[0], made, batch_size=min(BATCH, plan.M))
+        rows = compose.table(config.seed, plan.M, plan.U, square=size[0] == size[1])
+
+        def look(row: compose.Table) -> Array:
+            # The teacher sees what a student will see when the set is decoded; only a batch of it is held at a time.
+            return teacher.features_of_inputs(source.teacher, compose.compose_one(row, images, size)[None])[0]
+
+        features = lax.map(look, jax.tree.map(jnp.asarray, rows), batch_size=min(BATCH, plan.M))
         targets = source.preprocessing.targets(features)
         equal = jnp.full(plan.M, 1 / plan.M, targets.dtype)
         mean, bases, coefficients = decoder.STARTS["pca"](key, targets, equal, targets, plan.V)
-        params = Params(images, bases, coefficients, mean, image_size=size, seed=seed)
+        params = Params(images, bases, coefficients, mean, image_size=size, seed=config.seed)
         return State(jnp.zeros((), jnp.int32), key, params)
 
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:

@@ -86,6 +86,10 @@ NOT_RUN = {
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--config.distill.pairs_per_step=480 --config.storage.M=240 --vary=storage.M=480 --seeds=1 --by=feature_r2 "
     "--config.data.data_dir=DIR": MINUTES,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus": MINUTES,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus --N=20 "
+    "--beside=experiments/results/compare-cifar10-n20/comparison.json --config.evaluate.seeds=1 "
+    '"--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': MINUTES,
     "python -m experiments.choose --config=configs/cifar10.py:cpu,boost_plus --config.storage.N=20 "
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--config.storage.U=28 --vary=storage.U=16,47 --seeds=1 --by=feature_r2 --config.data.data_dir=DIR": MINUTES,
