@@ -71,6 +71,11 @@ SETS = {
         "python -m experiments.compare --config=configs/cifar10.py:cpu --bytes=65536",
         others=("random",),
     ),
+    "cifar10-b65536-boost_plus": Ready(
+        "compare-cifar10-b65536-plus/sets/boost_plus",
+        "CIFAR-10, Boost-SSDD+, 65,536 bytes",
+        "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus --bytes=65536",
+    ),
 }
 _PACKAGE = pathlib.Path(__file__).parents[1]
 

@@ -87,6 +87,10 @@ NOT_RUN = {
     "--config.distill.pairs_per_step=480 --config.storage.M=240 --vary=storage.M=480 --seeds=1 --by=feature_r2 "
     "--config.data.data_dir=DIR": MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus": MINUTES,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus --bytes=65536": MINUTES,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus --bytes=65536 --seeds=1 "
+    "--beside=experiments/results/compare-cifar10-b65536/comparison.json --config.evaluate.seeds=1 "
+    '"--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus --N=20 "
     "--beside=experiments/results/compare-cifar10-n20/comparison.json --config.evaluate.seeds=1 "
     '"--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': MINUTES,
