@@ -142,11 +142,12 @@ def plan_of(config: ConfigDict, problem: Problem, *, coded: float = 0.0) -> Size
             raise UserError(f"storage.{name}={storage[name]} is more than the {most} {what}: choose at most that")
 
     def largest(sizes: Sizes, name: str, share: float, most: int) -> int:
-        """The largest size that leaves the set in a share of the budget; 1 if none does."""
+        """The largest size that leaves the set in a share of the budget, without what every set takes; at least 1."""
+        limit = empty.used + share * (empty.budget - empty.used)
 
         def too_large(value: int) -> bool:
             changes: dict[str, Any] = {name: value}
-            return dataclasses.replace(sizes, **changes).used > share * sizes.budget
+            return dataclasses.replace(sizes, **changes).used > limit
 
         return max(1, bisect.bisect_left(range(1, most + 1), True, key=too_large))
 

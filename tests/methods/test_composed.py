@@ -1,5 +1,7 @@
 """Sets of composed images: what is stored, whose features the targets are, and the sizes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +74,8 @@ def test_sizes_use_the_budget():
     assert found.budget == 6 * (SIZE * SIZE * CHANNELS + 16)
     # One more of anything would not fit, and images keep to their share.
     assert found.budget - found.V < found.used <= found.budget
-    assert found.U * LOW <= composed.IMAGE_SHARE * found.budget < (found.U + 1) * LOW + found.dim
+    free = found.budget - found.dim  # without the mean
+    assert found.U * LOW <= composed.IMAGE_SHARE * free < (found.U + 1) * LOW
     larger = plan(**{"storage.N": 30})
     assert larger.V == composed.FEATURE_BASES and larger.M > 4 * found.M
 
@@ -90,6 +93,13 @@ def test_a_size_that_is_given_stays(key):
 def test_fewer_bases_in_a_small_budget():
     found = plan(**{"storage.N": 2})
     assert 1 <= found.V < composed.FEATURE_BASES and found.V < found.M
+
+
+def test_the_constants_of_a_small_file_take_nothing_from_the_bases():
+    """The header and the data set's constants are most of it, and every set has them."""
+    found = plan(**{"storage.bytes": 3000, "storage.images": "int8"})
+    assert dataclasses.replace(found, U=0, V=0, M=0).used > composed.BASES_SHARE * 3000
+    assert found.V == composed.FEATURE_BASES and 10 < found.M < 500
 
 
 @pytest.mark.parametrize(
