@@ -127,6 +127,11 @@ def _sizes(options: Options) -> tuple[int, ...]:
     return options.bytes or options.sizes
 
 
+def _unit(options: Options) -> str:
+    """Return the unit of the budgets, as rows name it."""
+    return "bytes" if options.bytes else "numbers"
+
+
 def _name(options: Options, method: str, size: int) -> str:
     """Return the name of the runs of a method at a budget."""
     return f"{method}-{'B' if options.bytes else 'N'}{size}"
@@ -230,7 +235,9 @@ def _earlier(options: Options) -> Comparison | None:
         for name, (theirs, ours) in same.items():
             if theirs != ours:
                 raise UserError(f"{options.beside} is of other {name}: {theirs} there, {ours} here; they must agree")
-        rows = [Row(**row) for row in content["rows"]]
+        rows = [row for row in (Row(**row) for row in content["rows"]) if row.unit == _unit(options)]
+        if missing := [size for size in _sizes(options) if size not in {row.N for row in rows}]:
+            raise UserError(f"{options.beside} has no rows at {_at(options, missing[0])}: choose sizes that it has")
         known = {"teacher": content["teacher"], "checksum": content.get("teacher_checksum", "")}
         return Comparison(rows, content["references"], [], options.seeds, content["teacher_seconds"], **known)
     except UserError:
@@ -259,8 +266,7 @@ def _joined(found: Comparison, earlier: Comparison, options: Options) -> Compari
         raise UserError(
             f"{options.beside} is of a teacher with other weights: share its folder of features, or make it anew"
         )
-    unit = "bytes" if options.bytes else "numbers"
-    others = [row for row in earlier.rows if row.method not in options.methods and row.unit == unit]
+    others = [row for row in earlier.rows if row.method not in options.methods]
     rows = [row for size in _sizes(options) for one in (found.rows, others) for row in one if row.N == size]
     return found._replace(rows=rows, references=earlier.references)
 

@@ -241,6 +241,7 @@ def test_rows_of_an_earlier_comparison_stand_beside(finished, folder, capsys):
     ("changes", "words"),
     [
         ({"seeds": 1}, "is of other seeds: 2 there, 1 here; they must agree"),
+        ({"N": "3"}, "has no rows at N = 3: choose sizes that it has"),
         ({"beside": "report.html"}, "report.html"),
         ({"beside": "nothing.json"}, "nothing.json"),
         ({"beside": "random-N4-seed0/results.json"}, "results.json is"),
