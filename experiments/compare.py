@@ -203,13 +203,14 @@ def run_all(options: Options) -> Comparison:
     method_stages = {stage for seconds in seconds_by_run for stage in seconds if stage not in pipeline.STAGES}
     shared = sorted(stage for stage in method_stages if (options.folder / "shared" / stage).is_dir())
     prepared = {stage: max(seconds.get(stage, 0.0) for seconds in seconds_by_run) for stage in shared}
+    of_teacher = (references or next(iter(completed.values())))[0].get("teacher", "")
     found = Comparison(
         [_row(method, size, results, prepared) for (method, size), results in completed.items()],
         {name: comparison.values(references, name) for name in REFERENCES} if references else {},
         refused,
         options.seeds,
         max(seconds["teacher"] + seconds["features"] for seconds in seconds_by_run),
-        next(iter(references or next(iter(completed.values())))).get("teacher", ""),
+        of_teacher,
         _checksum(options),
     )
     return _joined(found, earlier, options) if earlier else found

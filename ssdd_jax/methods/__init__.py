@@ -44,8 +44,6 @@ __all__ = [
 ]
 
 METHODS: dict[str, Definition] = {}
-# Quality of coded images that their number is chosen for, where the config names none.
-QUALITY = 50
 
 
 def register(name: str, definition: Definition) -> None:
@@ -130,7 +128,7 @@ def _coded(config: ConfigDict, problem: Problem, code: str, source: Source) -> d
     """Return the number of images whose codes fit the budget in bytes, by the mean code of the source's samples."""
     # Those that are chosen differ a little: `distilled.pack` finds the quality at which they fit.
     pixels = np.asarray(source.images[source.samples])
-    size = len(mosaic.encode(pixels, code, config.storage.quality or QUALITY)) / len(pixels)
+    size = mosaic.bytes_each(pixels, code, config.storage.quality)
     return {"storage.N": max(1, min(pairs(config, problem, coded=size), problem.images))}
 
 

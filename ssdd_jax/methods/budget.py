@@ -17,7 +17,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import approximate
-from ssdd_jax.config import CODES
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Problem
 from ssdd_jax.storage import packing
@@ -163,15 +162,12 @@ def pairs(config: ConfigDict, problem: Problem, dim: int = 0, *, coded: float = 
     if not config.storage.bytes:
         return config.storage.N * (problem.image_numbers + problem.dim) // (problem.image_numbers + dim)
     images, targets = precisions(config)
-    # Until their coded size is known, as many as in int8.
-    images = "int8" if images in CODES else images
+    constants = {"channels": problem.image_shape[-1], "dim": problem.dim}
 
     def too_many(count: int) -> bool:
-        # A code is one array of bytes, about as long in the header as the images would be.
-        image_shape = (0, 1, 1, problem.image_shape[-1]) if coded else (count, *problem.image_shape)
-        shapes = {"images": image_shape, "targets": (count, dim)}
-        size = packing.size(shapes, images=images, targets=targets, channels=problem.image_shape[-1], dim=problem.dim)
-        return size + coded * count > config.storage.bytes
+        shapes = {"images": (count, *problem.image_shape), "targets": (count, dim)}
+        size = packing.size(shapes, images=images, targets=targets, coded=coded, **constants)
+        return size > config.storage.bytes
 
     # Each pair takes a byte at least.
     return bisect.bisect_left(range(1, config.storage.bytes + 2), True, key=too_many)

@@ -35,8 +35,8 @@ BATCH = 256
 # Sizes that are not given: the share of the storage for the stored images, the number of feature bases, and the largest
 # share of the storage for these. Measured on CIFAR-10 and digits, see docs/guides/methods.md.
 IMAGE_SHARE, FEATURE_BASES, BASES_SHARE = 0.3, 12, 0.15
-# For a budget in bytes: precision of the targets, and the quality of coded images that their number is chosen for.
-TARGETS, QUALITY = "int5", 50
+# Precision of the targets for a budget in bytes.
+TARGETS = "int5"
 TITLE = "Boost-SSDD+"
 
 
@@ -97,16 +97,13 @@ class Sizes:
         return {name.replace("_", " "): math.prod(shape) for name, shape in self.shapes.items()}
 
     @property
-    def used(self) -> float:
+    def used(self) -> int:
         """The part of the budget that is used: numbers, or a bound of the bytes from above."""
         if not self.bytes:
             return sum(self.parts.values())
         images, targets = self.precisions
-        # A code is one array of bytes, about as long in the header as the images would be.
-        shapes = self.shapes | ({"images": (0, 1, 1, self.low[-1])} if self.coded else {})
-        precision = "int8" if images in CODES else images
-        size = packing.size(shapes, images=precision, targets=targets, channels=self.low[-1], dim=self.dim)
-        return size + self.coded * self.U
+        constants = {"channels": self.low[-1], "dim": self.dim}
+        return packing.size(self.shapes, images=images, targets=targets, coded=self.coded, **constants)
 
 
 def plan_of(config: ConfigDict, problem: Problem, *, coded: float = 0.0) -> Sizes:
@@ -162,7 +159,7 @@ def plan_of(config: ConfigDict, problem: Problem, *, coded: float = 0.0) -> Size
     if fixed.used > fixed.budget and images not in CODES:
         terms = " + ".join(f"{count:,} ({part})" for part, count in fixed.parts.items())
         raise UserError(
-            f"storage exceeds the budget: {terms} take {fixed.used:,.0f} of {fixed.budget:,} {unit}; lower storage.M, "
+            f"storage exceeds the budget: {terms} take {fixed.used:,} of {fixed.budget:,} {unit}; lower storage.M, "
             f"U, V or base_size, or raise {key}"
         )
     if fixed.V >= fixed.M:
@@ -221,8 +218,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             return changes
         # As many images as fit by the mean code of the source's samples.
         pixels = np.asarray(jnp.round(255 * source.preprocessing.pixels(stored(source)))).astype(np.uint8)
-        coded = len(mosaic.encode(pixels, code, config.storage.quality or QUALITY)) / len(pixels)
-        chosen = plan_of(config, problem, coded=coded)
+        chosen = plan_of(config, problem, coded=mosaic.bytes_each(pixels, code, config.storage.quality))
         return changes | {"storage.U": chosen.U, "storage.V": chosen.V, "storage.M": chosen.M}
 
     return Method(

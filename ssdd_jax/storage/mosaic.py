@@ -19,6 +19,13 @@ from ssdd_jax.errors import UserError
 # Codes, and the longest side of a picture in pixels.
 CODES = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 LOSSY = ("webp", "jpeg")
+# Quality that the number of coded images is chosen for, where none is given.
+QUALITY = 50
+
+
+def bytes_each(images: np.ndarray, code: str, quality: int = 0) -> float:
+    """Return the bytes of each of some images, uint8 `(n,H,W,C)`, coded together; a quality of 0 is `QUALITY`."""
+    return len(encode(images, code, quality or QUALITY)) / len(images)
 
 
 def encode(images: np.ndarray, code: str, quality: int = 100) -> bytes:

@@ -7,6 +7,7 @@ as many bits as it needs not to matter.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -123,16 +124,24 @@ def unpack(
     return arrays
 
 
-def size(shapes: Mapping[str, Sequence[int]], *, images: str, targets: str, channels: int, dim: int) -> int:
+def size(
+    shapes: Mapping[str, Sequence[int]], *, images: str, targets: str, channels: int, dim: int, coded: float = 0.0
+) -> int:
     """Bound the bytes of the file of a set from above; it has a few hundred fewer at most.
 
     Args:
-        shapes: Shapes of its arrays by name; none of them coded.
-        images: Precision of the image part.
+        shapes: Shapes of its arrays by name.
+        images: Precision of the image part, or a code in `mosaic.CODES`.
         targets: Precision of the feature part.
         channels: Number of channels of an image.
         dim: Length of a target.
+        coded: Bytes of each of the images that are coded; until they are known (0), these count as int8.
     """
+    images = "int8" if images in mosaic.CODES else images
+    pictures = math.ceil(coded * shapes["images"][0]) if coded else 0
+    if coded:
+        # A code is one array of bytes, about as long in the header as the images would be.
+        shapes = {**shapes, "images": (0, 1, 1, channels)}
     constants = {"image_mean": (channels,), "image_std": (channels,), "target_mean": (dim,), "target_scale": ()}
     payload, names = 0, {}
     for name, shape in shapes.items():
@@ -144,7 +153,7 @@ def size(shapes: Mapping[str, Sequence[int]], *, images: str, targets: str, chan
     for name, shape in constants.items():
         payload += quantize.size(shape, CONSTANTS[name])
         names[f"preprocessing/{name}"] = (_TYPES[CONSTANTS[name]], len(shape))
-    return payload + header(names, payload)
+    return payload + header(names, payload) + pictures
 
 
 def header(names: Mapping[str, tuple[str, int]], payload: int) -> int:
