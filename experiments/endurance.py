@@ -34,6 +34,8 @@ USAGE = "--steps=N, --restarts=N, --lines=N and --workdir=DIR are known"
 PER_CALL, SAVE_EVERY = 20, 500
 # What is promised: bytes per 10,000 steps, and bytes of the report.
 GROWTH, REPORT = 1 << 20, 2 << 30
+# Samples of which at least one is between two files that are opened for a moment.
+LOOKS = 10
 
 
 class Options(NamedTuple):
@@ -106,9 +108,13 @@ def growth(samples: Sequence[Sample]) -> float:
 
 
 def open_files(samples: Sequence[Sample]) -> tuple[int, int]:
-    """Return the fewest open files in the second and in the last fifth: a checkpoint that is written opens some."""
-    fifth = max(1, len(samples) // 5)
-    return min(one.files for one in samples[fifth : 2 * fifth] or samples), min(one.files for one in samples[-fifth:])
+    """Return the fewest open files in the second and in the last fifth: a checkpoint that is written opens some.
+
+    Both are of `LOOKS` samples at least: in fewer, files that are open for a moment look as if they stayed.
+    """
+    fifth = len(samples) // 5
+    window = max(LOOKS, fifth)
+    return min(one.files for one in samples[fifth:][:window]), min(one.files for one in samples[-window:])
 
 
 def until(step: int, line: Sequence[str], base: pathlib.Path, metrics: pathlib.Path, number: int) -> list[Sample]:
