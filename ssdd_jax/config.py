@@ -86,7 +86,10 @@ def default() -> ConfigDict:
     storage.V = 0  # feature bases
     storage.tolerance = 0.05  # an M of 0 is as large as this much more error of decoded images and targets allows
     storage.image_weight = 1.0  # weight of the error of images relative to that of targets, where these are chosen
-    storage.base_size = 16  # low resolution of the image bases, in pixels
+    storage.base_size = (
+        0  # low resolution of the image bases, or of the images that Boost-SSDD+ stores, in pixels; 0: 16,
+    )
+    # or half a side of images under 32; Boost-SSDD+ decides by the budget
     storage.hidden = 4  # hidden units of an approximation network
 
     config.student = student = ConfigDict()
@@ -258,7 +261,7 @@ def _hosts(value: str) -> bool:
 
 _COUNTS = (
     "teacher.width teacher.projector_hidden teacher.projector_out teacher.epochs teacher.steps_per_call "
-    "teacher.save_every storage.N storage.base_size storage.hidden pool.size pool.models_per_step "
+    "teacher.save_every storage.N storage.hidden pool.size pool.models_per_step "
     "distill.steps distill.batch_size distill.steps_per_call distill.save_every approximate.steps evaluate.seeds "
     "evaluate.steps evaluate.full_steps evaluate.probe_steps evaluate.probe_batch_size "
     "experts.count experts.start_epochs experts.epochs experts.batch_size experts.vectorize mkdt.unroll "
@@ -272,7 +275,7 @@ _RATES = (
 ).split()
 _NOT_NEGATIVE = (
     "data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
-    "storage.tolerance storage.V inner.weight_decay distill.pairs_per_step distill.weight_decay experts.weight_decay "
+    "storage.tolerance storage.V storage.base_size inner.weight_decay distill.pairs_per_step distill.weight_decay experts.weight_decay "
     "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
     "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
     "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads "

@@ -52,7 +52,6 @@ def choose(
     blocks = _blocks(image_shape[:2])
     published = config.distill.learning_rate
     config.storage.N = N or min(max(images // 50, 10), MOST_IMAGES, images)
-    config.storage.base_size = 16 if side >= 32 else max(side // 2, 1)
     config.storage.hidden = 16 if side >= 64 else 4
     config.student.widths = _widths(side, blocks, accelerator)
     # Rotations by 90 and 270 degrees need square images.

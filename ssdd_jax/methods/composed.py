@@ -12,6 +12,7 @@ import bisect
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,9 +33,11 @@ Array = jax.Array
 
 # Images per forward pass of the teacher.
 BATCH = 256
-# Sizes that are not given: the share of the storage for the stored images, the number of feature bases, and the largest
-# share of the storage for these. Measured on CIFAR-10 and digits, see docs/guides/methods.md.
-IMAGE_SHARE, FEATURE_BASES, BASES_SHARE = 0.3, 12, 0.15
+# Sizes that are not given, measured on CIFAR-10 and digits (docs/guides/methods.md). The share of the storage for the
+# stored images; the least number of them for which they keep their full resolution, and the least side if they do not.
+IMAGE_SHARE, LEAST_IMAGES, LEAST_SIDE = 0.3, 24, 12
+# Feature bases: the second number if it leaves so many pairs; and the largest share of the storage for them.
+FEATURE_BASES, LEAST_PAIRS, BASES_SHARE = (12, 24), 2500, 0.15
 # Precision of the targets for a budget in bytes.
 TARGETS = "int5"
 TITLE = "Boost-SSDD+"
@@ -106,54 +109,67 @@ class Sizes:
         return packing.size(self.shapes, images=images, targets=targets, coded=self.coded, **constants)
 
 
-def plan_of(config: ConfigDict, problem: Problem, *, coded: float = 0.0) -> Sizes:
-    """Choose those of U, V and M that the config leaves at 0.
+def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, int]], float] = lambda low: 0.0) -> Sizes:
+    """Choose those of the resolution, U, V and M that the config leaves at 0.
 
-    V is `FEATURE_BASES`, or fewer if these would take more than `BASES_SHARE` of the budget; U is the largest number of
-    images in `IMAGE_SHARE` of it, or beside M if that is given; M uses up what is left.
+    The stored images keep their full resolution if `LEAST_IMAGES` of them, or the U that is given, fit `IMAGE_SHARE` of
+    the budget, and otherwise have half of it; U is the largest number in that share, or beside M if that is given. M
+    uses up what is left by U and V. V is the larger of `FEATURE_BASES` if that leaves `LEAST_PAIRS` pairs, and otherwise,
+    or if M is given, the smaller; and less if these would take more than `BASES_SHARE` of the budget.
 
     Args:
         config: See `ssdd_jax.config.default`.
         problem: Shapes of the data.
-        coded: Bytes of a stored image that is coded with others; until they are known, images count as int8.
+        coded: Returns the bytes of a stored image of `(h,w)` pixels that is coded with others; until they are known,
+            images count as int8.
 
     Raises:
         UserError: If the sizes exceed the budget or the data.
     """
     storage, (height, width, channels) = config.storage, problem.image_shape
     images, targets = budget.precisions(config, coded=True)
-    empty = Sizes(
-        U=0,
-        M=0,
-        V=0,
-        low=(min(storage.base_size, height), min(storage.base_size, width), channels),
-        dim=problem.dim,
-        N=storage.N,
-        image_numbers=problem.image_numbers,
-        bytes=storage.bytes,
-        precisions=(images, TARGETS if storage.bytes and storage.targets == "auto" else targets),
-        coded=coded,
-    )
     for name, most, what in (("V", problem.dim, "numbers of a feature"), ("U", problem.images, "images")):
         if storage[name] > most:
             raise UserError(f"storage.{name}={storage[name]} is more than the {most} {what}: choose at most that")
 
-    def largest(sizes: Sizes, name: str, share: float, most: int) -> int:
-        """The largest size that leaves the set in a share of the budget, without what every set takes; at least 1."""
-        limit = empty.used + share * (empty.budget - empty.used)
+    def without(low: tuple[int, int]) -> Sizes:
+        return Sizes(
+            U=0,
+            M=0,
+            V=0,
+            low=(*low, channels),
+            dim=problem.dim,
+            N=storage.N,
+            image_numbers=problem.image_numbers,
+            bytes=storage.bytes,
+            precisions=(images, TARGETS if storage.bytes and storage.targets == "auto" else targets),
+            coded=coded(low),
+        )
 
-        def too_large(value: int) -> bool:
-            changes: dict[str, Any] = {name: value}
-            return dataclasses.replace(sizes, **changes).used > limit
+    def most_images(empty: Sizes) -> int:
+        # The images' share does not depend on the bases, unless the number of pairs is given.
+        if not storage.M:
+            return _largest(empty, "U", IMAGE_SHARE, problem.images)
+        return _largest(empty, "U", 1.0, problem.images, V=storage.V or _bases(empty, FEATURE_BASES[0]), M=storage.M)
 
-        return max(1, bisect.bisect_left(range(1, most + 1), True, key=too_large))
+    sides = [(height, width), (height // 2, width // 2)]
+    if storage.base_size:
+        sides = [(min(storage.base_size, height), min(storage.base_size, width))]
+    elif min(sides[1]) < LEAST_SIDE:
+        del sides[1]
+    empty = without(sides[0])
+    if len(sides) > 1 and most_images(empty) < (storage.U or LEAST_IMAGES):
+        empty = without(sides[1])
+    given = dataclasses.replace(empty, U=storage.U or most_images(empty))
 
-    V = storage.V or largest(empty, "V", BASES_SHARE, min(FEATURE_BASES, problem.dim))
-    given = dataclasses.replace(empty, V=V, M=storage.M)
-    # The images' share does not depend on the bases, unless the number of pairs is given.
-    U = storage.U or largest(*((given, "U", 1.0) if storage.M else (empty, "U", IMAGE_SHARE)), problem.images)
-    fixed = dataclasses.replace(given, U=U)
-    fixed = dataclasses.replace(fixed, M=storage.M or largest(fixed, "M", 1.0, fixed.budget))
+    def with_bases(V: int) -> Sizes:
+        M = storage.M or _largest(given, "M", 1.0, given.budget, V=V)
+        return dataclasses.replace(given, V=V, M=M)
+
+    fixed = with_bases(storage.V or _bases(empty, FEATURE_BASES[0]))
+    if not (storage.V or storage.M):
+        more = with_bases(_bases(empty, FEATURE_BASES[1]))
+        fixed = more if more.M >= LEAST_PAIRS else fixed
     unit, key = ("bytes", "storage.bytes") if fixed.bytes else ("numbers", "storage.N")
     # Coded images take the quality at which they fit.
     if fixed.used > fixed.budget and images not in CODES:
@@ -168,6 +184,25 @@ def plan_of(config: ConfigDict, problem: Problem, *, coded: float = 0.0) -> Size
             f"lower storage.V or U, or raise {key}"
         )
     return fixed
+
+
+def _largest(sizes: Sizes, name: str, share: float, most: int, **others: Any) -> int:
+    """Return the largest size, from 1 to `most`, that leaves the set in a share of the budget.
+
+    What every set takes does not count. Other sizes are those of `sizes`, or given by name.
+    """
+    none = dataclasses.replace(sizes, U=0, V=0, M=0).used
+    limit = none + share * (sizes.budget - none)
+
+    def too_large(value: int) -> bool:
+        return dataclasses.replace(sizes, **{**others, name: value}).used > limit
+
+    return max(1, bisect.bisect_left(range(1, most + 1), True, key=too_large))
+
+
+def _bases(empty: Sizes, V: int) -> int:
+    """Return V, or fewer bases if so many would take more than `BASES_SHARE` of the budget."""
+    return _largest(empty, "V", BASES_SHARE, min(V, empty.dim))
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
@@ -190,11 +225,11 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         )
     plan, size = plan_of(config, problem), problem.image_shape[:2]
 
-    def stored(source: Source) -> Array:
-        return decoder.downsample(source.preprocessing.images(source.images[source.samples]), plan.low[:2])
+    def stored(source: Source, low: tuple[int, int]) -> Array:
+        return decoder.downsample(source.preprocessing.images(source.images[source.samples]), low)
 
     def init(key: Array, source: Source) -> State:
-        images = stored(source)
+        images = stored(source, plan.low[:2])
         rows = compose.table(config.seed, plan.M, plan.U, square=size[0] == size[1])
 
         def look(row: compose.Table) -> Array:
@@ -217,9 +252,15 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         if code not in CODES:
             return changes
         # As many images as fit by the mean code of the source's samples.
-        pixels = np.asarray(jnp.round(255 * source.preprocessing.pixels(stored(source)))).astype(np.uint8)
-        chosen = plan_of(config, problem, coded=mosaic.bytes_each(pixels, code, config.storage.quality))
-        return changes | {"storage.U": chosen.U, "storage.V": chosen.V, "storage.M": chosen.M}
+
+        def coded(low: tuple[int, int]) -> float:
+            values = source.preprocessing.pixels(stored(source, low))
+            pixels = np.asarray(jnp.round(255 * values)).astype(np.uint8)
+            return mosaic.bytes_each(pixels, code, config.storage.quality)
+
+        chosen = plan_of(config, problem, coded)
+        sizes = {"storage.U": chosen.U, "storage.V": chosen.V, "storage.M": chosen.M}
+        return changes | sizes | {"storage.base_size": max(chosen.low[:2])}
 
     return Method(
         init,

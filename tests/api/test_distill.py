@@ -206,11 +206,11 @@ def test_a_loss_that_is_no_number_says_what_to_try_here():
 def test_published_settings_on_an_accelerator():
     at_32 = defaults.choose((32, 32, 3), 50_000)
     assert tuple(at_32.student.widths) == (128, 256, 512)
-    assert (at_32.storage.N, at_32.storage.M, at_32.storage.base_size, at_32.storage.hidden) == (100, 0, 16, 4)
+    assert (at_32.storage.N, at_32.storage.M, at_32.storage.base_size, at_32.storage.hidden) == (100, 0, 0, 4)
     assert (at_32.distill.steps, at_32.distill.learning_rate, at_32.distill.batch_size) == (30_000, 1e-3, 1024)
     at_64 = defaults.choose((64, 64, 3), 100_000)
     assert tuple(at_64.student.widths) == (64, 128, 256, 512)
-    assert (at_64.storage.base_size, at_64.storage.hidden) == (16, 16)
+    assert (at_64.storage.base_size, at_64.storage.hidden) == (0, 16)
     assert defaults.choose((32, 32, 3), 50_000, method="krr_st").distill.learning_rate == 1e-4
 
 

@@ -14,7 +14,7 @@ from ssdd_jax import approximate, decoder, distilled
 from ssdd_jax import config as configuration
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods import budget
+from ssdd_jax.methods import boost, budget
 from ssdd_jax.methods.base import Problem
 from ssdd_jax.storage import packing
 
@@ -278,3 +278,13 @@ def test_bytes_that_hold_nothing_are_refused():
     config.storage.bytes = 300
     with pytest.raises(UserError, match="storage.bytes=300 holds not even one image with its target"):
         budget.counted(config, Problem((8, 8, 1), 16, 5000))
+
+
+@pytest.mark.parametrize(
+    ("side", "given", "low"), [(64, 0, 16), (32, 0, 16), (28, 0, 14), (8, 0, 4), (32, 20, 20), (8, 16, 8)]
+)
+def test_resolution_of_the_image_bases(side, given, low):
+    """As published at 32x32 and 64x64, half a side below; never more than the images have."""
+    config = configuration.default()
+    config.storage.base_size = given
+    assert boost.plan_of(config, Problem((side, side, 3), 64, 5000, 10, network=True)).base_size == (low, low)
