@@ -275,11 +275,11 @@ _RATES = (
 ).split()
 _NOT_NEGATIVE = (
     "data.image_size data.train_limit teacher.warmup_epochs teacher.weight_decay storage.M storage.U "
-    "storage.tolerance storage.V storage.base_size inner.weight_decay distill.pairs_per_step distill.weight_decay experts.weight_decay "
-    "mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate scdd.images_per_class "
-    "scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs scdd.post_weight_decay "
-    "devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size teacher.stem_padding teacher.heads "
-    "encoder.clusters encoder.head_epochs encoder.label_steps storage.bytes"
+    "storage.tolerance storage.V storage.base_size inner.weight_decay distill.pairs_per_step distill.weight_decay "
+    "experts.weight_decay mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate "
+    "scdd.images_per_class scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs "
+    "scdd.post_weight_decay devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size "
+    "teacher.stem_padding teacher.heads encoder.clusters encoder.head_epochs encoder.label_steps storage.bytes"
 ).split()
 
 # Rows with recalibrated batch norm: no row, as published; the untrained networks; every network.

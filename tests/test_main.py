@@ -31,10 +31,13 @@ REFUSED = {
     "noise with more than all": ({"method": "noise", "storage__N": 121}, "storage.N=121 asks for more images than"),
     "a subset larger than all": ({"method": "subset", "storage__N": 121}, "storage.N=121 asks for more images than"),
     "unknown samples": ({"distill__samples": "best"}, "config.distill.samples='best' is out of range: it must be one"),
-    "SC-DD without a network": ({"method": "scdd"}, "config.method=scdd inverts a teacher with batch norm, and"),
+    "SC-DD without a network": (
+        {"method": "scdd"},
+        "config.method=scdd runs the teacher's network, and only precomputed",
+    ),
     "noise without a network": (
         {"method": "noise"},
-        "config.method=noise runs the teacher on noise, and only precomputed",
+        "config.method=noise runs the teacher's network, and only precomputed",
     ),
     "too many images per class": (
         {"method": "scdd", "teacher__features": "", "teacher__batch_size": 40, "scdd__images_per_class": 3},

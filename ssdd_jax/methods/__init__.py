@@ -101,12 +101,18 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If there is no such method, there are fewer images than N, or the method cannot handle the problem
-            or store its set in the configured precision.
+        UserError: If there is no such method, there are fewer images than N, there are features without the network
+            that the method runs, or it cannot handle the problem or store its set in the configured precision.
     """
     check(config.method)
     check_pairs(config.storage.N, problem.images)
     definition, storage = METHODS[config.method], config.storage
+    if definition.network and not problem.network:
+        raise UserError(
+            f"config.method={config.method} runs the teacher's network, and only precomputed features are available: "
+            "leave config.teacher.features empty to train a teacher, give the network as config.teacher.source, or "
+            "choose another method"
+        )
     images, targets = precisions(config, coded=definition.coded)
     if images in CODES and not definition.coded:
         raise UserError(

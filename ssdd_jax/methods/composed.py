@@ -114,8 +114,8 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
 
     The stored images keep their full resolution if `LEAST_IMAGES` of them, or the U that is given, fit `IMAGE_SHARE` of
     the budget, and otherwise have half of it; U is the largest number in that share, or beside M if that is given. M
-    uses up what is left by U and V. V is the larger of `FEATURE_BASES` if that leaves `LEAST_PAIRS` pairs, and otherwise,
-    or if M is given, the smaller; and less if these would take more than `BASES_SHARE` of the budget.
+    uses up what is left by U and V. V is the larger of `FEATURE_BASES` if that leaves `LEAST_PAIRS` pairs, and the
+    smaller otherwise, or if M is given; it is less if so many would take more than `BASES_SHARE` of the budget.
 
     Args:
         config: See `ssdd_jax.config.default`.
@@ -216,13 +216,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If the teacher is not a network, or the sizes do not fit the budget or the data.
+        UserError: If the sizes do not fit the budget or the data.
     """
-    if not problem.network:
-        raise UserError(
-            f"config.method={config.method} runs the teacher on images that it composes, and only precomputed features "
-            "are available: leave config.teacher.features empty to train a teacher, or choose another method"
-        )
     plan, size = plan_of(config, problem), problem.image_shape[:2]
 
     def stored(source: Source, low: tuple[int, int]) -> Array:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssdd_jax import distilled, teacher
-from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Definition, Method, Problem, Source
 from ssdd_jax.methods.subset import State
 
@@ -29,15 +28,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
     Returns:
         The method.
-
-    Raises:
-        UserError: If the teacher is not a network but precomputed features.
     """
-    if not problem.network:
-        raise UserError(
-            "config.method=noise runs the teacher on noise, and only precomputed features are available: leave "
-            "config.teacher.features empty to train a teacher, or choose another method"
-        )
     shape = (config.storage.N, *problem.image_shape)
 
     def init(key: Array, source: Source) -> State:

@@ -149,12 +149,6 @@ def test_what_does_not_fit_is_refused(changes, words):
         methods.make(methods.counted(chosen, problem(chosen)), problem(chosen))
 
 
-def test_without_a_network_it_is_refused():
-    chosen = config_of()
-    with pytest.raises(UserError, match="runs the teacher on images that it composes"):
-        methods.make(chosen, problem(chosen)._replace(network=False))
-
-
 def test_bytes_code_the_images_and_spend_the_rest_on_pairs(tmp_path):
     """More images and pairs than in int8, in a file within the budget."""
     budget = {"storage.bytes": 6000, "storage.base_size": SIZE}

@@ -104,11 +104,6 @@ def make_clp_dd(config: ConfigDict, problem: Problem) -> Method:
 def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array], batch: Callable[[int], int]) -> Method:
     """Build a method from its loss, and the number of real images that it takes for a number of distilled ones."""
     name, options = config.method, config.encoder
-    if not problem.network:
-        raise UserError(
-            f"config.method={name} differentiates through the teacher's network, and only precomputed features are "
-            "available: give the network as config.teacher.source, or choose another method"
-        )
     classes = options.clusters or problem.classes
     if not classes:
         raise UserError(

@@ -85,14 +85,9 @@ def make(config: ConfigDict, problem: Problem) -> Method:
     Raises:
         UserError: If there are no labels, no teacher with batch norm, or the budget does not hold the images.
     """
-    # The method inverts class predictions and batch statistics: it needs labels, a network, and batch norm.
+    # The method inverts class predictions and batch statistics: it needs labels, and a network with batch norm.
     if not problem.classes:
         raise UserError("config.method=scdd needs labels, and the data set has none: choose another method or data set")
-    if not problem.network:
-        raise UserError(
-            "config.method=scdd inverts a teacher with batch norm, and only precomputed features are available: leave "
-            "config.teacher.features empty to train a teacher, or choose another method"
-        )
     if not problem.batch_norm:
         raise UserError(
             "config.method=scdd inverts a teacher with batch norm, and the network of config.teacher.source has none: "
