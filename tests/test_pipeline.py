@@ -93,6 +93,7 @@ def test_artefact_loads_in_one_line(finished):
     distilled = ssdd_jax.load(run / "distilled")
     images, targets = distilled.pairs()
     assert images.shape[1:] == (8, 8, 1) and targets.shape[1:] == (12,) and len(images) == len(targets)
+    assert (distilled.about["method"], distilled.about["title"]) == ("boost", "Boost-SSDD")
     assert distilled.about["seed"] == 0 and distilled.about["config"]["storage.N"] == 4
     assert bool(jnp.isfinite(images).all() & jnp.isfinite(targets).all())
 

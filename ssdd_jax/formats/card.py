@@ -137,7 +137,7 @@ def write(
     """
     place = repository or "path/to/this/folder"
     # A set from elsewhere need not say how it was made, nor from what.
-    method = evaluation.method or str(facts.get("method", "").replace(IMPORTED, ""))
+    method = evaluation.method or str(facts.get("title") or facts.get("method", "").replace(IMPORTED, ""))
     dataset = str(facts.get("dataset", ""))
     budget = f" in the storage of {facts['N']} images" if facts.get("N") else ""
     title = f"{dataset or 'Images'}, distilled{budget}" + (f" by {method}" if method else "")

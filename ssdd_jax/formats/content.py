@@ -18,7 +18,7 @@ CHANNELS = (1, 3)
 # Name of the method of a set from elsewhere whose facts name none.
 IMPORTED = "imported"
 # Metadata that is copied from a set to a form and back, if available.
-ABOUT = ("method", "dataset", "class_names", "labels", "teacher", "N", "version")
+ABOUT = ("method", "title", "dataset", "class_names", "labels", "teacher", "N", "version")
 
 
 class Content(NamedTuple):

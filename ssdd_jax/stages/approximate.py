@@ -56,6 +56,7 @@ def set_of(run: Run, state: Any, start: methods.Source) -> distilled.DistilledSe
     distilled_set = run.method.export(run.key("approximate"), state, start)
     about = {
         "method": run.config.method,
+        "title": run.method.title or run.config.method,
         "dataset": inputs.name_of_data(run.config.data.name),
         "class_names": list(run.dataset.class_names),
         "teacher": teacher.words(run),

@@ -1,5 +1,6 @@
 """Distilled sets in the form of others: what comes back, bit for bit where it can, and what is refused."""
 
+import dataclasses
 import json
 import sys
 
@@ -211,7 +212,7 @@ def test_the_own_form_is_read_as_it_is(tmp_path):
 def test_load_dataset_reads_it(tmp_path):
     """By its own default rules, offline: inputs and targets exactly, images to look at."""
     datasets = pytest.importorskip("datasets")
-    made = bases()
+    made = dataclasses.replace(bases(), about={**bases().about, "title": "Boost-SSDD"})
     formats.write(made, tmp_path / "out", "huggingface")
     found = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert found.column_names == ["image", "pixel_values", "target"] and len(found) == 10
@@ -222,7 +223,7 @@ def test_load_dataset_reads_it(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert (
         "10 pairs of an image" in card
-        and "| Method | boost |" in card
+        and "| Method | Boost-SSDD |" in card
         and "8 x 8 x 3" in card
         and "pixel_values * image_std" in card
     )
