@@ -35,9 +35,9 @@ Array = jax.Array
 BATCH = 256
 # Sizes that are not given, measured on CIFAR-10 and digits (docs/guides/methods.md). The share of the storage for the
 # stored images; the least number of them for which they keep their full resolution, and the least side if they do not.
-IMAGE_SHARE, LEAST_IMAGES, LEAST_SIDE = 0.3, 24, 12
-# Feature bases: the second number if it leaves so many pairs; and the largest share of the storage for them.
-FEATURE_BASES, LEAST_PAIRS, BASES_SHARE = (12, 24), 2500, 0.15
+IMAGE_SHARE, LEAST_IMAGES, LEAST_SIDE = 0.3, 8, 12
+# Feature bases, doubled as often as leaves so many pairs for each; and the largest share of the storage for them.
+FEATURE_BASES, PAIRS_PER_BASE, BASES_SHARE = 12, 100, 0.15
 # Precision of the targets for a budget in bytes.
 TARGETS = "int5"
 TITLE = "Boost-SSDD+"
@@ -114,8 +114,8 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
 
     The stored images keep their full resolution if `LEAST_IMAGES` of them, or the U that is given, fit `IMAGE_SHARE` of
     the budget, and otherwise have half of it; U is the largest number in that share, or beside M if that is given. M
-    uses up what is left by U and V. V is the larger of `FEATURE_BASES` if that leaves `LEAST_PAIRS` pairs, and the
-    smaller otherwise, or if M is given; it is less if so many would take more than `BASES_SHARE` of the budget.
+    uses up what is left by U and V. V is `FEATURE_BASES`, doubled as often as leaves `PAIRS_PER_BASE` V pairs if M is
+    not given; it is less if so many would take more than `BASES_SHARE` of the budget.
 
     Args:
         config: See `ssdd_jax.config.default`.
@@ -150,7 +150,7 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
         # The images' share does not depend on the bases, unless the number of pairs is given.
         if not storage.M:
             return _largest(empty, "U", IMAGE_SHARE, problem.images)
-        return _largest(empty, "U", 1.0, problem.images, V=storage.V or _bases(empty, FEATURE_BASES[0]), M=storage.M)
+        return _largest(empty, "U", 1.0, problem.images, V=storage.V or _bases(empty, FEATURE_BASES), M=storage.M)
 
     sides = [(height, width), (height // 2, width // 2)]
     if storage.base_size:
@@ -166,10 +166,12 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
         M = storage.M or _largest(given, "M", 1.0, given.budget, V=V)
         return dataclasses.replace(given, V=V, M=M)
 
-    fixed = with_bases(storage.V or _bases(empty, FEATURE_BASES[0]))
-    if not (storage.V or storage.M):
-        more = with_bases(_bases(empty, FEATURE_BASES[1]))
-        fixed = more if more.M >= LEAST_PAIRS else fixed
+    fixed = with_bases(storage.V or _bases(empty, FEATURE_BASES))
+    while not (storage.V or storage.M):
+        more = with_bases(_bases(empty, 2 * fixed.V))
+        if more.V < 2 * fixed.V or more.M < PAIRS_PER_BASE * more.V:
+            break
+        fixed = more
     unit, key = ("bytes", "storage.bytes") if fixed.bytes else ("numbers", "storage.N")
     # Coded images take the quality at which they fit.
     if fixed.used > fixed.budget and images not in CODES:

@@ -77,7 +77,7 @@ def test_sizes_use_the_budget():
     free = found.budget - found.dim  # without the mean
     assert found.U * LOW <= composed.IMAGE_SHARE * free < (found.U + 1) * LOW
     larger = plan(**{"storage.N": 30})
-    assert larger.V == composed.FEATURE_BASES[0] and larger.M > 4 * found.M
+    assert larger.V == composed.FEATURE_BASES and larger.M > 4 * found.M
 
 
 def sizes_at(N, *, image_shape=(32, 32, 3), dim=256, **changes):
@@ -87,8 +87,8 @@ def sizes_at(N, *, image_shape=(32, 32, 3), dim=256, **changes):
 
 def test_full_resolution_where_enough_images_fit():
     """Half of it otherwise, if that is not too small to see anything; the number that is given is enough."""
-    found = {N: sizes_at(N) for N in (10, 20, 50, 80, 100)}
-    assert [one.low[0] for one in found.values()] == [16, 16, 16, 32, 32]
+    found = {N: sizes_at(N) for N in (5, 20, 30, 100)}
+    assert [one.low[0] for one in found.values()] == [16, 16, 32, 32]
     assert all((one.low[0] == 32) == (in_full(one) >= composed.LEAST_IMAGES) for one in found.values())
     assert (
         sizes_at(20, image_shape=(16, 32, 1)).low == (16, 32, 1) and sizes_at(4, image_shape=(32, 48, 1)).low[1] == 24
@@ -101,12 +101,11 @@ def in_full(sizes):
     return int(composed.IMAGE_SHARE * (sizes.budget - sizes.dim)) // (32 * 32 * 3)
 
 
-def test_more_bases_where_many_pairs_are_left():
-    fewer, more = composed.FEATURE_BASES
-    found = [sizes_at(N) for N in (10, 20, 30, 50, 100)]
-    assert [one.V for one in found] == [fewer, fewer, more, more, more]
-    assert all(one.M >= composed.LEAST_PAIRS for one in found if one.V == more)
-    assert sizes_at(100, **{"storage.M": 5000}).V == fewer and sizes_at(100, **{"storage.V": 5}).V == 5
+def test_bases_are_doubled_where_enough_pairs_are_left():
+    found = [sizes_at(N) for N in (10, 20, 30, 100, 300, 10_000)]
+    assert [one.V for one in found] == [12, 12, 24, 24, 48, 192]  # 384 are more than the features have numbers
+    assert all(one.M >= composed.PAIRS_PER_BASE * one.V for one in found[2:])
+    assert sizes_at(100, **{"storage.M": 5000}).V == 12 and sizes_at(100, **{"storage.V": 5}).V == 5
 
 
 @pytest.mark.parametrize("key", ["U", "V", "M"])
@@ -121,14 +120,14 @@ def test_a_size_that_is_given_stays(key):
 
 def test_fewer_bases_in_a_small_budget():
     found = plan(**{"storage.N": 2})
-    assert 1 <= found.V < composed.FEATURE_BASES[0] and found.V < found.M
+    assert 1 <= found.V < composed.FEATURE_BASES and found.V < found.M
 
 
 def test_the_constants_of_a_small_file_take_nothing_from_the_bases():
     """The header and the data set's constants are most of it, and every set has them."""
     found = plan(**{"storage.bytes": 3000, "storage.images": "int8"})
     assert dataclasses.replace(found, U=0, V=0, M=0).used > composed.BASES_SHARE * 3000
-    assert found.V == composed.FEATURE_BASES[0] and 10 < found.M < 500
+    assert found.V == composed.FEATURE_BASES and 10 < found.M < 500
 
 
 @pytest.mark.parametrize(
