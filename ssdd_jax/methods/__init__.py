@@ -16,9 +16,8 @@ from ssdd_jax import config as configuration
 from ssdd_jax.config import CODES
 from ssdd_jax.distilled import DistilledSet, pack
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods import boost, composed, frozen_encoder, krr_st, mkdt, noise, rela, scdd, subset
+from ssdd_jax.methods import boost, budget, composed, frozen_encoder, krr_st, mkdt, noise, rela, scdd, subset
 from ssdd_jax.methods.base import Definition, Feed, Method, Problem, Run, Source, Stage, Trial
-from ssdd_jax.methods.budget import check_pairs, counted, pairs, precisions
 from ssdd_jax.runtime import devices
 from ssdd_jax.storage import mosaic
 
@@ -90,6 +89,16 @@ def check(name: str) -> None:
         raise UserError(f"config.method={name!r} is out of range: it must be one of {', '.join(METHODS)}")
 
 
+def counted(config: ConfigDict, problem: Problem) -> ConfigDict:
+    """Return the config with the N of its budget in bytes; see `ssdd_jax.methods.budget.counted`.
+
+    Raises:
+        UserError: If there is no such method, or the budget holds nothing.
+    """
+    check(config.method)
+    return budget.counted(config, problem, coded=METHODS[config.method].coded)
+
+
 def make(config: ConfigDict, problem: Problem) -> Method:
     """Build the method that `config.method` names.
 
@@ -105,7 +114,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             that the method runs, or it cannot handle the problem or store its set in the configured precision.
     """
     check(config.method)
-    check_pairs(config.storage.N, problem.images)
+    budget.check_pairs(config.storage.N, problem.images)
     definition, storage = METHODS[config.method], config.storage
     if definition.network and not problem.network:
         raise UserError(
@@ -113,7 +122,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             "leave config.teacher.features empty to train a teacher, give the network as config.teacher.source, or "
             "choose another method"
         )
-    images, targets = precisions(config, coded=definition.coded)
+    images, targets = budget.precisions(config, coded=definition.coded)
     if images in CODES and not definition.coded:
         raise UserError(
             f"config.storage.images={images!r} codes images of the data, and config.method={config.method} learns "
@@ -135,7 +144,7 @@ def _coded(config: ConfigDict, problem: Problem, code: str, source: Source) -> d
     # Those that are chosen differ a little: `distilled.pack` finds the quality at which they fit.
     pixels = np.asarray(source.images[source.samples])
     size = mosaic.bytes_each(pixels, code, config.storage.quality)
-    return {"storage.N": max(1, min(pairs(config, problem, coded=size), problem.images))}
+    return {"storage.N": max(1, min(budget.pairs(config, problem, coded=size), problem.images))}
 
 
 def changed(run: Run, changes: Mapping[str, Any]) -> Run:

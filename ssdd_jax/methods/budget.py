@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import approximate
+from ssdd_jax.config import CODES
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Problem
 from ssdd_jax.storage import packing
@@ -173,8 +174,13 @@ def pairs(config: ConfigDict, problem: Problem, dim: int = 0, *, coded: float = 
     return bisect.bisect_left(range(1, config.storage.bytes + 2), True, key=too_many)
 
 
-def counted(config: ConfigDict, problem: Problem) -> ConfigDict:
+def counted(config: ConfigDict, problem: Problem, *, coded: bool = False) -> ConfigDict:
     """Return the config with the N of its budget in bytes: as many images and features as it holds in its precisions.
+
+    Args:
+        config: See `ssdd_jax.config.default`.
+        problem: Shapes of the data.
+        coded: Whether the method can code images, for which there may be room where there is none for them as they are.
 
     Raises:
         UserError: If it holds none.
@@ -182,6 +188,8 @@ def counted(config: ConfigDict, problem: Problem) -> ConfigDict:
     if not config.storage.bytes:
         return config
     count = pairs(config, problem)
+    if precisions(config, coded=coded)[0] in CODES:
+        count = max(count, 1)  # until the data say how many
     if not count:
         raise UserError(f"storage.bytes={config.storage.bytes:,} holds not even one image with its target: raise it")
     changed = config.copy_and_resolve_references()

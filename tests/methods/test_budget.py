@@ -278,6 +278,8 @@ def test_bytes_that_hold_nothing_are_refused():
     config.storage.bytes = 300
     with pytest.raises(UserError, match="storage.bytes=300 holds not even one image with its target"):
         budget.counted(config, Problem((8, 8, 1), 16, 5000))
+    # How many coded ones there is room for is known once they are coded.
+    assert budget.counted(config, Problem((8, 8, 1), 16, 5000), coded=True).storage.N == 1
 
 
 @pytest.mark.parametrize(
