@@ -132,7 +132,8 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
         if storage[name] > most:
             raise UserError(f"storage.{name}={storage[name]} is more than the {most} {what}: choose at most that")
 
-    def without(low: tuple[int, int]) -> Sizes:
+    def without(side: int) -> Sizes:
+        low = min(side, height), min(side, width)
         return Sizes(
             U=0,
             M=0,
@@ -152,14 +153,11 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
             return _largest(empty, "U", IMAGE_SHARE, problem.images)
         return _largest(empty, "U", 1.0, problem.images, V=storage.V or _bases(empty, FEATURE_BASES), M=storage.M)
 
-    sides = [(height, width), (height // 2, width // 2)]
-    if storage.base_size:
-        sides = [(min(storage.base_size, height), min(storage.base_size, width))]
-    elif min(sides[1]) < LEAST_SIDE:
-        del sides[1]
-    empty = without(sides[0])
-    if len(sides) > 1 and most_images(empty) < (storage.U or LEAST_IMAGES):
-        empty = without(sides[1])
+    full = max(height, width)
+    empty = without(storage.base_size or full)
+    few = most_images(empty) < (storage.U or LEAST_IMAGES)
+    if few and not storage.base_size and full // 2 >= LEAST_SIDE:
+        empty = without(full // 2)
     given = dataclasses.replace(empty, U=storage.U or most_images(empty))
 
     def with_bases(V: int) -> Sizes:

@@ -89,9 +89,10 @@ NOT_RUN = {
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,boost_plus --config.storage.N=100 "
     '"--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "\"--config.evaluate.entries=('distilled','random_real')\" --config.data.data_dir=DIR": MINUTES,
-    "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,boost_plus --config.storage.bytes=65536 "
-    '--config.storage.base_size=32 --config.storage.V=24 "--config.evaluate.weight_decays=(1e-3,)" '
-    "--config.evaluate.seeds=1 \"--config.evaluate.entries=('distilled',)\" --config.data.data_dir=DIR": MINUTES,
+    "python -m experiments.choose --config=configs/cifar10.py:cpu,boost_plus --config.storage.N=50 "
+    "--config.storage.base_size=32 --config.storage.V=24 --vary=storage.base_size=16 --vary=storage.V=12 "
+    '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--seeds=1 --by=feature_r2_whitened --config.data.data_dir=DIR": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,boost_plus --config.storage.bytes=262144 "
     '--config.storage.base_size=32 --config.storage.V=24 "--config.evaluate.weight_decays=(1e-3,)" '
     "--config.evaluate.seeds=1 \"--config.evaluate.entries=('distilled',)\" --config.data.data_dir=DIR": MINUTES,

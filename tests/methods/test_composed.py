@@ -90,9 +90,9 @@ def test_full_resolution_where_enough_images_fit():
     found = {N: sizes_at(N) for N in (5, 20, 30, 100)}
     assert [one.low[0] for one in found.values()] == [16, 16, 32, 32]
     assert all((one.low[0] == 32) == (in_full(one) >= composed.LEAST_IMAGES) for one in found.values())
-    assert (
-        sizes_at(20, image_shape=(16, 32, 1)).low == (16, 32, 1) and sizes_at(4, image_shape=(32, 48, 1)).low[1] == 24
-    )
+    # Half of the longer side, as `base_size` would be given; 10 pixels would be too few.
+    assert sizes_at(4, image_shape=(32, 48, 1)).low == (24, 24, 1)
+    assert sizes_at(4, image_shape=(20, 20, 3)).low == (20, 20, 3)
     assert sizes_at(20, **{"storage.U": 5}).low[0] == 32 and sizes_at(20, **{"storage.U": 9}).low[0] == 16
     assert sizes_at(100, **{"storage.base_size": 8}).low[0] == 8
 
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused(changes, words):
 
 def test_bytes_code_the_images_and_spend_the_rest_on_pairs(tmp_path):
     """More images and pairs than in int8, in a file within the budget."""
-    budget = {"storage.bytes": 6000, "storage.base_size": SIZE}
+    budget = {"storage.bytes": 6000, "storage.base_size": 0}
     run, coded = made(tmp_path / "coded", **budget)
     _, plain = made(tmp_path / "plain", **budget, **{"storage.images": "int8", "storage.targets": "int8"})
     precisions = [{name: fact["precision"] for name, fact in one.statics["packed"].items()} for one in (coded, plain)]
@@ -158,4 +158,7 @@ def test_bytes_code_the_images_and_spend_the_rest_on_pairs(tmp_path):
     assert precisions[1]["images"] == precisions[1]["feature_coefficients"] == "int8"
     assert all(0.8 * 6000 < one.bytes_stored() <= 6000 for one in (coded, plain))
     assert len(coded.arrays["feature_coefficients"]) > len(plain.arrays["feature_coefficients"])
-    assert run.method.samples == len(coded.arrays["images"])
+    # What was chosen is in the config from then on.
+    chosen = run.config.storage
+    assert coded.arrays["images"].shape == (chosen.U, chosen.base_size, SIZE, CHANNELS)
+    assert run.method.samples == chosen.U
