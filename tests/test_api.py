@@ -71,7 +71,8 @@ NAMES = {
     "evaluate.store": "Store mark",
     "evaluate.suite": "Request check run",
     "evaluate.tables": "differences markdown",
-    "evaluate.training": "Rate Settings train fresh calibrate extract",
+    "evaluate.training": "Rate Settings train fresh",
+    "evaluate.extraction": "calibrate extract",
     "evaluate.protocols.probes": (
         "linear fit_linear linear_krr_st fit_linear_krr_st lbfgs few_labels draw_fraction knn few_shot feature_r2"
     ),

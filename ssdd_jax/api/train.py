@@ -20,7 +20,7 @@ from ssdd_jax.data import conversion
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import training
+from ssdd_jax.evaluate import extraction, training
 
 
 class Student(NamedTuple):
@@ -48,7 +48,7 @@ class Student(NamedTuple):
         """
         images = conversion.to_images("images", images)
         mean, std = np.asarray(self.preprocessing.image_mean), np.asarray(self.preprocessing.image_std)
-        return training.extract(self.network, self.variables, images, mean=mean, std=std)
+        return extraction.extract(self.network, self.variables, images, mean=mean, std=std)
 
 
 def train(

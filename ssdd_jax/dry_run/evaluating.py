@@ -15,7 +15,7 @@ from ssdd_jax.dry_run.contents import pairs_of
 from ssdd_jax.dry_run.standins import StandIns
 from ssdd_jax.dry_run.timing import Cost, measure, once, program, warm
 from ssdd_jax.evaluate import entries as evaluated_entries
-from ssdd_jax.evaluate import training
+from ssdd_jax.evaluate import extraction, training
 from ssdd_jax.evaluate.protocols import probes
 from ssdd_jax.evaluate.protocols.probes import pieces
 from ssdd_jax.methods import trials
@@ -63,7 +63,7 @@ def sizes(run: Run) -> list[int]:
     network, problem, settings = network_of(run), run.problem, evaluate.training_of(run.config)
     trainings = [_training_bytes(run, network, entry) for entry in _trainings(run)]
     variables = jax.eval_shape(lambda key: models.initialize(key, network, problem.image_shape), jax.random.key(0))
-    width = training.width(network, variables, problem.image_shape)
+    width = extraction.width(network, variables, problem.image_shape)
     assert run.dataset.test_images is not None
     return [*trainings, _probe_bytes(problem.images + len(run.dataset.test_images), width, problem.dim, settings)]
 
@@ -161,7 +161,7 @@ def _extraction(stand: StandIns, network: nn.Module, networks: int) -> tuple[Cos
     """Measure the extraction of all features by `networks` networks; also return the length of a feature."""
     dataset, problem = stand.run.dataset, stand.run.problem
     assert dataset.test_images is not None
-    images = dataset.train_images[np.arange(training.EXTRACT) % problem.images]
+    images = dataset.train_images[np.arange(extraction.EXTRACT) % problem.images]
     mean = np.full(problem.image_shape[-1], 0.5)
     fresh = training.fresh(jax.random.split(jax.random.key(0), 1), network, problem.image_shape)
     variables = jax.tree.map(lambda leaf: leaf[0], fresh)
@@ -169,9 +169,9 @@ def _extraction(stand: StandIns, network: nn.Module, networks: int) -> tuple[Cos
 
     def extract(times: int) -> None:
         for _ in range(times):
-            widths.append(training.extract(network, variables, images, mean=mean, std=mean).shape[1])
+            widths.append(extraction.extract(network, variables, images, mean=mean, std=mean).shape[1])
 
-    count = sum(-(-len(part) // training.EXTRACT) for part in (dataset.train_images, dataset.test_images))
+    count = sum(-(-len(part) // extraction.EXTRACT) for part in (dataset.train_images, dataset.test_images))
     return warm(extract, what="batches", count=networks * count, most=10), widths[-1]
 
 

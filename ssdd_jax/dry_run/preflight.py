@@ -21,7 +21,7 @@ from ssdd_jax.dry_run import contents, evaluating
 from ssdd_jax.dry_run.peaks import peak
 from ssdd_jax.dry_run.standins import BATCH, StandIns
 from ssdd_jax.dry_run.timing import memory_of
-from ssdd_jax.evaluate import training
+from ssdd_jax.evaluate import extraction, training
 from ssdd_jax.methods import Stage
 from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime.memory import readable
@@ -104,7 +104,7 @@ def _is_small(run: Run) -> bool:
     if config.teacher.source:
         return False
     pairs, _ = contents.pairs_of(run)
-    largest = max(pairs, config.distill.batch_size, config.evaluate.batch_size, training.EXTRACT)
+    largest = max(pairs, config.distill.batch_size, config.evaluate.batch_size, extraction.EXTRACT)
     network = evaluating.network_of(run)
     activations = config.pool.size * training.activation_bytes(network, (largest, *problem.image_shape))
     if problem.network:

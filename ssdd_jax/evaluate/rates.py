@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from ssdd_jax.evaluate import training
+from ssdd_jax.evaluate import extraction, training
 from ssdd_jax.evaluate.entries import SourceData
 from ssdd_jax.evaluate.protocols.probes import compiled
 from ssdd_jax.evaluate.protocols.probes.pieces import Placing
@@ -42,8 +42,8 @@ def explained(
     images, targets = source.dataset.train_images[held], source.features.train[held]
     mean, std = np.asarray(source.preprocessing.image_mean), np.asarray(source.preprocessing.image_std)
     if calibrated:
-        network = network[0], training.calibrate(*network, images[:calibrated], mean=mean, std=std)
-    features, half = training.extract(*network, images, mean=mean, std=std), len(images) // 2
+        network = network[0], extraction.calibrate(*network, images[:calibrated], mean=mean, std=std)
+    features, half = extraction.extract(*network, images, mean=mean, std=std), len(images) // 2
     if not np.isfinite(features).all():
         return float("nan")
     placed = placing.place(

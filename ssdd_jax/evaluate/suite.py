@@ -18,7 +18,7 @@ import numpy as np
 from ssdd_jax import config as configuration
 from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import entries, rates, training
+from ssdd_jax.evaluate import entries, extraction, rates, training
 from ssdd_jax.evaluate.entries import Entry, SourceData, Target
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.evaluate.protocols.probes.pieces import Placing
@@ -398,13 +398,13 @@ class _Run:
         module, variables = network
         assert dataset.test_images is not None
         splits = {"train": dataset.train_images, "test": dataset.test_images}
-        size = 4 * training.width(*network, dataset.image_shape) * sum(map(len, splits.values()))
+        size = 4 * extraction.width(*network, dataset.image_shape) * sum(map(len, splits.values()))
         in_memory = self.placing.fits(size) and size <= streaming.SHARE * files.machine_bytes()
         self._clear(name)
         if not in_memory:
             self.say(f"evaluate: features of {readable(size)} are written to {self.scratch / name} and read in pieces")
         train, test = (
-            training.extract(
+            extraction.extract(
                 module,
                 variables,
                 images,
@@ -473,7 +473,7 @@ def _calibrated(network: tuple[nn.Module, Any], target: Target) -> tuple[nn.Modu
     images = target.dataset.train_images
     # Drawn, because data may be sorted by class; the same images for every network.
     drawn = images[np.sort(np.random.default_rng(0).permutation(len(images))[:CALIBRATION_IMAGES])]
-    return network[0], training.calibrate(*network, drawn, mean=target.mean, std=target.std)
+    return network[0], extraction.calibrate(*network, drawn, mean=target.mean, std=target.std)
 
 
 def _for_teacher(target: Target, source: entries.SourceData) -> Target:

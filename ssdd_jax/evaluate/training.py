@@ -1,9 +1,8 @@
-"""Train networks on pairs by regression, several seeds side by side, and extract features of frozen networks."""
+"""Train networks on pairs by regression, several seeds side by side."""
 
 from __future__ import annotations
 
 import functools
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,17 +15,13 @@ from jax import lax
 from tqdm import tqdm
 
 from ssdd_jax import inner, models
-from ssdd_jax.data import mapped
-from ssdd_jax.data.preprocess import Preprocessing, from_bytes
-from ssdd_jax.models import norm
+from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.training import epochs, loop, streaming
 from ssdd_jax.training.streaming import memory_bytes
 
 Array = jax.Array
 Variables = Any
 
-# Images per forward pass in feature extraction.
-EXTRACT = 256
 # Largest share of the memory for the activations of networks trained side by side.
 SHARE = 0.4
 # Approximate number of device calls of a training; it can be interrupted and reports its progress between them.
@@ -131,27 +126,21 @@ def train(
     images, targets = pairs
     per_seed = images.ndim == 5
     chex.assert_equal_shape_prefix([images, targets], 2 if per_seed else 1)
-    shape, examples = images.shape[-3:], images.shape[1] if per_seed else len(images)
-    size, _ = epochs.batch_of(examples, settings.batch_size)
-    together, steps = together or group_size(network, (size, *shape)), settings.steps_on(examples)
-    rates = rates or [settings.rates[0]] * len(keys)
-    network = _in_parallel(network, together)
-    trained = []
+    examples = images.shape[1] if per_seed else len(images)
+    steps, trained = settings.steps_on(examples), []
     with loop.bar(name, len(keys) * steps) as bar:
-        for begin in range(0, len(keys), together):
-            group = slice(begin, begin + together)
-            group_pairs = (images[group], targets[group]) if per_seed else pairs
-            state, orders = _start(keys[group], network=network, image_shape=shape, momentum=settings.momentum)
-            plan, weight = _Plan.of(settings, rates[group], examples), len(keys[group])
-            for first, count in loop.calls(bar, steps, per_call=-(-steps // PIECES), weight=weight):
+        for group in _groups(keys, network, images.shape[-3:], examples, settings, rates, together):
+            own = (images[group.seeds], targets[group.seeds]) if per_seed else pairs
+            fixed = {"batch_size": settings.batch_size, "momentum": settings.momentum, "network": group.network}
+            fixed |= {"precision": settings.precision}
+            state = group.state
+            for first, count in loop.calls(bar, steps, per_call=-(-steps // PIECES), weight=len(group.orders)):
                 span = jnp.int32(first), jnp.int32(first + count)
-                fixed = {"batch_size": settings.batch_size, "momentum": settings.momentum, "network": network}
-                fixed |= {"precision": settings.precision}
-                state = _advance(state, orders, span, plan, group_pairs, preprocessing, **fixed)
+                state = _advance(state, group.orders, span, group.plan, own, preprocessing, **fixed)
                 if not bar.disable:  # the bar shows steps that are done, not those that are dispatched
                     jax.block_until_ready(state)
             trained.append(state.variables)
-    return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
+    return _joined(trained)
 
 
 def train_streamed(
@@ -179,32 +168,62 @@ def train_streamed(
     Returns:
         Variables with a leading axis of seeds.
     """
-    shape, examples = pairs.images.shape[1:], pairs.size
-    size, _ = epochs.batch_of(examples, settings.batch_size)
-    together, steps = together or group_size(network, (size, *shape)), settings.steps_on(examples)
-    rates = rates or [settings.rates[0]] * len(keys)
-    network = _in_parallel(network, together)
-    trained = []
+    size, _ = epochs.batch_of(pairs.size, settings.batch_size)
+    steps, trained = settings.steps_on(pairs.size), []
     with loop.bar(name, len(keys) * steps) as bar:
-        for begin in range(0, len(keys), together):
-            group = slice(begin, begin + together)
-            start, orders = _start(keys[group], network=network, image_shape=shape, momentum=settings.momentum)
-            plan = _Plan.of(settings, rates[group], examples)
-            advance = functools.partial(
-                _advance_fed,
-                pairs.preprocessing,
-                plan,
-                network=network,
-                momentum=settings.momentum,
-                precision=settings.precision,
-            )
-            read, _ = streaming.shuffled(orders, pairs, batch_size=settings.batch_size)
-            per_call = streaming.steps_per_call(pairs, len(orders) * size, steps)
-            after = None if bar.disable else functools.partial(_update, bar, len(orders))
-            carry = (start, jnp.int32(0))
+        for group in _groups(keys, network, pairs.images.shape[1:], pairs.size, settings, rates, together):
+            fixed = {"network": group.network, "momentum": settings.momentum, "precision": settings.precision}
+            advance = functools.partial(_advance_fed, pairs.preprocessing, group.plan, **fixed)
+            read, _ = streaming.shuffled(group.orders, pairs, batch_size=settings.batch_size)
+            per_call = streaming.steps_per_call(pairs, len(group.orders) * size, steps)
+            after = None if bar.disable else functools.partial(_update, bar, len(group.orders))
+            carry = (group.state, jnp.int32(0))
             state, _ = streaming.run(advance, carry, read, steps=steps, per_call=per_call, after=after)
             trained.append(state.variables)
-    return trained[0] if len(trained) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trained)
+    return _joined(trained)
+
+
+class _Group(NamedTuple):
+    """Networks that are trained side by side in one program, before their first step.
+
+    Attributes:
+        seeds: Which of all networks these are.
+        network: The architecture, in the form that suits so many.
+        state: Their states, with a leading axis of seeds.
+        orders: PRNG keys of their orders `(seeds,)`.
+        plan: Constants of their training.
+    """
+
+    seeds: slice
+    network: nn.Module
+    state: inner.State
+    orders: Array
+    plan: _Plan
+
+
+def _groups(
+    keys: Array,
+    network: nn.Module,
+    image_shape: tuple[int, ...],
+    examples: int,
+    settings: Settings,
+    rates: Sequence[Rate],
+    together: int,
+) -> Iterator[_Group]:
+    """Start the networks of one group after the other; see `train`."""
+    size, _ = epochs.batch_of(examples, settings.batch_size)
+    together = together or group_size(network, (size, *image_shape))
+    rates = rates or [settings.rates[0]] * len(keys)
+    network = _in_parallel(network, together)
+    for begin in range(0, len(keys), together):
+        seeds = slice(begin, begin + together)
+        state, orders = _start(keys[seeds], network=network, image_shape=image_shape, momentum=settings.momentum)
+        yield _Group(seeds, network, state, orders, _Plan.of(settings, rates[seeds], examples))
+
+
+def _joined(groups: Sequence[Variables]) -> Variables:
+    """Variables of all groups along one axis of seeds."""
+    return groups[0] if len(groups) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *groups)
 
 
 def _in_parallel(network: nn.Module, together: int) -> nn.Module:
@@ -315,93 +334,6 @@ def fresh(keys: Array, network: nn.Module, image_shape: tuple[int, ...]) -> Vari
     """
     state, _ = _start(keys, network=network, image_shape=tuple(image_shape), momentum=0.0)
     return state.variables
-
-
-def calibrate(
-    network: nn.Module, variables: Variables, images: np.ndarray, *, mean: np.ndarray, std: np.ndarray
-) -> Variables:
-    """Replace the running statistics of batch norm by the exact statistics of images, which need no labels.
-
-    Every layer gets the mean and the unbiased variance of its inputs in a forward pass in train mode, in which the
-    layers before it are normalised by their own statistics of the same images.
-
-    Args:
-        network: The architecture.
-        variables: Variables of one network.
-        images: Images uint8 `(n,H,W,C)`, which pass through the network together: some hundreds.
-        mean: Mean of each channel `(C,)`, of pixels in 0..1.
-        std: Standard deviation of each channel `(C,)`.
-
-    Returns:
-        The variables with new `batch_stats`; unchanged for a network without batch norm.
-    """
-    if not jax.tree.leaves(variables.get("batch_stats", {})):
-        return variables
-    constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    return {**variables, "batch_stats": _statistics(variables, jnp.asarray(images), *constants, network=network)}
-
-
-@functools.partial(jax.jit, static_argnames="network")
-def _statistics(variables: Variables, images: Array, mean: Array, std: Array, *, network: nn.Module) -> Any:
-    # A running statistic that starts at zero becomes `MOMENTUM` times that of the batch.
-    zeros = {**variables, "batch_stats": jax.tree.map(jnp.zeros_like, variables["batch_stats"])}
-    _, updated = network.apply(zeros, from_bytes(images, mean, std), train=True, mutable=["batch_stats"])
-    return jax.tree.map(lambda leaf: leaf / norm.MOMENTUM, updated["batch_stats"])
-
-
-def extract(
-    network: nn.Module,
-    variables: Variables,
-    images: np.ndarray,
-    *,
-    mean: np.ndarray,
-    std: np.ndarray,
-    path: pathlib.Path | None = None,
-) -> np.ndarray:
-    """Extract features of a frozen network, a batch at a time.
-
-    Args:
-        network: The architecture.
-        variables: Variables of one network.
-        images: Images uint8 `(n,H,W,C)`.
-        mean: Mean of each channel `(C,)`, of pixels in 0..1.
-        std: Standard deviation of each channel `(C,)`.
-        path: A `.npy` file to write the features to, batch by batch; None to hold them in memory.
-
-    Returns:
-        Features `(n,F)`, float32; mapped from the file if there is one.
-
-    Raises:
-        UserError: If the disk is full.
-    """
-    constants = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-
-    def batches() -> Iterator[np.ndarray]:
-        for begin in range(0, len(images), EXTRACT):
-            batch = images[begin : begin + EXTRACT]
-            # The last batch is padded to avoid recompilation.
-            padded = np.concatenate([batch, np.zeros((EXTRACT - len(batch), *batch.shape[1:]), np.uint8)])
-            yield np.asarray(_features(variables, padded, *constants, network=network))[: len(batch)]
-
-    if path is not None:
-        mapped.write(path, batches(), len(images))
-        return mapped.read(path)
-    # Filled in place: joining a list of batches would need the memory twice.
-    features = np.empty((len(images), width(network, variables, images.shape[1:])), np.float32)
-    for number, batch in enumerate(batches()):
-        features[number * EXTRACT :][: len(batch)] = batch
-    return features
-
-
-def width(network: nn.Module, variables: Variables, image_shape: Sequence[int]) -> int:
-    """Return the length F of a network's features of images `(H,W,C)`; nothing is computed."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(functools.partial(models.features, network), variables, images).shape[1]
-
-
-@functools.partial(jax.jit, static_argnames="network")
-def _features(variables: Variables, images: Array, mean: Array, std: Array, *, network: nn.Module) -> Array:
-    return models.features(network, variables, from_bytes(images, mean, std))
 
 
 def group_size(network: nn.Module, batch_shape: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import training
+from ssdd_jax.evaluate import extraction, training
 from ssdd_jax.evaluate.protocols.probes import compiled as probes
 from ssdd_jax.evaluate.protocols.probes.pieces import Placing
 from ssdd_jax.methods.base import Run
@@ -67,8 +67,8 @@ def accuracies(run: Run) -> dict[str, float]:
     network = architectures.make(student_name(run.config), run.problem.dim, run.problem.image_shape)
     stacked = training.fresh(run.key("gate", shared=True)[None], network, run.problem.image_shape)
     variables = jax.tree.map(lambda leaf: leaf[0], stacked)
-    variables = training.calibrate(network, variables, images[:CALIBRATED], mean=mean, std=std)
-    untrained = training.extract(network, variables, images, mean=mean, std=std)
+    variables = extraction.calibrate(network, variables, images[:CALIBRATED], mean=mean, std=std)
+    untrained = extraction.extract(network, variables, images, mean=mean, std=std)
     placing = Placing(run.config.devices.gigabytes)
     accuracy = functools.partial(_two_fold, labels=labels, classes=run.problem.classes, placing=placing)
     return {"teacher": accuracy(run.features().train[drawn]), "untrained": accuracy(untrained), "images": len(drawn)}

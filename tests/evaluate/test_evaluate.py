@@ -14,7 +14,7 @@ import ssdd_jax
 from ssdd_jax import data, distilled, evaluate, formats
 from ssdd_jax.data import features, preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import api, entries, rates, store, suite, tables, training
+from ssdd_jax.evaluate import api, entries, extraction, rates, store, suite, tables, training
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.models.resnet import ResNetClassifier
 from ssdd_jax.report import statistics
@@ -96,13 +96,13 @@ def count_training(monkeypatch):
 
 def count_extraction(monkeypatch):
     """The numbers of images whose features are computed from now on."""
-    calls, own = [], training.extract
+    calls, own = [], extraction.extract
 
     def extract(network, variables, images, **options):
         calls.append(len(images))
         return own(network, variables, images, **options)
 
-    monkeypatch.setattr(training, "extract", extract)
+    monkeypatch.setattr(extraction, "extract", extract)
     return calls
 
 
@@ -132,7 +132,7 @@ def test_what_rows_are_trained_on(tmp_path, monkeypatch):
 def test_asking_again_computes_nothing(folder, monkeypatch):
     first, _ = ask(folder)
     calls = count_training(monkeypatch)
-    monkeypatch.setattr(training, "extract", None)
+    monkeypatch.setattr(extraction, "extract", None)
     again, _ = ask(folder)
     assert calls == [] and again["rows"] == first["rows"]
 
@@ -156,13 +156,13 @@ def test_features_that_do_not_fit_are_read_in_pieces(tmp_path, monkeypatch):
     options = {"protocols": protocols, "references": ["teacher"], "seeds": 1}
     expected, _ = ask(tmp_path / "whole", **options)
     monkeypatch.setattr(streaming, "memory_bytes", lambda: 4000)
-    extracted, own = [], training.extract
+    extracted, own = [], extraction.extract
 
     def extract(*arguments, path=None, **constants):
         extracted.append(path)
         return own(*arguments, path=path, **constants)
 
-    monkeypatch.setattr(training, "extract", extract)
+    monkeypatch.setattr(extraction, "extract", extract)
     found, lines = ask(tmp_path / "pieces", **options)
     assert extracted and all(path.parent.name == "network" for path in extracted)
     assert any("are written to" in line and "read in pieces" in line for line in lines)

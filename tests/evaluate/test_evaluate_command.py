@@ -12,7 +12,7 @@ from ssdd_jax import data, distilled, formats, main
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import __main__ as command
-from ssdd_jax.evaluate import options, sources, training
+from ssdd_jax.evaluate import extraction, options, sources, training
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ def test_what_the_run_has_measured_is_not_measured_again(run, tmp_path, monkeypa
 def test_a_run_s_teacher_is_the_network_that_made_its_features(run):
     source = sources.of_run(run / "random", shared=run / "shared")
     mean, std = preprocess.channel_moments(source.dataset.train_images)
-    found = training.extract(*source.teacher, source.dataset.test_images, mean=mean, std=std)
+    found = extraction.extract(*source.teacher, source.dataset.test_images, mean=mean, std=std)
     np.testing.assert_allclose(found, source.features.test, rtol=1e-3, atol=1e-4)
 
 

@@ -10,7 +10,7 @@ from helpers import CHANNELS, DIM, SIZE, WIDTHS, bytes_and_features, pairs, rela
 
 from ssdd_jax import inner, models
 from ssdd_jax.data import preprocess
-from ssdd_jax.evaluate import training
+from ssdd_jax.evaluate import extraction, training
 from ssdd_jax.models import architectures
 from ssdd_jax.training import epochs
 
@@ -140,7 +140,7 @@ def test_calibrated_statistics_are_exact():
     """Of every layer on the images, where the layers before it are normalised by theirs."""
     one = jax.tree.map(lambda leaf: leaf[0], training.fresh(KEYS, NETWORK, (SIZE, SIZE, CHANNELS)))
     mean, std = preprocess.channel_moments(IMAGES)
-    found = training.calibrate(NETWORK, one, IMAGES, mean=mean, std=std)
+    found = extraction.calibrate(NETWORK, one, IMAGES, mean=mean, std=std)
     x = DATA.images(jnp.asarray(IMAGES))
     # In eval mode the calibrated network does to these images what train mode does, up to n / (n - 1).
     expected = NETWORK.apply(one, x, train=True, mutable=["batch_stats"])[0][0]
@@ -149,7 +149,7 @@ def test_calibrated_statistics_are_exact():
     jax.tree.map(np.testing.assert_array_equal, found["params"], one["params"])
     plain = models.ConvNet(WIDTHS, DIM, "instance")
     without = jax.tree.map(lambda leaf: leaf[0], training.fresh(KEYS, plain, (SIZE, SIZE, CHANNELS)))
-    assert training.calibrate(plain, without, IMAGES, mean=mean, std=std) is without
+    assert extraction.calibrate(plain, without, IMAGES, mean=mean, std=std) is without
 
 
 def test_fresh_networks_are_those_that_training_begins_with():
@@ -159,10 +159,10 @@ def test_fresh_networks_are_those_that_training_begins_with():
 
 
 def test_extract_handles_a_remainder(trained, monkeypatch):
-    monkeypatch.setattr(training, "EXTRACT", 8)
+    monkeypatch.setattr(extraction, "EXTRACT", 8)
     one = jax.tree.map(lambda leaf: leaf[0], trained)
     mean, std = preprocess.channel_moments(IMAGES)
-    found = training.extract(NETWORK, one, IMAGES[:19], mean=mean, std=std)
+    found = extraction.extract(NETWORK, one, IMAGES[:19], mean=mean, std=std)
     expected = jax.jit(inner.features)(one, DATA.images(jnp.asarray(IMAGES[:19])))
     assert found.shape == (19, 2 * 2 * WIDTHS[-1])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

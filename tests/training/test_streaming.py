@@ -15,7 +15,7 @@ from helpers import bytes_and_features, dataset, make_run, prepare, small_config
 from ssdd_jax import config, data
 from ssdd_jax.data import cache, features, mapped, preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.evaluate import training
+from ssdd_jax.evaluate import extraction, training
 from ssdd_jax.methods.mkdt import experts, trajectories
 from ssdd_jax.models import convnet
 from ssdd_jax.runtime import files
@@ -212,13 +212,13 @@ def test_features_are_extracted_into_a_file(tmp_path):
     network = convnet.ConvNet((4,), 3)
     variables = training.fresh(jax.random.split(jax.random.key(0), 1), network, (8, 8, 3))
     one = jax.tree.map(lambda leaf: leaf[0], variables)
-    images, _ = bytes_and_features(training.EXTRACT + 50)
+    images, _ = bytes_and_features(extraction.EXTRACT + 50)
     constants = {"mean": np.full(3, 0.5), "std": np.ones(3)}
-    expected = training.extract(network, one, images, **constants)
-    found = training.extract(network, one, images, path=tmp_path / "features.npy", **constants)
+    expected = extraction.extract(network, one, images, **constants)
+    found = extraction.extract(network, one, images, path=tmp_path / "features.npy", **constants)
     assert isinstance(found, np.memmap) and found.shape == (
-        training.EXTRACT + 50,
-        training.width(network, one, (8, 8, 3)),
+        extraction.EXTRACT + 50,
+        extraction.width(network, one, (8, 8, 3)),
     )
     np.testing.assert_array_equal(found, expected)
 
