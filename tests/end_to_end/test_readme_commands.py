@@ -86,15 +86,15 @@ NOT_RUN = {
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--config.distill.pairs_per_step=480 --config.storage.M=240 --vary=storage.M=480 --seeds=1 --by=feature_r2 "
     "--config.data.data_dir=DIR": MINUTES,
-    "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,boost_plus --config.storage.N=100 "
-    '"--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
-    "\"--config.evaluate.entries=('distilled','random_real')\" --config.data.data_dir=DIR": MINUTES,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus,random --N=50,100 "
+    '--references=1 --config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)" '
+    "--config.data.data_dir=DIR": MINUTES,
     "python -m experiments.choose --config=configs/cifar10.py:cpu,boost_plus --config.storage.N=50 "
     "--config.storage.base_size=32 --config.storage.V=24 --vary=storage.base_size=16 --vary=storage.V=12 "
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--seeds=1 --by=feature_r2_whitened --config.data.data_dir=DIR": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,boost_plus --config.storage.bytes=262144 "
-    '--config.storage.base_size=32 --config.storage.V=24 "--config.evaluate.weight_decays=(1e-3,)" '
+    '"--config.evaluate.weight_decays=(1e-3,)" '
     "--config.evaluate.seeds=1 \"--config.evaluate.entries=('distilled',)\" --config.data.data_dir=DIR": MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus,boost,random --N=20 --seeds=3 "
     "--references=1 --config.data.name=folder:PATH --config.data.image_size=32 "
