@@ -86,10 +86,8 @@ def default() -> ConfigDict:
     storage.V = 0  # feature bases
     storage.tolerance = 0.05  # an M of 0 is as large as this much more error of decoded images and targets allows
     storage.image_weight = 1.0  # weight of the error of images relative to that of targets, where these are chosen
-    storage.base_size = (
-        0  # low resolution of the image bases, or of the images that Boost-SSDD+ stores, in pixels; 0: 16,
-    )
-    # or half a side of images under 32; Boost-SSDD+ decides by the budget
+    storage.base_size = 0  # low resolution, in pixels, of the image bases, or of the images that Boost-SSDD+ stores
+    # 0: 16, or half a side of images under 32; Boost-SSDD+ decides by the budget
     storage.hidden = 4  # hidden units of an approximation network
 
     config.student = student = ConfigDict()

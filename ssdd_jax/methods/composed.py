@@ -155,8 +155,8 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
 
     full = max(height, width)
     empty = without(storage.base_size or full)
-    few = most_images(empty) < (storage.U or LEAST_IMAGES)
-    if few and not storage.base_size and full // 2 >= LEAST_SIDE:
+    halved = not storage.base_size and full // 2 >= LEAST_SIDE
+    if halved and most_images(empty) < (storage.U or LEAST_IMAGES):
         empty = without(full // 2)
     given = dataclasses.replace(empty, U=storage.U or most_images(empty))
 

@@ -79,7 +79,7 @@ def make_lgm(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If there are no classes, more than N of them, or no network.
+        UserError: If there are no classes, or more than N of them.
     """
     # As many real images as augmented distilled ones.
     return _make(config, problem, _matching, lambda distilled_images: config.encoder.copies * distilled_images)
