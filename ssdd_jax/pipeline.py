@@ -255,7 +255,7 @@ def _data_settings(config: ConfigDict, work: Workdir) -> ConfigDict:
 def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     """Load the data, and raise errors for settings that cannot work before any stage runs."""
     # Everything that can fail for reasons of the config or the data fails here, not hours later.
-    dataset = data.load(_data_settings(config, work))
+    dataset = data.load(_data_settings(config, work)).with_labels_that_tell()
     dataset.check_varied()
     if dataset.test_images is None:
         raise UserError(f"{config.data.name} has no test images: set config.data.test_fraction above 0")

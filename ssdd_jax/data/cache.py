@@ -57,16 +57,22 @@ class Cache:
         """
         path = self.path(name)
         with self.alone():
-            if not path.exists():
+            if not self.holds(name):
                 self._write(name, part, rows, _decoded(part, rows))
-            cached_labels = files.read_json(self._record(name))["labels"]
+            cached = files.read_json(self._record(name))
         images = mapped.read(path)
-        # Comparing all images would decode them all again; the number of images and a sample reveal most changes.
+        # Comparing all images would decode them all again: their number and labels, the lengths of their files and a
+        # sample reveal most changes.
         sample = np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int))
-        same = len(images) == len(rows) and cached_labels == _hash_of_labels(part, rows)
+        now = _facts(part, rows)
+        same = len(images) == len(rows) and now == {name: cached.get(name, now[name]) for name in now}
         if not same or not np.array_equal(images[sample], part.read(rows[sample])):
             raise UserError(f"{path} holds other images than the data set has now: delete it")
         return images
+
+    def holds(self, name: str) -> bool:
+        """Return whether the images of a name such as `train_images` are there, written to the end."""
+        return self.path(name).exists() and self._record(name).exists()
 
     def path(self, name: str) -> pathlib.Path:
         """Return the file of the images of a name such as `train_images`."""
@@ -110,9 +116,11 @@ class Cache:
             files.remove(marks.place(path))
 
     def _write(self, name: str, part: Part, rows: np.ndarray, blocks: Iterable[np.ndarray]) -> None:
+        # The record is written last: images without one are of a process that was killed, and are decoded again.
+        files.remove(self._record(name))
         mapped.write(self.path(name), blocks, len(rows))
         # Labels are read from the source, not from the cache: its order must still be the one that was decoded.
-        files.write_json(self._record(name), {"labels": _hash_of_labels(part, rows)})
+        files.write_json(self._record(name), _facts(part, rows))
 
     def _record(self, name: str) -> pathlib.Path:
         return self.folder / f"{name}.json"
@@ -132,8 +140,12 @@ class Cache:
             yield
 
 
-def _hash_of_labels(part: Part, rows: np.ndarray) -> str | None:
-    return None if part.labels is None else hashlib.sha256(part.labels[rows].tobytes()).hexdigest()
+def _facts(part: Part, rows: np.ndarray) -> dict[str, str | None]:
+    """Hash what is known of the images of a source without decoding them: labels, and lengths of files."""
+    known = {"labels": None if part.labels is None else part.labels[rows]}
+    known["lengths"] = None if part.lengths is None else part.lengths(rows)
+    hashes = {name: values if values is None else hashlib.sha256(values.tobytes()) for name, values in known.items()}
+    return {name: found if found is None else found.hexdigest() for name, found in hashes.items()}
 
 
 def _share(rows: np.ndarray, index: int, count: int) -> np.ndarray:

@@ -70,6 +70,14 @@ class Dataset:
         """The number of classes, 0 without labels."""
         return len(self.class_names)
 
+    def with_labels_that_tell(self) -> Dataset:
+        """Return the data set, without labels if they are all of one class, where every accuracy would be 100 %."""
+        if self.train_labels is None or len(present := np.unique(self.train_labels)) > 1:
+            return self
+        note = f"no labels: all training images are of one class, {self.class_names[present[0]]}"
+        notes = (*self.notes, note)
+        return dataclasses.replace(self, train_labels=None, test_labels=None, class_names=(), notes=notes)
+
     def check_varied(self) -> None:
         """Check that the training images are not all the same.
 

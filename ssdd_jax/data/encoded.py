@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ssdd_jax.data.images import check_memory, decode, one_line
+from ssdd_jax.data.images import TooDeep, check_memory, decode, one_line
 from ssdd_jax.errors import UserError
 
 # Images that one thread fetches and decodes per task.
@@ -111,6 +111,8 @@ class EncodedImages:
             return decode(encoded, self.channels, self.image_size)
         except Image.DecompressionBombError as error:
             raise UserError(f"{self.describe(index)} is too large to be decoded safely: {_pixels(error)}") from error
+        except TooDeep as error:
+            raise UserError(f"{self.describe(index)}: {error}; save it with 8 or 16 bits") from error
         except DAMAGE as error:
             cause = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
             raise UserError(

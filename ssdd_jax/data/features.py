@@ -113,7 +113,7 @@ def check(
             "ssdd_jax.data.source.hold_out says which they are"
         )
     expected = {"train": train, "test": test, **dict.fromkeys(views, train)}
-    checked = {name: _check(where, name, arrays[name], count) for name, count in expected.items() if name in arrays}
+    checked = {name: check_part(where, name, arrays[name], count) for name, count in expected.items() if name in arrays}
     for name, array in checked.items():
         if array.shape[1] != checked["train"].shape[1]:
             raise UserError(
@@ -193,7 +193,21 @@ def varied(where: str, pieces: Iterable[np.ndarray], count: int) -> Iterator[np.
         )
 
 
-def _check(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
+def check_part(where: str, name: str, array: np.ndarray, count: int) -> np.ndarray:
+    """Check the features of one part alone, of which any number may be equal.
+
+    Args:
+        where: File or argument that holds the features, for error messages.
+        name: Name of the part.
+        array: Floats `(n,D)`.
+        count: Number of images n.
+
+    Returns:
+        The features, float32.
+
+    Raises:
+        UserError: If they are not floats, not finite, or of another number of images.
+    """
     if array.ndim != 2 or not array.shape[1] or not np.issubdtype(array.dtype, np.floating):
         raise UserError(f"{where}: {name} must be floats of shape (n, D), not {array.dtype} {array.shape}")
     if len(array) != count:

@@ -267,4 +267,8 @@ def _part(part: Files, names: tuple[str, ...], image_size: int) -> Part:
     images = EncodedImages(
         lambda indices: [files[index].read_bytes() for index in indices], lambda index: str(files[index]), image_size
     )
-    return Part(len(files), labels, images.read)
+
+    def lengths(rows: np.ndarray) -> np.ndarray:
+        return np.array([files[index].stat().st_size for index in rows.tolist()], np.int64)
+
+    return Part(len(files), labels, images.read, lengths)

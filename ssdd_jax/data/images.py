@@ -200,20 +200,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+class TooDeep(ValueError):
+    """An intact image whose values do not fit 16 bits."""
+
+
 def eight_bit(image: Image.Image) -> Image.Image:
     """Convert an image to 8 bits per channel, grey or colour; transparent pixels are composited on white.
 
     Raises:
-        ValueError: If its values need more than 16 bits, or are floating-point numbers.
+        TooDeep: If its values need more than 16 bits, or are floating-point numbers.
     """
     # Pillow's conversion of mode "I" clips instead of scaling; 257 is 65535 / 255.
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"grey values run from {values.min()} to {values.max()}, beyond 16 bits")
+            raise TooDeep(f"its grey values run from {values.min()} to {values.max()}, beyond 16 bits")
         return Image.fromarray(np.rint(values / 257).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("it holds floating-point numbers; save it with 8 or 16 bits")
+        raise TooDeep("its values are floating-point numbers")
     if image.has_transparency_data:
         # The colour of transparent pixels is arbitrary: composite the image on white.
         canvas = Image.new("RGBA", image.size, "white")

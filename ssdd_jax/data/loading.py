@@ -87,7 +87,7 @@ def decode_together(settings: ConfigDict) -> None:
             chosen = _select(settings)
         # One collective per part, on all processes or on none.
         parts = {"train_images": chosen.train, "test_images": chosen.test}
-        missing = {name for name in parts if devices.from_first(not cache.path(name).exists())}
+        missing = {name for name in parts if devices.from_first(not cache.holds(name))}
         for name, selected in parts.items():
             if selected is None or name not in missing:
                 continue

@@ -22,11 +22,14 @@ class Part(NamedTuple):
         size: Number of images n.
         labels: `(n,)` int32, or None.
         read: Maps image indices `(k,)` to images `(k, H, W, C)` uint8.
+        lengths: Maps image indices `(k,)` to the bytes of the files they are in, int64 `(k,)`, without reading these;
+            None where images share files.
     """
 
     size: int
     labels: np.ndarray | None
     read: Callable[[np.ndarray], np.ndarray]
+    lengths: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class ImageSource(NamedTuple):

@@ -122,7 +122,9 @@ def adapt(dataset: Dataset, image_shape: tuple[int, int, int]) -> Dataset:
     """
     # A linear classifier is trained on one part and tested on the other: both need labels.
     if dataset.train_labels is None:
-        raise UserError(f"{dataset.name}: there are no labels, and a classifier needs them")
+        raise UserError(
+            f"{dataset.name}: there are no labels, and a classifier needs them: name labelled data as targets"
+        )
     if dataset.test_images is None:
         raise UserError(f"{dataset.name}: there is no test part: give it one, on which the classifier is evaluated")
     if len(present := np.unique(dataset.train_labels)) < 2:

@@ -101,6 +101,14 @@ def test_train_limit_is_nested_and_leaves_the_test_images():
     assert len(load(settings("digits", train_limit=10**6)).train_images) == len(full.train_images)
 
 
+@pytest.mark.parametrize(("labels", "changes"), [(np.zeros(4, np.int32), {}), (LABELS, {"train_limit": 1})])
+def test_labels_of_a_single_class_are_no_labels(labels, changes, tmp_path):
+    name = save(tmp_path / "one.npz", train_images=IMAGES, train_labels=labels, class_names=["cat", "dog"])
+    dataset = load(settings(name, test_fraction=0.25, **changes)).with_labels_that_tell()
+    assert dataset.train_labels is None and dataset.test_labels is None and dataset.class_names == ()
+    assert dataset.notes[-1].startswith("no labels: all training images are of one class")
+
+
 def test_no_part_held_out():
     dataset = load(settings("digits", test_fraction=0.0))
     assert len(dataset.train_images) == 1797 and dataset.test_images is None and dataset.test_labels is None

@@ -131,7 +131,7 @@ def test_grey_images():
         ({1, 2}, "a set has no fixed order"),
         ([{"picture": image} for image in PIL], "no image under image, img, .* only picture"),
         ([object(), object()], "number 0 must be an array of numbers"),
-        ([Image.new("F", (4, 4))] * 3, "number 0: it holds floating-point numbers"),
+        ([Image.new("F", (4, 4))] * 3, "number 0: its values are floating-point numbers"),
     ],
 )
 def test_images_refused(given, words):

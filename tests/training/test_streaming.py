@@ -286,6 +286,28 @@ def test_a_cache_is_refused_where_labels_have_moved(tmp_path):
         made.read("train_images", part._replace(labels=labels[::-1].copy()), np.arange(20))
 
 
+def test_a_cache_is_refused_where_a_file_was_replaced(tmp_path):
+    """The length of its file tells, though the image is not among those that are decoded again."""
+    images, lengths = np.zeros((100, 2, 2, 3), np.uint8), np.arange(100)
+    made = cache.Cache(settings("folder:any", cache_dir=str(tmp_path)))
+    part = data.source.Part(100, None, lambda rows: images[rows], lambda rows: lengths[rows])
+    for _ in range(2):
+        made.read("train_images", part, np.arange(100))
+    lengths[1] += 1
+    with pytest.raises(UserError, match="train_images.npy holds other images"):
+        made.read("train_images", part, np.arange(100))
+
+
+def test_a_cache_that_was_not_completed_is_made_again(tmp_path):
+    images = np.zeros((4, 2, 2, 3), np.uint8)
+    made = cache.Cache(settings("npz:any", cache_dir=str(tmp_path)))
+    part = data.source.Part(4, np.zeros(4, np.int32), lambda rows: images[rows])
+    made.read("train_images", part, np.arange(4))
+    (made.folder / "train_images.json").unlink()
+    images += 1
+    np.testing.assert_array_equal(made.read("train_images", part, np.arange(4)), images)
+
+
 def test_a_cache_where_nothing_can_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     made = cache.Cache(settings("npz:any", cache_dir=str(tmp_path / "file" / "below")))
