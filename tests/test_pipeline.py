@@ -63,7 +63,7 @@ def test_results_are_complete(finished):
         *("data", "teacher", "features", "gate", "samples", "distill", "approximate", "evaluate")
     }
     assert results["method"] == "boost" and results["dataset"].startswith("npz:")
-    assert "| distilled |" in out and f"all on one page in {run / 'report.html'}" in out
+    assert "| distilled set |" in out and f"all on one page in {run / 'report.html'}" in out
 
 
 def test_figures_show_something(finished):

@@ -6,24 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS
-from ssdd_jax.report import statistics
+from ssdd_jax.report import labels, statistics
 from ssdd_jax.teacher import description
 
 Rows = Sequence[Mapping[str, Any]]
 
 TITLES = {measure: title for protocol in PROTOCOLS.values() for measure, title in protocol.columns.items()}
-LABELS = {
-    "random_real": "random real images",
-    "random_init": "no pre-training",
-    "full_data": "full source set",
-}
 
 
 def label(entry: str) -> str:
-    """Return the display name of an entry."""
+    """Return the display name of a row: a set has its own name."""
     if entry.startswith("random_real_"):
-        return f"{entry.rpartition('_')[2]} random real images"
-    return LABELS.get(entry, entry)
+        return f"{entry.rpartition('_')[2]} random images"
+    return entry if entry == "distilled" else labels.entry(entry)
 
 
 def differences(rows: Rows, sets: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,8 +8,6 @@ Matplotlib is imported only when a figure is drawn.
 from ssdd_jax.report.comparison_page import Side, compare, side_of
 from ssdd_jax.report.figures import (
     SHOWN,
-    TITLES,
-    digits,
     draw,
     grid,
     images_figure,
@@ -19,6 +17,7 @@ from ssdd_jax.report.figures import (
     stretch,
     table,
 )
+from ssdd_jax.report.labels import TITLES, digits
 from ssdd_jax.report.records import POINTS, Record, read, upgrade
 from ssdd_jax.report.run_page import write
 

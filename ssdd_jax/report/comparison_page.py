@@ -16,8 +16,8 @@ from ssdd_jax.report.records import Record
 
 SHOWN = 30  # images of each side
 REFERENCES = ("random_real", "random_init", "full_data", "teacher")
-# Groups of config keys that the baselines depend on; random real images depend on `storage.N` as well.
-GROUPS = ("data.", "teacher.", "student.", "evaluate.")
+# Groups of config keys that the baselines depend on; random images depend on N as well.
+GROUPS = ("data.", "teacher.", "student.", "evaluate.", "precision")
 
 
 class Side(NamedTuple):
@@ -71,7 +71,7 @@ def side_of(label: str, records: Sequence[Record]) -> Side:
 
 def labels(records: Sequence[Record]) -> list[str]:
     """Return distinct names of runs: method and N, followed by the folder if several runs share these."""
-    plain = [f"{words.method(r.results)}, N = {r.results['storage']['N']}" for r in records]
+    plain = [f"{words.method(r.results)}, {words.budget(r.results['storage'])}" for r in records]
     counts = Counter(plain)
     folders = Counter(record.folder.name for record in records)
     paths = [r.folder.name if folders[r.folder.name] == 1 else str(r.folder) for r in records]
@@ -81,20 +81,25 @@ def labels(records: Sequence[Record]) -> list[str]:
 def references(records: Sequence[Record]) -> dict[str, dict[str, list[float]]]:
     """Pool the values of the baselines of all runs, by entry and measure.
 
-    A baseline is left out if the runs differ in config values that it depends on. Runs of one seed have equal
-    baselines, which count once.
+    A baseline is left out if the runs differ in what it depends on. Runs of one seed have equal baselines, which count
+    once: those of the first run that has them.
     """
     if _differ(records, lambda key: key.startswith(GROUPS) and key != "evaluate.entries"):
         return {}
     pooled: dict[str, dict[str, list[float]]] = {}
     for name in REFERENCES:
-        if name == "random_real" and _differ(records, lambda key: key == "storage.N"):
+        # With a budget in bytes N is what these hold, which the config of a run does not say.
+        if name == "random_real" and len({record.results["storage"]["N"] for record in records}) > 1:
             continue
-        for record in {record.results.get("seed"): record for record in records}.values():
+        seen: set[tuple[Any, str]] = set()
+        for record in records:
+            seed = record.results.get("seed")
             # Only the measures of `results.json` have rows with values.
             for measure, rows in record.results.items():
-                if isinstance(rows, Mapping) and isinstance(rows.get(name), Mapping) and "values" in rows[name]:
-                    pooled.setdefault(name, {}).setdefault(measure, []).extend(rows[name]["values"])
+                found = rows.get(name) if isinstance(rows, Mapping) else None
+                if isinstance(found, Mapping) and "values" in found and (seed, measure) not in seen:
+                    seen.add((seed, measure))
+                    pooled.setdefault(name, {}).setdefault(measure, []).extend(found["values"])
     return pooled
 
 
@@ -189,7 +194,7 @@ def _measures(sides: Sequence[Side], beside: Mapping[str, Mapping[str, Sequence[
         # A side may lack a measure, for example one of a single method.
         rows = [measures.entry(s.label, s.values[name], own=True) for s in sides if s.values.get(name)]
         rows += [
-            measures.entry(words.ENTRIES.get(entry, entry), values[name], own=False)
+            measures.entry(words.entry(entry), values[name], own=False)
             for entry, values in beside.items()
             if values.get(name)
         ]

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from ssdd_jax.distilled import DistilledSet
-from ssdd_jax.report import statistics
+from ssdd_jax.report import labels, statistics
+from ssdd_jax.report.labels import TITLES, digits
 from ssdd_jax.runtime import files
 from ssdd_jax.teacher import description
 
@@ -18,20 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 100  # images in a grid at most
-TITLES = {
-    "linear": "linear probe, all labels (%)",
-    "linear_krr_st": "KRR-ST's linear probe (%)",
-    "few_shot": "10 labels per class (%)",
-    "feature_r2": "teacher's features (R2)",
-    "feature_r2_whitened": "whitened features (R2)",
-}
 COMPARED = ("distilled", "random_real")  # the rows whose difference a table states
 COLUMNS = 3  # panels of a figure side by side at most
-
-
-def digits(measure: str) -> int:
-    """Return the number of decimal digits that a measure is shown with."""
-    return 3 if measure.startswith(("feature_r2", "dd_ranking")) else 1
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
@@ -101,7 +90,7 @@ def results_figure(path: pathlib.Path, results: Mapping[str, Any]) -> None:
         rows = results[measure]
         colors = ["tab:blue" if name == "distilled" else "0.7" for name in rows]
         means, errors = [row["mean"] for row in rows.values()], [row["std"] for row in rows.values()]
-        axes.barh(list(rows), means, xerr=errors, color=colors, capsize=3)
+        axes.barh([labels.entry(name) for name in rows], means, xerr=errors, color=colors, capsize=3)
         axes.invert_yaxis()
         # The range covers the differences between entries instead of starting at 0, where bars would look alike.
         low = min(mean - error for mean, error in zip(means, errors, strict=True))
@@ -154,10 +143,10 @@ def table(results: Mapping[str, Any]) -> str:
         for measure in measures:
             row, places = results[measure].get(name), digits(measure)
             cells.append(f"{row['mean']:.{places}f} ± {row['std']:.{places}f}" if row else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {labels.entry(name)} | " + " | ".join(cells) + " |")
     differences = {measure: _difference(results[measure], digits(measure)) for measure in measures}
     if any(differences.values()):
-        lines.append(f"| {' − '.join(COMPARED)} | {' | '.join(differences.values())} |")
+        lines.append(f"| {' − '.join(map(labels.entry, COMPARED))} | {' | '.join(differences.values())} |")
     return "\n".join(lines)
 
 

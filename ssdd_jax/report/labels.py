@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ssdd_jax.report import figures
 from ssdd_jax.teacher import description
 
+TITLES = {
+    "linear": "linear probe, all labels (%)",
+    "linear_krr_st": "KRR-ST's linear probe (%)",
+    "few_shot": "10 labels per class (%)",
+    "feature_r2": "teacher's features (R2)",
+    "feature_r2_whitened": "whitened features (R2)",
+}
 ENTRIES = {
     "distilled": "distilled set",
     "random_real": "random images",
@@ -28,7 +34,7 @@ ENTRY_NOTES = {
     "teacher": "the network whose features the others are trained to predict",
 }
 MEASURES = {
-    **figures.TITLES,
+    **TITLES,
     "post_training": "its own post-training, top-1 (%)",
     "ridge_head": "ridge regression on the frozen teacher, top-1 (%)",
     "linear_head": "linear head on the frozen teacher, top-1 (%)",
@@ -54,9 +60,24 @@ PARTS = {
 }
 
 
+def entry(name: str) -> str:
+    """Return the display name of a row of `results.json`."""
+    return ENTRIES.get(name, name)
+
+
+def digits(measure: str) -> int:
+    """Return the number of decimal digits that a measure is shown with."""
+    return 3 if measure.startswith(("feature_r2", "dd_ranking")) else 1
+
+
 def method(results: Mapping[str, Any]) -> str:
     """Return the display name of the method in `results.json`; older results have only its config name."""
     return results.get("title", results["method"])
+
+
+def budget(storage: Mapping[str, Any]) -> str:
+    """Name the budget in the `storage` of `results.json`: `N = 20`, or bytes."""
+    return f"{storage['budget']:,} bytes" if storage.get("unit") == "bytes" else f"N = {storage['N']}"
 
 
 def teacher(about: Mapping[str, Any]) -> str:
@@ -87,8 +108,8 @@ def parts(stored: Mapping[str, int]) -> dict[str, int]:
 
 def value(measure: str, mean: float, std: float) -> str:
     """Format mean and standard deviation with the number of digits of the measure."""
-    digits = figures.digits(measure)
-    return f"{mean:.{digits}f} ± {std:.{digits}f}"
+    places = digits(measure)
+    return f"{mean:.{places}f} ± {std:.{places}f}"
 
 
 def seconds(spent: float) -> str:

@@ -74,7 +74,7 @@ def of_results(results: Mapping[str, Any]) -> dict[str, list[Entry]]:
         # Measures are recognised by their structure, since methods may add measures of any name.
         if isinstance(rows, Mapping) and rows and all(isinstance(r, Mapping) and "mean" in r for r in rows.values()):
             by_measure[name] = [
-                Entry(labels.ENTRIES.get(key, str(key)), row.get("values", ()), row["mean"], row["std"], _is_own(key))
+                Entry(labels.entry(str(key)), row.get("values", ()), row["mean"], row["std"], _is_own(key))
                 for key, row in rows.items()
             ]
     return by_measure

@@ -88,7 +88,7 @@ def content(record: Record) -> dict[str, Any]:
 
 
 # Baselines inside of the axis; an untrained network and the teacher may be far away.
-NEAR = tuple(labels.ENTRIES[name] for name in ("random_real", "full_data"))
+NEAR = tuple(labels.entry(name) for name in ("random_real", "full_data"))
 
 
 def _is_in(label: str, measured: Mapping[str, Sequence[measures.Entry]]) -> bool:
@@ -143,7 +143,7 @@ def _evaluation(results: Mapping[str, Any]) -> dict[str, str]:
     summary = {}
     if results.get("training"):
         summary["Evaluated networks"] = "; ".join(
-            f"{labels.ENTRIES.get(name, name)}: {labels.sgd(row)}" for name, row in results["training"].items()
+            f"{labels.entry(name)}: {labels.sgd(row)}" for name, row in results["training"].items()
         )
     if "calibrate" in results:
         summary["Batch norm"] = labels.CALIBRATED[results["calibrate"]]

@@ -48,7 +48,7 @@ def markdown(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     images = f"{data['test_images']:,} test images" if data else "the test images"
     widths = "-".join(map(str, config.get("student.widths", ())))
     student = f"a ConvNet {widths} ({config['student.norm']} norm)" if widths else "a network"
-    measured = [name for name in figures.TITLES if results.get(name)]
+    measured = [name for name in labels.TITLES if results.get(name)]
     seeds = max(row["seeds"] for row in results[measured[0]].values()) if measured else 0
     rows = list(dict.fromkeys(name for measure in measured for name in results[measure]))
     lines = [
@@ -58,10 +58,10 @@ def markdown(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         figures.table(results),
         "",
     ]
-    notes = {name: labels.ENTRY_NOTES.get(labels.ENTRIES.get(name, name)) for name in rows}
-    lines += [f"- `{name}`: {note}" for name, note in notes.items() if note]
+    notes = {labels.entry(name): labels.ENTRY_NOTES.get(labels.entry(name)) for name in rows}
+    lines += [f"- {name}: {note}" for name, note in notes.items() if note]
     for name, row in results.get("training", {}).items():
-        lines.append(f"- SGD for `{name}`: {labels.sgd(row)}, chosen without the test images")
+        lines.append(f"- SGD for {labels.entry(name)}: {labels.sgd(row)}, chosen without the test images")
     if "calibrate" in results:
         lines.append(f"- batch norm: {labels.CALIBRATED[results['calibrate']]}")
     return "\n".join(lines)

@@ -84,7 +84,7 @@ def test_a_run_is_uploaded_and_loaded(hub, session_folder, capsys):
         *("license: cc-by-4.0", "- image-feature-extraction", "- n<1K", "path: data/train-*.parquet"),
         *("distilled in the storage of 4 images by Boost-SSDD", "| Method | Boost-SSDD |", "| Licence | cc-by-4.0 |"),
         *("| Teacher | features of features.npz |", "mean ± standard deviation over 2 networks: a ConvNet 4-8"),
-        *("`random_real`: the same network trained on N random images", "SGD for `distilled`: 5 steps, rate 0.1"),
+        *("random images: the same network trained on N random images", "SGD for distilled set: 5 steps, rate 0.1"),
         *('ssdd_jax.load("hf://me/tiny")', 'hf_hub_download("me/tiny", "pairs.safetensors", repo_type="dataset")'),
         *('load_dataset("me/tiny", split="train")', "pixel_values * image_std + image_mean"),
     ):

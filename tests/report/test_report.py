@@ -318,7 +318,9 @@ def test_side_by_side(record, tmp_path):
 
 def test_references_are_for_like_runs_only(record):
     assert set(comparison_page.references([record, record])) == set(ENTRIES[1:])
-    assert set(comparison_page.references([record, other(record, storage__N=9)])) == {*ENTRIES[2:]}
+    larger = other(record, storage=record.results["storage"] | {"N": 9})
+    assert set(comparison_page.references([record, larger])) == {*ENTRIES[2:]}
+    assert comparison_page.references([record, other(record, precision__x=1)]) == {}
     assert comparison_page.references([record, other(record, teacher__seed=9)]) == {}
 
 
@@ -326,6 +328,11 @@ def test_references_of_one_seed_count_once(record):
     values = record.results["linear"]["teacher"]["values"]
     assert comparison_page.references([record, other(record, method="krr_st")])["teacher"]["linear"] == values
     assert comparison_page.references([record, other(record, seed=1)])["teacher"]["linear"] == 2 * values
+    without = other(record, linear={}, evaluate__entries=("distilled",))
+    assert all(
+        comparison_page.references(both)["teacher"]["linear"] == values
+        for both in ([record, without], [without, record])
+    )
 
 
 def test_runs_of_one_name_are_told_apart(record, tmp_path):
@@ -433,7 +440,7 @@ def test_a_table_ends_with_the_paired_difference_to_random_images(record):
     """By hand: differences 1, 2, 3 have a mean of 2 and the interval 2 ± 4.303 / sqrt(3)."""
     rows = {"distilled": statistics.summary([61.0, 64.0, 63.0]), "random_real": statistics.summary([60.0, 62.0, 60.0])}
     results = {**{key: value for key, value in record.results.items() if key not in labels.MEASURES}, "linear": rows}
-    assert report.table(results).endswith("| distilled − random_real | +2.0 [-0.5, +4.5] |")
+    assert report.table(results).endswith("| distilled set − random images | +2.0 [-0.5, +4.5] |")
     # One network, or networks of other seeds, cannot be paired.
     for first, second in (([61.0], [60.0]), ([61.0, 62.0], [60.0])):
         rows = {"distilled": statistics.summary(first), "random_real": statistics.summary(second)}

@@ -94,8 +94,8 @@ def test_two_processes_give_the_losses_of_one(folder):
 
     said, statuses = ends(start_two(folder, "two"))
     assert statuses == [0, 0], said
-    assert (folder / "two" / "results.json").exists() and "| distilled |" in said[0][0]
-    assert "| distilled |" not in said[1][0]
+    assert (folder / "two" / "results.json").exists() and "| distilled set |" in said[0][0]
+    assert "| distilled set |" not in said[1][0]
 
     assert main.main(command(folder, "one", "--stage=distill")) == 0
     two, one = (loop.read_metrics(folder / name / "metrics.jsonl") for name in ("two", "one"))
