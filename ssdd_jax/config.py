@@ -71,7 +71,7 @@ def default() -> ConfigDict:
     teacher.steps_per_call = 50
     teacher.save_every = 2000
 
-    # For Boost-SSDD only, like storage.M to storage.hidden, distill.start and approximate.
+    # For Boost-SSDD only, like storage.tolerance, storage.image_weight, storage.hidden, distill.start and approximate.
     config.views = ("rot0", "rot90", "rot180", "rot270")
 
     config.storage = storage = ConfigDict()
@@ -81,12 +81,12 @@ def default() -> ConfigDict:
     # | jpeg; auto: float32, and for a budget in bytes what is measured (Boost-SSDD), int8, or webp (subsets)
     storage.targets = "auto"  # likewise of targets, without the codes
     storage.quality = 0  # of webp and jpeg, 1 to 100; 0: for a budget in bytes the highest that fits
-    storage.M = 0  # decoded images; 0, also for U and V: chosen so that the budget is used
-    storage.U = 0  # image bases
+    storage.M = 0  # decoded or composed images; 0, also for U and V: chosen so that the budget is used
+    storage.U = 0  # image bases, or images that Boost-SSDD+ stores
     storage.V = 0  # feature bases
     storage.tolerance = 0.05  # an M of 0 is as large as this much more error of decoded images and targets allows
     storage.image_weight = 1.0  # weight of the error of images relative to that of targets, where these are chosen
-    storage.base_size = 0  # low resolution, in pixels, of the image bases, or of the images that Boost-SSDD+ stores
+    storage.base_size = 0  # shorter side, in pixels, of the image bases, or of the images that Boost-SSDD+ stores
     # 0: 16, or half a side of images under 32; Boost-SSDD+ decides by the budget
     storage.hidden = 4  # hidden units of an approximation network
 
@@ -326,8 +326,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "experts.momentum": _between(0, 0.9999),
     "mkdt.momentum": _between(0, 0.9999),
     "evaluate.entries": (
-        (lambda v: len(v) > 0 and v[0] == "distilled" and all(name in ENTRIES for name in v)),
-        f"'distilled' and any of {', '.join(ENTRIES[1:])}",
+        (lambda v: v[:1] == ("distilled",) and len(set(v)) == len(v) and set(v) <= set(ENTRIES)),
+        f"'distilled' and then any of {', '.join(ENTRIES[1:])}, each once",
     ),
     "evaluate.calibrate": _one_of(CALIBRATE),
     "evaluate.weight_decays": (_decays, "one or several numbers of at least 0, such as (1e-4, 1e-3)"),

@@ -30,6 +30,8 @@ SCHEMA = 2  # of packed sets; all others are written, and can be read by earlier
 TENSORS, DESCRIPTION = "set.safetensors", "set.json"
 # Of WebP and JPEG, where neither a quality nor a number of bytes is given.
 DEFAULT_QUALITY = 80
+# Share of the scale of targets by which rounding to float16 may change their mean; else it stays in float32.
+MEAN_ERROR = 0.01
 # Key of the statics of a packed set: precision and shape of each array.
 PACKED = "packed"
 # While a set is overwritten: the arrays of the former one.
@@ -89,7 +91,7 @@ class DistilledSet:
     def _tensors(self) -> dict[str, Any]:
         constants = self.preprocessing._asdict()
         if self.stored is not None:
-            # `pack` has rounded it, unless it would have been infinite.
+            # `pack` has rounded it, unless that would have lost too much.
             mean = np.asarray(constants["target_mean"])
             with np.errstate(over="ignore"):
                 half = mean.astype(np.float16)
@@ -224,9 +226,11 @@ def pack(
     if images in mosaic.CODES and "images" not in distilled.arrays:
         raise UserError(f"{images} codes images, and this set stores bases: choose a precision, such as int8")
     constants = distilled.preprocessing
-    half = jnp.asarray(constants.target_mean).astype(jnp.float16).astype(jnp.float32)
-    # Features of a teacher may be larger than float16 holds.
-    rounded = constants._replace(target_mean=half) if np.isfinite(np.asarray(half)).all() else constants
+    mean = jnp.asarray(constants.target_mean)
+    half = mean.astype(jnp.float16).astype(jnp.float32)
+    # The mean of a teacher's features may be larger than float16 holds, or too large beside their deviation.
+    close = bool(jnp.all(jnp.abs(half - mean) <= MEAN_ERROR * constants.target_scale))
+    rounded = constants._replace(target_mean=half) if close else constants
 
     def at(quality: int) -> DistilledSet:
         stored, facts = packing.pack(distilled.arrays, rounded, images=images, targets=targets, quality=quality)

@@ -62,7 +62,7 @@ WRONG = {
     "distill.weight_decay": float("nan"),
     "evaluate.seeds": 0,
     "evaluate.batch_size": 1,
-    "evaluate.entries": ("random_real", "distilled"),
+    "evaluate.entries": ("distilled", "teacher", "teacher"),
     "student.norm": "layer",
     "distill.samples": "first",
     "experts.count": 0,

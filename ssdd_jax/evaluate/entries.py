@@ -34,6 +34,8 @@ REAL_IMAGES = ("subset", "rela")
 
 # Training images that weight decay and learning rate are chosen on, at most; half of them if there are fewer.
 HELD_OUT = 2000
+# Fewer of them than this say nothing about a candidate.
+ENOUGH = 20
 
 
 class SourceData(NamedTuple):
@@ -112,7 +114,7 @@ class Entry(NamedTuple):
         train: Maps keys `(seeds,)`, an architecture and a rate per key to variables with a leading axis of seeds; None
             for the teacher.
         rates: Candidates for learning rate and weight decay; empty if nothing is trained.
-        trial: Maps a key and an architecture to a network per candidate; None without the source.
+        trial: Maps a key and an architecture to a network per candidate; None where there are no images to choose on.
         images: Maps keys `(seeds,)` to the images that `zero_shot_kd` learns from; None if there are none.
         offered: Number of those images.
     """
@@ -158,6 +160,9 @@ def of_set(name: str, distilled: DistilledSet, source: SourceData | None, settin
     images, targets = distilled.pairs()
     rates = _rates_of(settings, distilled)
     pair_settings = settings.pairs._replace(rates=rates)
+    # Subsets hold training images, and other methods start from some.
+    started = np.asarray(distilled.about.get("samples", ()), np.int64)
+    held = held_out(len(source.dataset.train_images), started) if source else started[:0]
 
     def train(keys: Array, network: nn.Module, rates: Sequence[Rate]) -> Any:
         return training.train(
@@ -172,13 +177,11 @@ def of_set(name: str, distilled: DistilledSet, source: SourceData | None, settin
         )
 
     def trial(key: Array, network: nn.Module) -> Trial:
-        assert source is not None
-        held = held_out(len(source.dataset.train_images))
         return Trial(train(_repeat(key, len(rates)), network, rates), held, final=True)
 
     what = {"pairs": mark(np.asarray(images), np.asarray(targets)), "training": _plain(pair_settings)}
     dim, offered = targets.shape[-1], lambda keys: Images(images)
-    return Entry(name, what, dim, train, offered, len(images), rates, trial if source else None)
+    return Entry(name, what, dim, train, offered, len(images), rates, trial if len(held) >= ENOUGH else None)
 
 
 def of_reference(
@@ -254,7 +257,8 @@ def _random_real(source: SourceData, count: int, settings: Settings) -> Entry:
 
     what = {**of_source(source), "drawn": count, "training": _plain(settings.pairs)}
     dim = source.features.train.shape[-1]
-    return Entry("random_real", what, dim, train, lambda keys: Images(subsets(keys)[0]), count, rates, trial)
+    trial_of = trial if min(len(images) // 2, len(images) - count) >= ENOUGH else None
+    return Entry("random_real", what, dim, train, lambda keys: Images(subsets(keys)[0]), count, rates, trial_of)
 
 
 def _full_data(source: SourceData, settings: Settings) -> Entry:
@@ -278,8 +282,8 @@ def _full_data(source: SourceData, settings: Settings) -> Entry:
         return Trial(fit(rest, _repeat(key, len(rates)), network, rates), held, final=False)
 
     what = {**of_source(source), "training": _plain(settings.full)}
-    train = functools.partial(fit, whole)
-    return Entry("full_data", what, source.features.train.shape[-1], train, None, 0, rates, trial)
+    train, trial_of = functools.partial(fit, whole), trial if whole.size // 2 >= ENOUGH else None
+    return Entry("full_data", what, source.features.train.shape[-1], train, None, 0, rates, trial_of)
 
 
 def held_out(count: int, drawn: np.ndarray | None = None) -> np.ndarray:

@@ -14,9 +14,6 @@ from ssdd_jax.evaluate.protocols.probes import compiled
 from ssdd_jax.evaluate.protocols.probes.pieces import Placing
 from ssdd_jax.evaluate.training import Rate
 
-# Fewer held-out images than this say nothing about a candidate.
-ENOUGH = 20
-
 
 def usual(candidates: Sequence[Rate]) -> Rate:
     """Return the candidate with the published weight decay, or the first, for use where none can be chosen."""

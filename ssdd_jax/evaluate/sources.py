@@ -63,8 +63,12 @@ def _name(path: Path) -> str:
 
 
 def count_of(distilled: DistilledSet) -> int:
-    """Return the N of a set's random baseline: the storage budget in images, or the number of pairs if unknown."""
-    budget = distilled.about.get("N") or distilled.about.get("config", {}).get("storage.N")
+    """Return the N of a set's random baseline: what its budget holds, or the number of pairs if unknown."""
+    budget = (
+        distilled.about.get("random_images")
+        or distilled.about.get("N")
+        or distilled.about.get("config", {}).get("storage.N")
+    )
     return int(budget) if budget else len(distilled.pairs()[0])
 
 
@@ -149,7 +153,9 @@ def of_features(name: str, path: Path, *, data_dir: str = "", image_shape: tuple
     Raises:
         UserError: If the data or features are missing or invalid.
     """
-    data_config = targets.settings(name, data_dir=data_dir, image_size=image_shape[0])
+    # Images are resized to squares only: others must have the shape of the sets already.
+    size = image_shape[0] if image_shape[0] == image_shape[1] else 0
+    data_config = targets.settings(name, data_dir=data_dir, image_size=size)
     dataset = data.load(data_config)
     test = 0 if dataset.test_images is None else len(dataset.test_images)
     precomputed = features.read(os.fspath(path), train=len(dataset.train_images), test=test, views=())

@@ -310,8 +310,7 @@ class _Run:
     def _chosen(self, row: _Row) -> Rate:
         """The candidate whose network, that of the first seed, explains the teacher's features best."""
         candidates, source, name = row.entry.rates, self.request.source, f"{row.model} {row.entry.name}"
-        few = source is None or len(entries.held_out(len(source.dataset.train_images))) < rates.ENOUGH
-        if source is None or few:
+        if source is None or row.entry.trial is None:
             rate = rates.usual(candidates)
             self.say(f"evaluate: {name}: {rates.words(rate)}; there are no images of the source to choose it on")
             return rate

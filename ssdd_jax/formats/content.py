@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,7 +18,23 @@ CHANNELS = (1, 3)
 # Name of the method of a set from elsewhere whose facts name none.
 IMPORTED = "imported"
 # Metadata that is copied from a set to a form and back, if available.
-ABOUT = ("method", "title", "dataset", "class_names", "labels", "teacher", "N", "version")
+ABOUT = ("method", "title", "dataset", "class_names", "labels", "teacher", "N", "random_images", "version")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# Of these and other facts: what they must be, and in words.
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("method", "title", "dataset", "teacher", "version"), (lambda value: isinstance(value, str), "text")
+    ),
+    **dict.fromkeys(("N", "random_images"), (lambda value: _is_whole(value) and value > 0, "a whole number above 0")),
+    "class_names": (lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value), "a list of text"),
+    "labels": (lambda value: isinstance(value, list) and all(map(_is_whole, value)), "a list of whole numbers"),
+    "soft_labels": (lambda value: isinstance(value, bool), "true or false"),
+}
 
 
 class Content(NamedTuple):
@@ -158,6 +174,9 @@ def to_set(where: pathlib.Path, form: str, content: Content) -> distilled.Distil
     if rate is not None:
         _number(where, "learning_rate", rate, (), positive=True)
         rate = float(rate)
+    for name, value in facts.items():
+        if value is not None and name in KINDS and not KINDS[name][0](value):
+            raise UserError(f"{where}: {name} is {value!r}, and must be {KINDS[name][1]}")
     about = {"method": IMPORTED, "from": form} | {k: facts[k] for k in ABOUT if facts.get(k)}
     soft = bool(facts.get("soft_labels", False))
     return distilled.from_pairs(inputs, jnp.asarray(targets), constants, learning_rate=rate, soft_labels=soft, **about)

@@ -141,10 +141,12 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
 def _coded(config: ConfigDict, problem: Problem, code: str, source: Source) -> dict[str, int]:
     """Return the number of images whose codes fit the budget in bytes, by the mean code of the source's samples."""
-    # Those that are chosen differ a little: `distilled.pack` finds the quality at which they fit.
     pixels = np.asarray(source.images[source.samples])
-    size = mosaic.bytes_each(pixels, code, config.storage.quality)
-    return {"storage.N": max(1, min(budget.pairs(config, problem, coded=size), problem.images))}
+
+    def held(size: float) -> int:
+        return max(1, min(budget.pairs(config, problem, coded=size), problem.images))
+
+    return {"storage.N": held(mosaic.room_each(pixels, code, config.storage.quality, held=held))}
 
 
 def changed(run: Run, changes: Mapping[str, Any]) -> Run:

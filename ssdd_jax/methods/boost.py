@@ -87,15 +87,14 @@ def rounded(params: decoder.Params, images: str, targets: str) -> decoder.Params
 
 def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
     """Choose sizes that fit the budget; see `budget.plan`."""
-    height, width, _ = problem.image_shape
     # Published for 32x32 and 64x64. Bases are never larger than the images.
-    smaller = min(height, width)
+    smaller = min(problem.image_shape[:2])
     side = config.storage.base_size or (16 if smaller >= 32 else max(smaller // 2, 1))
     return budget.plan(
         N=config.storage.N,
         image_shape=problem.image_shape,
         dim=problem.dim,
-        base_size=(min(side, height), min(side, width)),
+        base_size=budget.low_size(problem.image_shape, side),
         views=len(config.views),
         hidden=config.storage.hidden,
         images=problem.images,

@@ -20,7 +20,7 @@ from ssdd_jax import approximate
 from ssdd_jax.config import CODES
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Problem
-from ssdd_jax.storage import packing
+from ssdd_jax.storage import mosaic, packing
 
 # Without data a set is planned to decode into this many images per image of the budget.
 IMAGES_PER_N = 4
@@ -126,6 +126,13 @@ class Sizes:
         return f"{self.sum_text()} > {self.budget:,} = N (HWC + D) with N={self.N}"
 
 
+def low_size(image_shape: tuple[int, int, int], side: int) -> tuple[int, int]:
+    """Return the resolution `(h,w)` whose shorter side is `side`, in the proportion of images `(H,W,C)`, or theirs."""
+    shorter = min(image_shape[:2])
+    height, width = (max(1, round(length * min(side, shorter) / shorter)) for length in image_shape[:2])
+    return height, width
+
+
 def precisions(config: ConfigDict, coded: bool = False) -> tuple[str, str]:
     """Return the precisions of images and targets that a config names; `auto` is resolved.
 
@@ -172,6 +179,28 @@ def pairs(config: ConfigDict, problem: Problem, dim: int = 0, *, coded: float = 
 
     # Each pair takes a byte at least.
     return bisect.bisect_left(range(1, config.storage.bytes + 2), True, key=too_many)
+
+
+def random_images(config: ConfigDict, problem: Problem, images: np.ndarray) -> int:
+    """Count the random images that the budget holds: the baseline that a set is compared with.
+
+    Args:
+        config: See `ssdd_jax.config.default`.
+        problem: Shapes of the data.
+        images: Random images of the data, uint8 `(k,H,W,C)`.
+
+    Returns:
+        N, or for a budget in bytes the number that a subset of the data stores, whatever the method: images coded as
+        WebP, where that holds more than int8, and targets in int8.
+    """
+    if not config.storage.bytes:
+        return int(config.storage.N)
+    usual = config.copy_and_resolve_references()
+    usual.storage.update(images="auto", targets="auto")
+    held = [pairs(usual, problem)]
+    if problem.image_shape[-1] in mosaic.CHANNELS:
+        held.append(pairs(usual, problem, coded=mosaic.bytes_each(images, "webp")))
+    return max(1, min(max(held), problem.images))
 
 
 def counted(config: ConfigDict, problem: Problem, *, coded: bool = False) -> ConfigDict:

@@ -38,6 +38,8 @@ BATCH = 256
 IMAGE_SHARE, LEAST_IMAGES, LEAST_SIDE = 0.3, 8, 12
 # Feature bases, doubled as often as leaves so many pairs for each; and the largest share of the storage for them.
 FEATURE_BASES, PAIRS_PER_BASE, BASES_SHARE = 12, 100, 0.15
+# Bytes of a coded image for each of its numbers, before the data say how many.
+BYTES_PER_NUMBER = 0.1
 # Precision of the targets for a budget in bytes.
 TARGETS = "int5"
 TITLE = "Boost-SSDD+"
@@ -109,7 +111,7 @@ class Sizes:
         return packing.size(self.shapes, images=images, targets=targets, coded=self.coded, **constants)
 
 
-def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, int]], float] = lambda low: 0.0) -> Sizes:
+def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, int]], float] | None = None) -> Sizes:
     """Choose those of the resolution, U, V and M that the config leaves at 0.
 
     The stored images keep their full resolution if `LEAST_IMAGES` of them, or the U that is given, fit `IMAGE_SHARE` of
@@ -120,20 +122,21 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
     Args:
         config: See `ssdd_jax.config.default`.
         problem: Shapes of the data.
-        coded: Returns the bytes of a stored image of `(h,w)` pixels that is coded with others; until they are known,
-            images count as int8.
+        coded: Returns the bytes of a stored image of `(h,w)` pixels that is coded with others; None until the data say
+            it, which leaves the plan a guess.
 
     Raises:
         UserError: If the sizes exceed the budget or the data.
     """
-    storage, (height, width, channels) = config.storage, problem.image_shape
+    storage, channels = config.storage, problem.image_shape[-1]
     images, targets = budget.precisions(config, coded=True)
     for name, most, what in (("V", problem.dim, "numbers of a feature"), ("U", problem.images, "images")):
         if storage[name] > most:
             raise UserError(f"storage.{name}={storage[name]} is more than the {most} {what}: choose at most that")
 
     def without(side: int) -> Sizes:
-        low = min(side, height), min(side, width)
+        low = budget.low_size(problem.image_shape, side)
+        nominal = BYTES_PER_NUMBER * math.prod(low) * channels if images in CODES else 0.0
         return Sizes(
             U=0,
             M=0,
@@ -144,7 +147,7 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
             image_numbers=problem.image_numbers,
             bytes=storage.bytes,
             precisions=(images, TARGETS if storage.bytes and storage.targets == "auto" else targets),
-            coded=coded(low),
+            coded=nominal if coded is None else coded(low),
         )
 
     def most_images(empty: Sizes) -> int:
@@ -153,12 +156,13 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
             return _largest(empty, "U", IMAGE_SHARE, problem.images)
         return _largest(empty, "U", 1.0, problem.images, V=storage.V or _bases(empty, FEATURE_BASES), M=storage.M)
 
-    full = max(height, width)
+    full = min(problem.image_shape[:2])
     empty = without(storage.base_size or full)
-    halved = not storage.base_size and full // 2 >= LEAST_SIDE
-    if halved and most_images(empty) < (storage.U or LEAST_IMAGES):
+    most, least = most_images(empty), storage.U or min(LEAST_IMAGES, problem.images)
+    if not storage.base_size and full // 2 >= LEAST_SIDE and most < least:
         empty = without(full // 2)
-    given = dataclasses.replace(empty, U=storage.U or most_images(empty))
+        most = most_images(empty)
+    given = dataclasses.replace(empty, U=storage.U or most)
 
     def with_bases(V: int) -> Sizes:
         M = storage.M or _largest(given, "M", 1.0, given.budget, V=V)
@@ -178,7 +182,7 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
             f"storage exceeds the budget: {terms} take {fixed.used:,} of {fixed.budget:,} {unit}; lower storage.M, "
             f"U, V or base_size, or raise {key}"
         )
-    if fixed.V >= fixed.M:
+    if fixed.V >= fixed.M and not (images in CODES and coded is None):
         raise UserError(
             f"storage.V={fixed.V} feature bases need more than {fixed.V} composed images, and there are {fixed.M}: "
             f"lower storage.V or U, or raise {key}"
@@ -251,11 +255,12 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         def coded(low: tuple[int, int]) -> float:
             values = source.preprocessing.pixels(stored(source, low))
             pixels = np.asarray(jnp.round(255 * values)).astype(np.uint8)
-            return mosaic.bytes_each(pixels, code, config.storage.quality)
+            quality = config.storage.quality
+            return mosaic.room_each(pixels, code, quality, held=lambda size: plan_of(config, problem, lambda _: size).U)
 
         chosen = plan_of(config, problem, coded)
         sizes = {"storage.U": chosen.U, "storage.V": chosen.V, "storage.M": chosen.M}
-        return changes | sizes | {"storage.base_size": max(chosen.low[:2])}
+        return changes | sizes | {"storage.base_size": min(chosen.low[:2])}
 
     return Method(
         init,

@@ -11,11 +11,13 @@ import numpy as np
 from ssdd_jax import config as configuration
 from ssdd_jax import distilled, methods
 from ssdd_jax.errors import UserError
+from ssdd_jax.methods import budget
 from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime import devices, inputs
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import fingerprint
 from ssdd_jax.stages import distill, samples, teacher
+from ssdd_jax.storage import mosaic
 
 
 def export(run: Run) -> None:
@@ -63,9 +65,15 @@ def set_of(run: Run, state: Any, start: methods.Source) -> distilled.DistilledSe
         "seed": run.config.seed,
         "config": inputs.without_folders(configuration.flatten(run.config)),
         "images": fingerprint(run.dataset.train_images),
+        # Which of the training images the method started from: an evaluation holds out others.
+        "samples": run.samples().rows.tolist() if run.method.samples else [],
         "version": __version__,
         "jax": jax.__version__,
     }
+    if run.config.storage.bytes:
+        drawn = np.random.default_rng(0).permutation(run.problem.images)[: mosaic.MEASURED]
+        images = run.dataset.train_images[np.sort(drawn)]
+        about["random_images"] = budget.random_images(run.config, run.problem, images)
     # A set with NaN would otherwise fail much later, in the evaluation.
     not_finite = [name for name, array in distilled_set.arrays.items() if not np.isfinite(np.asarray(array)).all()]
     if not_finite:

@@ -40,7 +40,7 @@ def measure(run: Run) -> None:
     options = run.config.evaluate
     request = suite.Request(
         sets={"distilled": distilled_set},
-        counts={"distilled": run.config.storage.N},
+        counts={"distilled": sources.count_of(distilled_set)},
         models=(student_name(run.config),),
         targets=(sources.as_target(run.config.data.name, run.dataset),),
         protocols=PROTOCOLS,
@@ -114,7 +114,7 @@ def _storage(run: Run, distilled_set: distilled.DistilledSet) -> dict[str, Any]:
         "used": file if storage.bytes else distilled_set.numbers_stored(),
         "budget": budget,
         "bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
-        "N": storage.N,
+        "N": sources.count_of(distilled_set),
         "images": len(distilled_set.images()),
         "parts": parts,
         "precisions": {

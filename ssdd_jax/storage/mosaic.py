@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -21,11 +22,39 @@ CODES = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_500}
 LOSSY = ("webp", "jpeg")
 # Quality that the number of coded images is chosen for, where none is given.
 QUALITY = 50
+# Numbers of channels that can be coded.
+CHANNELS = (1, 3)
+# Images that bytes are measured on, at most, and their pixels.
+MEASURED, PIXELS = 1000, 2**22
+# Room for images that take more bytes than those that were measured, where no quality can be lowered.
+MARGIN = 1.1
 
 
 def bytes_each(images: np.ndarray, code: str, quality: int = 0) -> float:
-    """Return the bytes of each of some images, uint8 `(n,H,W,C)`, coded together; a quality of 0 is `QUALITY`."""
+    """Return the bytes of each of some images, uint8 `(n,H,W,C)`, coded together; a quality of 0 is `QUALITY`.
+
+    Of large images the first few are measured: as many as a picture holds, and `PIXELS` allow.
+    """
+    height, width = images.shape[1:3]
+    most = min((CODES[code] // max(height, width)) ** 2, max(8, PIXELS // (height * width)))
+    images = images[: max(most, 1)]
     return len(encode(images, code, quality or QUALITY)) / len(images)
+
+
+def room_each(images: np.ndarray, code: str, quality: int, *, held: Callable[[float], int]) -> float:
+    """Return the bytes to reckon with for each of the images that will be chosen from among some.
+
+    A lossy code takes the quality at which the chosen ones fit. One without a loss must fit as it is: its bytes are
+    those of as many images as the budget holds, in a small picture more than in a large one, and `MARGIN` more.
+
+    Args:
+        images: uint8 `(n,H,W,C)`, random ones of the data.
+        code: A name in `CODES`.
+        quality: Of WebP and JPEG, 1 to 100; 0 for `QUALITY`.
+        held: Maps the bytes of an image to the number of images that the budget holds.
+    """
+    size = bytes_each(images, code, quality)
+    return size if code in LOSSY else MARGIN * bytes_each(images[: max(1, held(size))], code)
 
 
 def encode(images: np.ndarray, code: str, quality: int = 100) -> bytes:
@@ -43,7 +72,7 @@ def encode(images: np.ndarray, code: str, quality: int = 100) -> bytes:
         UserError: If there are other numbers of channels, or more images than such a picture holds.
     """
     count, height, width, channels = images.shape
-    if channels not in (1, 3):
+    if channels not in CHANNELS:
         raise UserError(f"images of {channels} channels cannot be coded as {code}: choose another storage.images")
     columns, rows = _grid(count)
     if max(columns * width, rows * height) > CODES[code]:

@@ -301,7 +301,7 @@ def test_sets_of_different_size_have_random_images_each(folder):
     larger = distilled.from_pairs(*pairs_of(np.arange(9)), CONSTANTS)
     found, _ = ask(folder, {"small": SET, "large": larger}, references=["random_real"])
     assert [x["entry"] for x in found["rows"]] == ["small", "large", "random_real_6", "random_real_9", "chance"]
-    assert "9 random real images" in tables.markdown(found)
+    assert "9 random images" in tables.markdown(found)
 
 
 def test_the_random_images_are_those_of_the_budget(monkeypatch, tmp_path):
@@ -476,7 +476,7 @@ def test_what_is_written(folder, tmp_path):
     lines = words.splitlines()
     assert "| architecture | trained on | linear probe (%) |" in lines
     one = row(found, "random_init")
-    assert f"| {MODEL} | no pre-training | {one['mean']:.1f} ± {one['std']:.1f} |" in lines
+    assert f"| {MODEL} | untrained | {one['mean']:.1f} ± {one['std']:.1f} |" in lines
     assert "|  | chance | 50.0 |" in lines
     assert f"{MODEL} {found['models'][0]['parameters']:,} parameters" in words
 
@@ -565,6 +565,39 @@ def test_the_rate_is_chosen_on_training_images_that_were_not_trained_on(tmp_path
     # The chosen value alone finds the same networks.
     ask(tmp_path, references=[], weight_decays=row(found, "distilled")["weight_decay"])
     assert len(calls) == 6
+
+
+def test_a_subset_is_not_held_out_from_itself(tmp_path, monkeypatch):
+    held, own = [], rates.explained
+
+    def explained(network, source, rows, **options):
+        held.append(rows)
+        return own(network, source, rows, **options)
+
+    monkeypatch.setattr(rates, "explained", explained)
+    rows = entries.held_out(60)[:6]
+    subset = distilled.from_pairs(*pairs_of(rows), CONSTANTS, samples=rows.tolist())
+    ask(tmp_path, sets=subset, weight_decays=(1e-4, 1.0), references=[])
+    assert len(held) == 2 and all(len(one) == 30 and not set(one) & set(rows) for one in held)
+    # Nothing is left to choose on where it holds almost all images.
+    found, lines = ask(
+        tmp_path,
+        sets=distilled.from_pairs(*pairs_of(np.arange(50)), CONSTANTS, samples=list(range(50))),
+        weight_decays=(1e-4, 1e-3),
+        references=[],
+    )
+    assert row(found, "distilled")["weight_decay"] == 1e-3 and len(held) == 2
+    assert any("there are no images of the source to choose it on" in line for line in lines)
+
+
+def test_features_of_one_test_image_have_nothing_to_explain(tmp_path):
+    """Not a value that no file can hold; the other measures are there."""
+    one = dataclasses.replace(
+        DATASET, name="one", test_images=DATASET.test_images[:1], test_labels=DATASET.test_labels[:1]
+    )
+    source = SOURCE._replace(dataset=one, features=features.Features(KNOWN[:60], KNOWN[60:61]))
+    found, _ = ask(tmp_path, targets=[one], source=source, protocols=["linear", "feature_r2"], references=[])
+    assert {x["measure"] for x in found["rows"]} == {"linear"}
 
 
 def test_without_a_source_the_published_weight_decay_is_used(tmp_path):

@@ -98,6 +98,14 @@ def test_a_source_may_be_data_with_features(run):
     assert len(found.dataset.train_images) == 120
 
 
+def test_a_source_that_is_not_square_is_read_as_it_is(tmp_path):
+    images = np.arange(9 * 8 * 4, dtype=np.uint8).reshape(9, 4, 8, 1)
+    np.savez(tmp_path / "images.npz", train_images=images[:6], test_images=images[6:])
+    np.savez(tmp_path / "features.npz", train=np.eye(6, dtype=np.float32), test=np.eye(3, 6, dtype=np.float32))
+    found = sources.of_features(f"npz:{tmp_path / 'images.npz'}", tmp_path / "features.npz", image_shape=(4, 8, 1))
+    np.testing.assert_array_equal(found.dataset.train_images, images[:6])
+
+
 def test_names_of_sets(tmp_path):
     one = distilled.from_pairs(normal(0, 2, 8, 8, 1), normal(1, 2, 3), preprocess.Preprocessing(*[normal(2, 1)] * 4))
     assert list(sources.name_sets(one)) == ["distilled"] == list(sources.name_sets(tmp_path))

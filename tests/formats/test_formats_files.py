@@ -165,6 +165,14 @@ FOLDERS = {
         lambda p: files.write_json(p / "constants.json", {"image_mean": "half", "image_std": "half"}),
         "image_mean must be 3 finite numbers",
     ),
+    "a budget in words": (
+        lambda p: files.write_json(p / "constants.json", {"N": "twenty"}),
+        "N is 'twenty', and must be a whole number above 0",
+    ),
+    "a method that is a number": (
+        lambda p: files.write_json(p / "constants.json", {"method": 3}),
+        "method is 3, and must be text",
+    ),
     "a list of constants": (lambda p: files.write_json(p / "constants.json", [1]), "is not a JSON object of constants"),
 }
 

@@ -283,6 +283,30 @@ def test_bytes_that_hold_nothing_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("shape", "side", "low"), [((32, 64), 16, (16, 32)), ((3, 100), 2, (2, 67)), ((8, 8), 9, (8, 8))]
+)
+def test_a_low_resolution_keeps_the_proportion(shape, side, low):
+    assert budget.low_size((*shape, 3), side) == low
+
+
+def test_random_images_that_a_budget_holds():
+    """The baseline does not depend on the method or its precisions: WebP where that is smaller, else int8."""
+    config, problem = configuration.default(), Problem((32, 32, 3), 16, 500)
+    images = np.tile(np.arange(32, dtype=np.uint8)[None, :, None, None], (100, 1, 32, 3))
+    assert budget.random_images(config, problem, images) == config.storage.N
+    config.storage.bytes = 40_000
+    found = budget.random_images(config, problem, images)
+    assert found == 500 > budget.pairs(config, problem)  # all there are
+    noise = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
+    assert budget.pairs(config, problem) < budget.random_images(config, problem, noise) < 500
+    config.storage.update(images="float32", targets="float32", quality=100)
+    assert budget.random_images(config, problem, images) == found
+    two = problem._replace(image_shape=(32, 32, 2))
+    config.storage.update(images="auto", targets="auto")
+    assert budget.random_images(config, two, images[..., :2]) == budget.pairs(config, two)  # which no picture holds
+
+
+@pytest.mark.parametrize(
     ("side", "given", "low"), [(64, 0, 16), (32, 0, 16), (28, 0, 14), (8, 0, 4), (32, 20, 20), (8, 16, 8)]
 )
 def test_resolution_of_the_image_bases(side, given, low):

@@ -94,6 +94,15 @@ def test_learned_images_are_not_coded(name, tmp_path):
         made(tmp_path, name, **{"storage.images": "png"})
 
 
+@pytest.mark.parametrize("name", ["subset", "composed"])
+@pytest.mark.parametrize("limit", [3000, 5000])
+def test_a_code_without_a_quality_fits_too(name, limit, tmp_path):
+    """A small picture has more bytes an image than a large one, and PNG no quality that could be lowered."""
+    chosen = {"storage.images": "png", "storage.bytes": limit}
+    _, exported, _ = made(tmp_path, name, **chosen)
+    assert 0.6 * limit < exported.bytes_stored() <= limit
+
+
 def test_no_method_fits_into_nothing():
     chosen = small_config("boost")
     chosen.storage.bytes = 1400

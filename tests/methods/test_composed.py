@@ -90,11 +90,29 @@ def test_full_resolution_where_enough_images_fit():
     found = {N: sizes_at(N) for N in (5, 20, 30, 100)}
     assert [one.low[0] for one in found.values()] == [16, 16, 32, 32]
     assert all((one.low[0] == 32) == (in_full(one) >= composed.LEAST_IMAGES) for one in found.values())
-    # Half of the longer side, as `base_size` would be given; 10 pixels would be too few.
-    assert sizes_at(4, image_shape=(32, 48, 1)).low == (24, 24, 1)
+    # In the proportion of the images; 10 pixels would be too few.
+    assert sizes_at(4, image_shape=(32, 48, 1)).low == (16, 24, 1)
     assert sizes_at(4, image_shape=(20, 20, 3)).low == (20, 20, 3)
     assert sizes_at(20, **{"storage.U": 5}).low[0] == 32 and sizes_at(20, **{"storage.U": 9}).low[0] == 16
     assert sizes_at(100, **{"storage.base_size": 8}).low[0] == 8
+
+
+def test_all_images_in_full_where_there_are_few():
+    chosen = config_of(**{"storage.N": 7, "storage.base_size": 0})
+    few = problem(chosen)._replace(image_shape=(32, 32, 3), dim=20_000, images=7)
+    found = composed.plan_of(chosen, few)
+    assert found.U == 7 < composed.LEAST_IMAGES and found.low == (32, 32, 3)
+
+
+def test_large_images_are_not_refused_before_their_codes_are_known():
+    """As int8 a single one exceeds the budget; coded, two of them fit, and thousands of pairs."""
+    chosen = config_of(**{"storage.bytes": 32_768, "storage.base_size": 0, "storage.V": 0})
+    large = problem(chosen)._replace(image_shape=(224, 224, 3), dim=512, images=5000)
+    methods.make(methods.counted(chosen, large), large)
+    found = composed.plan_of(chosen, large, lambda low: 0.08 * low[0] * low[1] * 3)
+    assert found.U > 1 and found.M > 1000
+    with pytest.raises(UserError, match="feature bases need more than"):
+        composed.plan_of(chosen, large, lambda low: 40_000.0)
 
 
 def in_full(sizes):

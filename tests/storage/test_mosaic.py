@@ -62,6 +62,12 @@ def test_a_picture_as_large_as_it_says_is_not_decoded():
         mosaic.decode(file.getvalue(), (10**6, 10**4, 10**4, 1))
 
 
+def test_bytes_of_large_images_are_measured_on_some():
+    """A picture of all would be larger than WebP allows."""
+    images = np.zeros((70, 2048, 2048, 1), np.uint8)
+    assert 0 < mosaic.bytes_each(images, "webp") < 20_000
+
+
 def test_what_no_picture_holds_is_refused():
     with pytest.raises(UserError, match="images of 2 channels cannot be coded"):
         mosaic.encode(np.zeros((3, 4, 4, 2), np.uint8), "webp")

@@ -185,6 +185,9 @@ def _by_feature_r2(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, 
         return {}
     train, test = frozen.teacher
     explained = compiled.feature_r2((frozen.train, train), (frozen.test, test))
+    # The features of one test image, or of equal ones, have no variance to explain.
+    if not np.isfinite(explained).all():
+        return {}
     return {"feature_r2": float(explained.plain), "feature_r2_whitened": float(explained.whitened)}
 
 
