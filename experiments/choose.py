@@ -35,8 +35,6 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 
 USAGE = "--vary=KEY=VALUE,VALUE --config=FILE --seeds=3 --by=few_shot --workdir=DIR and --config.KEY=VALUE are known"
-# Parts of the config that the shared folder depends on for every method.
-SHARED = ("data", "teacher", "precision")
 OWNED = ("seed", "evaluate.entries")
 # Keys of `config.data` that decide which images training.npz holds.
 DATA = ("name", "data_dir", "train_split", "test_split", "image_size", "train_limit", "test_fraction")
@@ -123,9 +121,9 @@ def prepare(options: Options) -> pathlib.Path:
         arrays = {"train_images": dataset.train_images}
         if dataset.train_labels is not None:
             arrays |= {"train_labels": dataset.train_labels, "class_names": np.array(dataset.class_names)}
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(".training.partial.npz")
         with files.saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             np.savez(partial, allow_pickle=False, **arrays)
             partial.replace(path)
         files.write_json(kept, of_data)
@@ -144,8 +142,11 @@ def run(options: Options, choice: Choice | None, seed: int) -> dict[str, Any]:
     done = folder / "report.html"
     if done.exists() and files.read_json(folder / "config.json") == configuration.flatten(config):
         return report.upgrade(files.read_json(folder / "results.json"))
-    own = choice is not None and choice.key.partition(".")[0] in SHARED
-    shared = options.folder / (f"shared-{choice.folder}" if choice and own else "shared")
+    shared = options.folder / "shared"
+    # The runs of the config as it is come first, and leave a record of the keys that their shared parts depend on.
+    records = [files.read_json(path) for path in sorted(shared.glob("*.json"))]
+    if choice is not None and any(choice.key in record for record in records):
+        shared = options.folder / f"shared-{choice.folder}"
     print(f"choose: {folder.name}", flush=True)
     results = pipeline.run(config, folder, shared=shared, say=lambda line: None)
     assert results is not None

@@ -45,7 +45,7 @@ from experiments.measure.comparison import REFERENCES, SETS, Comparison, Row, dr
 from ssdd_jax import config as configuration
 from ssdd_jax import methods, pipeline, report
 from ssdd_jax.cli import arguments as commandline
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError, UserError
 from ssdd_jax.report import storage
 from ssdd_jax.runtime import constraints, files
 
@@ -175,7 +175,7 @@ def run_all(options: Options) -> Comparison:
     """Run everything that is missing.
 
     Raises:
-        UserError: If no method can run.
+        UserError: If no method can run, or a folder cannot be used.
     """
     # The references depend neither on a method nor on N: they are measured once, along with one cheap set. One comes
     # first, so that an error in the data or the teacher is reported before anything else; the others come last, as
@@ -191,6 +191,9 @@ def run_all(options: Options) -> Comparison:
                 completed[method, size] = [
                     _run(options, name, config_of(options, method, size, seed), seed) for seed in seeds
                 ]
+            except StoredError:
+                # A folder that is in use, or a full disk, says nothing about the method: what is there stays.
+                raise
             except UserError as error:
                 refused.append(f"{label(method)} at {_at(options, size)}: {' '.join(str(error).split())}")
                 print(f"compare: {refused[-1]}", flush=True)
@@ -297,14 +300,14 @@ def run_equal(options: Options, found: Comparison) -> tuple[Comparison, list[str
             if (method, size) not in by_key or not methods.METHODS[config.method].pooled:
                 continue
             share = by_key[first, size].seconds / max(by_key[method, size].seconds, 1e-3)
-            name = _name(options, method, size)
+            name = f"{_name(options, method, size)}-equal-{first}"
             steps = kept.setdefault(name, max(1, round(share * config.distill.steps)))
             files.write_json(path, kept)
             results = []
             for seed in range(options.seeds):
                 changed = config_of(options, method, size, seed)
                 changed.distill.steps = steps
-                results.append(_run(options, f"{name}-equal", changed, seed))
+                results.append(_run(options, name, changed, seed))
             rows.append(_row(method, size, results, {}))
             steps_text = f"{steps:,} steps instead of {config.distill.steps:,}"
             words.append(f"{label(method)} at {_at(options, size)} takes {steps_text}.")

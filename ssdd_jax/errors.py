@@ -10,6 +10,13 @@ class UserError(ValueError):
     """
 
 
+class StoredError(UserError):
+    """Error of a file or folder of a run, whatever it computes.
+
+    It is in use, of other settings, damaged, or cannot be written.
+    """
+
+
 class Stopped(KeyboardInterrupt):
     """Raised when a stop was requested, after the progress has been saved.
 

@@ -127,9 +127,14 @@ def distill(
     dataset.check_varied()
     with lapack.single_threaded(), tempfile.TemporaryDirectory() as folder:
         run = _run(chosen, pathlib.Path(folder), dataset, features, say)
-        for stage in samples.preparations(chosen, run.problem, run.method):
-            stage.run(run)
-        return _learn(samples.settled(run._replace(chosen=samples.samples_of(run))), watch)
+        try:
+            for stage in samples.preparations(chosen, run.problem, run.method):
+                stage.run(run)
+            return _learn(samples.settled(run._replace(chosen=samples.samples_of(run))), watch)
+        except jax.errors.JaxRuntimeError:
+            if isinstance(run.extract, _Kept) and run.extract.error is not None:
+                raise run.extract.error from None
+            raise
 
 
 def _plain(value: Any) -> Any:
@@ -168,6 +173,8 @@ def _config(overrides: Mapping[str, Any] | ConfigDict | None, named: dict[str, A
         )
         changes |= {key: value for key, value in named.items() if key != "method"}
     _set(config, changes)
+    if "storage.N" in named and config.storage.bytes:
+        raise UserError("N and config storage.bytes are two budgets: give one of them")
     return config
 
 
@@ -241,7 +248,7 @@ def _run(
         say,
         known=features.Features(precomputed.train, None),
         brought=precomputed,
-        extract=functools.partial(_extract, teacher_features) if _is_function(teacher_features) else None,
+        extract=_Kept(functools.partial(_extract, teacher_features)) if _is_function(teacher_features) else None,
     )
 
 
@@ -275,8 +282,23 @@ def _apply(teacher: Teacher, images: np.ndarray) -> np.ndarray:
 
 
 def _extract(teacher: Teacher, images: np.ndarray) -> np.ndarray:
-    """Apply a teacher function to views, and check its features."""
-    return features.check("features of views", {"train": _apply(teacher, images)}, train=len(images)).train
+    """Apply a teacher function to views or composed images, and check its features, which may all be equal."""
+    return features.check_part("features of views", "the function", _apply(teacher, images), len(images))
+
+
+@dataclasses.dataclass
+class _Kept:
+    """A function that keeps its last error, which a callback would bury in an error of JAX."""
+
+    function: Callable[[np.ndarray], np.ndarray]
+    error: Exception | None = None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        try:
+            return self.function(images)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _learn(run: Run, watch: Callable[[Progress], None] | None) -> DistilledSet:

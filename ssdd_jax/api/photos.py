@@ -13,7 +13,7 @@ from ssdd_jax.data import folder
 from ssdd_jax.errors import UserError
 
 # A teacher cannot be trained on fewer images than this.
-LEAST = 20
+LEAST = 16
 # From this number of images on, if their shorter side allows it, the resolution on an accelerator is 64x64.
 MANY = 10_000
 # Steps of the teacher, and of the network trained on all images, that take minutes on two cores.
@@ -35,12 +35,12 @@ def choose(found: folder.Survey, *, method: str = "boost", accelerator: bool) ->
     Raises:
         UserError: If there are too few images.
     """
-    if found.train + found.test < LEAST:
-        raise UserError(
-            f"{found.path} holds {found.train + found.test} images: at least {LEAST} are needed, and some hundreds are "
-            "better"
-        )
     side, train = resolution(found, accelerator=accelerator)[0], _training_images(found)
+    if train < LEAST:
+        raise UserError(
+            f"{found.path} holds {found.train + found.test} images, {train} of them for training: at least {LEAST} of "
+            "these are needed, and some hundreds are better"
+        )
     config = defaults.choose((side, side, 3), train, method=method, accelerator=accelerator)
     config.data.name = f"folder:{found.path}"
     config.data.image_size = side

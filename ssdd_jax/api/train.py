@@ -31,22 +31,27 @@ class Student(NamedTuple):
             and predicted targets `(B,D)`.
         variables: Its parameters and batch statistics.
         preprocessing: Maps uint8 images to network inputs, and predicted targets to the teacher's features.
+        image_shape: `(H,W,C)` of the images that it was trained on.
     """
 
     network: nn.Module
     variables: Any
     preprocessing: Preprocessing
+    image_shape: tuple[int, int, int]
 
     def features(self, images: Any) -> np.ndarray:
         """Extract features `(n,F)`, float32, of images `(n,H,W,C)`, batch by batch.
 
         Args:
-            images: uint8, or whatever `ssdd_jax.data.conversion.to_images` takes.
+            images: uint8 of the shape that it was trained on, or whatever `ssdd_jax.data.conversion.to_images` takes.
 
         Raises:
             UserError: If the images are of another form, or their features do not fit in memory.
         """
         images = conversion.to_images("images", images)
+        if images.shape[1:] != self.image_shape:
+            own, given = ("x".join(map(str, shape)) for shape in (self.image_shape, images.shape[1:]))
+            raise UserError(f"images are {given}, and the network was trained on {own} (height x width x channels)")
         mean, std = np.asarray(self.preprocessing.image_mean), np.asarray(self.preprocessing.image_std)
         return extraction.extract(self.network, self.variables, images, mean=mean, std=std)
 
@@ -105,4 +110,4 @@ def train(
     variables = jax.tree.map(lambda leaf: leaf[0], stacked)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
         raise UserError(f"{model} diverged at the learning_rate {rate:g}: try a smaller one")
-    return Student(network, variables, distilled.preprocessing)
+    return Student(network, variables, distilled.preprocessing, (height, width, channels))

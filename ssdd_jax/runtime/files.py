@@ -19,7 +19,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError
 from ssdd_jax.runtime import devices, locks, marks, numpy_files
 
 try:
@@ -30,6 +30,8 @@ except ImportError:  # not on Windows
 Path = pathlib.Path
 # Key of a JSON object's own checksum.
 SEAL = "own_sha256"
+# Errors of a path that cannot be written to: another one helps.
+UNUSABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 @contextlib.contextmanager
@@ -37,15 +39,15 @@ def saving(path: Path) -> Iterator[None]:
     """Turn a failure to write `path` into a one-line error that says what to do.
 
     Raises:
-        UserError: If the disk is full, or the path is not writable.
+        StoredError: If the disk is full, or the path is not writable.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another --workdir") from error
+        if isinstance(error, OSError) and error.errno in UNUSABLE:
+            raise StoredError(f"cannot write {path}: {error.strerror}; choose another --workdir") from error
         if is_full_disk(error):
-            raise UserError(
+            raise StoredError(
                 f"no space left on the disk while saving {path}: free some and start the same command again; "
                 "what was saved before is intact"
             ) from error
@@ -120,14 +122,14 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        UserError: If the file is missing or is not JSON.
+        StoredError: If the file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
+        raise StoredError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): delete it or restore it") from error
+        raise StoredError(f"{path} cannot be read as JSON ({error}): delete it or restore it") from error
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
@@ -139,14 +141,14 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """Read what `write_sealed` wrote, without the checksum; files of earlier versions have none.
 
     Raises:
-        UserError: If the file is missing, is no JSON object, or was changed.
+        StoredError: If the file is missing, is no JSON object, or was changed.
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object; delete it or restore it")
+        raise StoredError(f"{path} is damaged: it holds no JSON object; delete it or restore it")
     seal = value.pop(SEAL, None)
     if seal is not None and seal != _seal(value):
-        raise UserError(
+        raise StoredError(
             f"{path} is damaged: its checksum is not the one that was stored in it; delete it or restore it"
         )
     return value
@@ -189,7 +191,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Read a file of JSON objects line by line; damaged lines are skipped, and a missing file has none.
 
     Raises:
-        UserError: If the file cannot be read.
+        StoredError: If the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -200,7 +202,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): delete it or restore it") from error
+        raise StoredError(f"{path} cannot be read ({error.strerror}): delete it or restore it") from error
 
 
 def _json_object(text: bytes) -> dict[str, Any] | None:
@@ -223,7 +225,7 @@ def cut_json_lines(
         drop: Whether to drop a line after that.
 
     Raises:
-        UserError: If the file cannot be read or written.
+        StoredError: If the file cannot be read or written.
     """
     if not devices.is_first() or not path.exists() or not path.stat().st_size:
         return
@@ -244,7 +246,7 @@ def cut_json_lines(
                     whole.write(content[:end])
                     whole.writelines(reversed(kept))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): delete it or restore it") from error
+        raise StoredError(f"{path} cannot be read ({error.strerror}): delete it or restore it") from error
     if not kept and end < size:
         with saving(path):
             os.truncate(path, end)
@@ -297,22 +299,22 @@ def read_tensors(path: Path, checksum: str | None = None) -> dict[str, Any]:
         The nested dictionary of arrays.
 
     Raises:
-        UserError: If the file is missing or damaged, or does not match the checksum.
+        StoredError: If the file is missing or damaged, or does not match the checksum.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise StoredError(f"{path} cannot be read: {error.strerror}") from None
     if checksum is not None and hashlib.sha256(content).hexdigest() != checksum:
-        raise UserError(f"{path} is damaged: its checksum is not the one that was stored with it")
+        raise StoredError(f"{path} is damaged: its checksum is not the one that was stored with it")
     try:
         flat = safetensors.numpy.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         seal = header.get("__metadata__", {}).get(SEAL)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a safetensors file, or is damaged ({error})") from None
+        raise StoredError(f"{path} is not a safetensors file, or is damaged ({error})") from None
     if seal is not None and seal != _seal_of_arrays(flat):
-        raise UserError(f"{path} is damaged: its checksum is not the one that was stored in it")
+        raise StoredError(f"{path} is damaged: its checksum is not the one that was stored in it")
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -327,10 +329,10 @@ def read_array(path: Path) -> np.ndarray:
     """Read a `.npy` file.
 
     Raises:
-        UserError: If the file is missing, damaged, holds pickled objects, or differs from its mark.
+        StoredError: If the file is missing, damaged, holds pickled objects, or differs from its mark.
     """
     marks.check(path)
     with numpy_files.opened(path) as array:
         if not isinstance(array, np.ndarray):
-            raise UserError(f"{path} is not a .npy file of one array: it is an archive of several")
+            raise StoredError(f"{path} is not a .npy file of one array: it is an archive of several")
         return array

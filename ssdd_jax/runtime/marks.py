@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError
 from ssdd_jax.runtime import numpy_files
 
 # Arrays up to this size are hashed as a whole, which takes a second; of larger ones as many entries as SAMPLE.
@@ -52,16 +52,16 @@ def check(path: pathlib.Path) -> None:
     """Compare a `.npy` file with its mark, once in a process unless it changes; without a mark nothing is compared.
 
     Raises:
-        UserError: If the file is not what was written.
+        StoredError: If the file is not what was written.
     """
     if not place(path).exists():
         return
     try:
         status, stored = path.stat(), place(path).read_bytes().strip()
     except OSError as error:
-        raise UserError(f"{path} or {place(path).name} cannot be read: {error.strerror}") from None
+        raise StoredError(f"{path} or {place(path).name} cannot be read: {error.strerror}") from None
     if _of_file(str(path), status.st_mtime_ns, status.st_size).encode() != stored:
-        raise UserError(f"{path} is damaged: it is not what was written; delete {path.parent} or restore it")
+        raise StoredError(f"{path} is damaged: it is not what was written; delete {path.parent} or restore it")
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError, UserError
 
 # What NumPy and the zip reader raise for damaged content. NumPy parses a header as Python: every error of its parser
 # belongs here, and those of sizes that no machine has.
@@ -59,7 +59,7 @@ def opened(path: pathlib.Path) -> Iterator[np.ndarray | Archive]:
         path: The file.
 
     Raises:
-        UserError: If the file is missing or damaged, holds pickled objects, or expands beyond measure; also from
+        StoredError: If the file is missing or damaged, holds pickled objects, or expands beyond measure; also from
             indexing in the context.
     """
     try:
@@ -78,7 +78,7 @@ def mapped(path: pathlib.Path) -> np.ndarray:
     """Map the array of a `.npy` file into memory, read-only.
 
     Raises:
-        UserError: If it is missing, damaged, an archive, or holds pickled objects.
+        StoredError: If it is missing, damaged, an archive, or holds pickled objects.
     """
     try:
         with np.errstate(all="raise"):  # of sizes beyond 64 bits
@@ -86,7 +86,7 @@ def mapped(path: pathlib.Path) -> np.ndarray:
     except DAMAGE as error:
         raise _explained(path, error) from None
     if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} is not a .npy file of one array: it is an archive of several")
+        raise StoredError(f"{path} is not a .npy file of one array: it is an archive of several")
     return array
 
 
@@ -94,23 +94,23 @@ def _check_expansion(path: pathlib.Path, archive: np.lib.npyio.NpzFile) -> None:
     members = archive.zip.infolist() if archive.zip else []
     size, stored = sum(member.file_size for member in members), path.stat().st_size
     if size > max(EXPANDED, EXPANSION * stored):
-        raise UserError(
+        raise StoredError(
             f"{path} holds {size:,} bytes in {stored:,}, which is no archive of images or features: if it is meant so, "
             "save its arrays with numpy.savez instead of numpy.savez_compressed"
         )
 
 
-def _explained(path: pathlib.Path, error: BaseException) -> UserError:
+def _explained(path: pathlib.Path, error: BaseException) -> StoredError:
     if isinstance(error, FileNotFoundError):
-        return UserError(f"{path} is missing")
+        return StoredError(f"{path} is missing")
     if isinstance(error, OSError) and error.strerror:
-        return UserError(f"{path} cannot be read: {error.strerror}")
+        return StoredError(f"{path} cannot be read: {error.strerror}")
     # NumPy has no error type for object arrays, only messages, and takes every unknown file for a pickled object.
     known = _begins_as_known(path)
     if known and ("allow_pickle" in str(error) or "Python objects" in str(error)):
-        return UserError(f"{path} holds pickled objects, which are never loaded: save plain arrays of numbers")
+        return StoredError(f"{path} holds pickled objects, which are never loaded: save plain arrays of numbers")
     reason = " ".join(str(error).split())[:200] or type(error).__name__ if known else "it begins with other bytes"
-    return UserError(f"{path} is not a file of NumPy arrays, or a damaged one: {reason}")
+    return StoredError(f"{path} is not a file of NumPy arrays, or a damaged one: {reason}")
 
 
 def _begins_as_known(path: pathlib.Path) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError, UserError
 from ssdd_jax.runtime import devices, files, inputs, locks, memory
 
 # Config keys within the groups that outputs depend on which do not affect the outputs: paths, and how often to save.
@@ -36,7 +36,7 @@ class Workdir:
             tensorboard: Whether the run writes event files for TensorBoard.
 
         Raises:
-            UserError: If a path is not UTF-8, which the library of the checkpoints needs.
+            StoredError: If a path is not UTF-8, which the library of the checkpoints needs.
         """
         self.folder = pathlib.Path(folder).expanduser()
         self.shared = self.folder if shared is None else pathlib.Path(shared).expanduser()
@@ -44,7 +44,7 @@ class Workdir:
             self.shared = self.folder
         for path in (self.folder.absolute(), self.shared.absolute()):
             if not _is_text(path):
-                raise UserError(f"{path} is not UTF-8, which checkpoints need: choose another --workdir or --shared")
+                raise StoredError(f"{path} is not UTF-8, which checkpoints need: choose another --workdir or --shared")
         self.config = self.folder / "config.json"
         self.inputs = self.folder / "inputs.json"
         self.current: Mapping[str, str] = {}
@@ -72,7 +72,7 @@ class Workdir:
         The devices of a run may change from one start to the next.
 
         Raises:
-            UserError: If the folder was made with another config (the differences are named), or another run is using
+            StoredError: If the folder was made with another config (the differences are named), or another run is using
                 it.
         """
         if not devices.is_first():
@@ -86,7 +86,7 @@ class Workdir:
         """Check that the folder is not bound to another config; nothing is written.
 
         Raises:
-            UserError: If the folder was made with another config; the differences are named.
+            StoredError: If the folder was made with another config; the differences are named.
         """
         if not self.config.exists():
             return
@@ -107,7 +107,7 @@ class Workdir:
                 left out.
 
         Raises:
-            UserError: If the folder was made with others.
+            StoredError: If the folder was made with others.
         """
         self.current = dict(hashes)
         if self.inputs.exists():
@@ -145,7 +145,7 @@ class Workdir:
             say: Called with a message if another run must be waited for.
 
         Raises:
-            UserError: If the output exists, or was begun, with other values; the differences are named.
+            StoredError: If the output exists, or was begun, with other values; the differences are named.
         """
         if self.shared == self.folder or not parts or not devices.is_first():
             yield  # the work dir is bound to its config as a whole
@@ -167,7 +167,7 @@ class Workdir:
         """Return whether a stage's output exists in the shared folder, or was begun, with the config's values.
 
         Raises:
-            UserError: If it exists with other values; see `bound`.
+            StoredError: If it exists with other values; see `bound`.
         """
         folder, path = self.shared / stage, self.shared / f"{stage}.json"
         # The shared folder may be the folder of a run that did not share: its whole config is then the record.
@@ -227,7 +227,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
     """Create and lock a folder for the duration of the context.
 
     Raises:
-        UserError: If another process holds the lock.
+        StoredError: If another process holds the lock.
     """
     with contextlib.ExitStack() as stack:
         with files.saving(folder):
@@ -235,7 +235,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             try:
                 stack.enter_context(locks.held(folder / ".lock"))
             except locks.Busy:
-                raise UserError(f"another run is using {folder}: wait for it, or choose another --workdir") from None
+                raise StoredError(f"another run is using {folder}: wait for it, or choose another --workdir") from None
         yield
 
 
@@ -259,7 +259,7 @@ def _of_parts(flat: dict[str, Any], parts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _compare(folder: pathlib.Path, new: dict[str, Any], stored: dict[str, Any], advice: str) -> None:
-    """Raise a UserError that names the differences between two configs, if there are any."""
+    """Raise a StoredError that names the differences between two configs, if there are any."""
     # Folders of older versions lack the keys that were added since: those have their default's value.
     defaults = configuration.flatten(configuration.default())
     stored = {key: defaults[key] for key in new if key in defaults} | stored
@@ -269,7 +269,7 @@ def _compare(folder: pathlib.Path, new: dict[str, Any], stored: dict[str, Any], 
         if stored.get(key) != new.get(key)
     ]
     if different:
-        raise UserError(
+        raise StoredError(
             f"{folder} was made with another config: {', '.join(different)}; {advice}, or go back to that config"
         )
 

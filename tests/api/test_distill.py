@@ -162,6 +162,33 @@ def test_a_function_sees_the_images_that_are_made(method):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_batch_of_equal_features_is_no_collapse():
+    """The last composed images may look alike to the teacher; that all images of the data do would be one."""
+
+    def only_of_many(images):
+        return (FEATURES[:, :2] if len(images) == len(IMAGES) else np.ones((len(images), 2))).astype(np.float32)
+
+    assert len(small(only_of_many, method="boost_plus", config={"storage.V": 1, "storage.U": 3}).pairs()[0]) > 3
+
+
+def test_an_error_of_the_function_is_not_buried():
+    """Not even where JAX calls it."""
+
+    def fails(images):
+        if len(images) < len(IMAGES):
+            raise OSError("the weights are gone")
+        return FEATURES
+
+    with pytest.raises(OSError, match="the weights are gone"):
+        small(fails, method="boost_plus", config={"storage.V": 1, "storage.U": 3})
+    with pytest.raises(UserError, match=r"returned an array \(7,\)|features of views"):
+        small(
+            lambda images: FEATURES if len(images) == len(IMAGES) else np.full((len(images), 6), np.nan, np.float32),
+            method="boost_plus",
+            config={"storage.V": 1, "storage.U": 3},
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -179,6 +206,7 @@ def test_a_function_sees_the_images_that_are_made(method):
         ({"features": lambda images: images.mean((1, 2, 3))}, r"returned an array \(60,\) for 60 images"),
         ({"features": lambda images: np.zeros((3, 2))}, r"returned an array \(3, 2\) for 60 images"),
         ({"N": 61}, "storage.N=61 asks for more images than the 60"),
+        ({"config": {"storage.bytes": 4000}}, "N and config storage.bytes are two budgets"),
         ({"N": "ten"}, "N='ten' is not an int"),
         ({"steps": -1}, "distill.steps=-1 is out of range"),
         ({"method": "magic"}, "method='magic' is out of range"),
@@ -280,6 +308,9 @@ def test_a_student_learns_the_pairs():
     np.testing.assert_allclose(features[rows], known, atol=1e-4)
     other = ssdd_jax.train(distilled, epochs=1, seed=1, **options)
     assert np.abs(other.features(IMAGES[:5]) - fresh.features(IMAGES[:5])).max() > 1e-3
+    for shape in ((2, 9, 8, 3), (2, 8, 8, 1)):
+        with pytest.raises(UserError, match="and the network was trained on 8x8x3"):
+            trained.features(np.zeros(shape, np.uint8))
     for changes, words in [
         ({"model": "resnet99"}, "resnet99"),
         ({"epochs": 0}, "at least one epoch"),

@@ -95,7 +95,7 @@ def test_resolution_by_size_number_and_machine(found, accelerator, side):
 
 @pytest.mark.parametrize("method", list(config.EDITIONS))
 @pytest.mark.parametrize("accelerator", [False, True])
-@pytest.mark.parametrize("count", [photos.LEAST, 200, 3000, 60_000])
+@pytest.mark.parametrize("count", [20, 200, 3000, 60_000])
 def test_what_is_chosen_can_work(method, accelerator, count):
     """It is valid, no batch is larger than the images, and the method serves the folder within its budget."""
     found = photos.choose(survey(count, classes=2), method=method, accelerator=accelerator)
@@ -121,8 +121,15 @@ def test_a_large_folder_on_an_accelerator_has_the_published_settings():
 
 def test_too_few_images_are_refused(tmp_path, capsys):
     write(tmp_path / "few", 3)
+    write(tmp_path / "split" / "train", 1)
+    write(tmp_path / "split" / "test", 25)
     (tmp_path / "none").mkdir()
-    for name, words in (("few", "holds 3 images: at least 20"), ("none", "holds no images"), ("no", "not a folder")):
+    for name, words in (
+        ("few", "holds 3 images, 2 of them for training: at least 16"),
+        ("split", "holds 26 images, 1 of them for training: at least 16"),
+        ("none", "holds no images"),
+        ("no", "not a folder"),
+    ):
         assert main.main([f"--config=configs/folder.py:{tmp_path / name}"]) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and words in said[0]

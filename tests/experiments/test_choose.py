@@ -7,6 +7,7 @@ import pytest
 import tiny_runs
 
 from experiments import choose
+from ssdd_jax.runtime import files
 
 
 def command(folder, *last):
@@ -62,6 +63,18 @@ def test_the_best_is_the_highest_and_the_first_of_equal_ones():
     assert choose.best(rows(1.0, 3.0, 2.0), "few_shot")["k"]["value"] == 1
     assert choose.best(rows(3.0, 3.0), "few_shot")["k"]["value"] == 0
     assert choose.best(rows(3.0), "linear") == {}
+
+
+def test_what_runs_share_is_shared_unless_it_varies(tmp_path, monkeypatch):
+    """As the record of the shared folder says, which depends on the method."""
+    taken = []
+    monkeypatch.setattr(choose.pipeline, "run", lambda config, folder, *, shared, say: taken.append(shared.name) or {})
+    line = ["--vary=experts.epochs=7", "--vary=distill.steps=9", f"--workdir={tmp_path}"]
+    options = choose.parse(line)
+    files.write_json(tmp_path / "shared" / "experts.json", {"experts.epochs": 3})
+    for choice in (None, *options.choices):
+        choose.run(options, choice, 0)
+    assert taken == ["shared", "shared-experts.epochs=7", "shared"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from experiments import compare
 from experiments.measure import comparison
 from ssdd_jax import config as configuration
 from ssdd_jax.cli import arguments as commandline
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError, UserError
 from ssdd_jax.runtime import history
 
 pytestmark = pytest.mark.medium
@@ -394,6 +394,18 @@ def test_differences_are_paired_by_distillation():
     assert supervised.startswith("| supervised teacher | N |")
 
 
+def test_a_folder_in_use_is_not_a_method_that_cannot_run(tmp_path, monkeypatch, capsys):
+    """What is there already stays as it was."""
+
+    def run(options, name, config, seed, entries=()):
+        raise StoredError("another run is using it")
+
+    monkeypatch.setattr(compare, "_run", run)
+    monkeypatch.setattr(compare, "_references", lambda options, seed: {})
+    assert "another run is using it" in refusal(capsys, ["--methods=random", "--N=4", f"--workdir={tmp_path}"])
+    assert not (tmp_path / "comparison.json").exists()
+
+
 def test_equal_seconds(tmp_path, monkeypatch):
     """As many steps as take the first method's time, the same ones after a restart; only methods with a pool."""
     taken = []
@@ -415,12 +427,16 @@ def test_equal_seconds(tmp_path, monkeypatch):
     found = comparison.Comparison(rows, {name: {} for name in comparison.REFERENCES}, [], 2, 0.0)
     equal, words = compare.run_equal(options, found)
     steps = 3 * compare.config_of(options, "krr_st", 4, 0).distill.steps
-    assert taken == [("krr_st-N4-equal", seed, steps) for seed in (0, 1)]
+    assert taken == [("krr_st-N4-equal-boost", seed, steps) for seed in (0, 1)]
     assert [(one.method, one.seconds) for one in equal.rows] == [("boost", 30.0), ("krr_st", 30.0)]
     assert words == [f"KRR-ST at N = 4 takes {steps:,} steps instead of {steps // 3:,}."]
     # Other times, measured later, change nothing.
     compare.run_equal(options, found._replace(rows=[rows[0], rows[1]._replace(seconds=11.0)]))
     assert {one[2] for one in taken} == {steps}
+    # Beside another first method it takes other steps, in other folders.
+    other = options._replace(methods=("random", "krr_st"))
+    compare.run_equal(other, found._replace(rows=[rows[2], rows[1]._replace(seconds=3.0)]))
+    assert taken[-1][0] == "krr_st-N4-equal-random" and taken[-1][2] == round(steps / 9)
     text = compare.write(options, found, (equal, words))
     assert f"At the seconds of Boost-SSDD: {words[0]}" in text
     content = json.loads((tmp_path / "comparison.json").read_text())["equal_seconds"]
