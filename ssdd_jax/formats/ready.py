@@ -49,32 +49,40 @@ def _compared(name: str, data: str, command: str, *, others: tuple[str, ...]) ->
     }
 
 
+_DIGITS = (
+    "python -m experiments.compare --methods=boost,krr_st,mkdt,scdd,random,kmeans,high_loss,noise --N=20 "
+    "--config.evaluate.seeds=1"
+)
+_CIFAR10 = "python -m experiments.compare --config=configs/cifar10.py:cpu"
+_CHANGES = '--config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR'
+_BESIDE = "--beside=experiments/results/compare-{}/comparison.json"
+
 # A folder here has a line in `pyproject.toml`, which puts it, or one above it, into the wheel.
 SETS = {
-    **_compared("digits-n20", "scikit-learn's digits", "python -m experiments.compare", others=tuple(_TITLES)[1:]),
+    **_compared("digits-n20", "scikit-learn's digits", _DIGITS, others=tuple(_TITLES)[1:]),
     # The set of the first command is that of the comparison.
     "digits-n20": Ready("digits/distilled", "scikit-learn's digits, Boost-SSDD, N = 20", "python -m ssdd_jax.main"),
     **_compared(
         "cifar10-n20",
         "CIFAR-10",
-        "python -m experiments.compare --config=configs/cifar10.py:cpu",
+        f"{_CIFAR10} --methods=boost,krr_st,mkdt,random,kmeans --N=20 --references=1 {_CHANGES}",
         others=("krr_st", "mkdt", "random", "kmeans"),
     ),
     "cifar10-n20-boost_plus": Ready(
         "compare-cifar10-n20-plus/sets/boost_plus",
         "CIFAR-10, Boost-SSDD+, N = 20",
-        "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus",
+        f"{_CIFAR10} --methods=boost_plus --N=20 {_BESIDE.format('cifar10-n20')} {_CHANGES}",
     ),
     **_compared(
         "cifar10-b65536",
         "CIFAR-10",
-        "python -m experiments.compare --config=configs/cifar10.py:cpu --bytes=65536",
+        f"{_CIFAR10} --methods=boost,random --bytes=65536 --seeds=1 --references=1 {_CHANGES}",
         others=("random",),
     ),
     "cifar10-b65536-boost_plus": Ready(
         "compare-cifar10-b65536-plus/sets/boost_plus",
         "CIFAR-10, Boost-SSDD+, 65,536 bytes",
-        "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus --bytes=65536",
+        f"{_CIFAR10} --methods=boost_plus --bytes=65536 --seeds=1 {_BESIDE.format('cifar10-b65536')} {_CHANGES}",
     ),
 }
 _PACKAGE = pathlib.Path(__file__).parents[1]

@@ -99,8 +99,6 @@ NOT_RUN = {
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus,boost,random --N=20 --seeds=3 "
     "--references=1 --config.data.name=folder:PATH --config.data.image_size=32 "
     '"--config.student.widths=(16,32,64)" --config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)"': MINUTES,
-    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus": MINUTES,
-    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus --bytes=65536": MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus --bytes=65536 --seeds=1 "
     "--beside=experiments/results/compare-cifar10-b65536/comparison.json --config.evaluate.seeds=1 "
     '"--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': MINUTES,
@@ -131,7 +129,7 @@ NOT_RUN = {
     # tests/test_export.py and tests/report/test_report.py run every form.
     "python -m ssdd_jax.export --set=runs/digits/distilled --form=npz": "as the form krr_st below",
     "python -m ssdd_jax.export --set=runs/digits/distilled --form=png": "as the form krr_st below",
-    "python -m ssdd_jax.export --set=runs/digits/distilled --form=safetensors": "run by tests/formats",
+    "python -m ssdd_jax.export --set=runs/digits/distilled --form=safetensors --out=pairs": "run by tests/formats",
     "python -m ssdd_jax.export --set=runs/digits/distilled --to=hf://OWNER/NAME --license=cc-by-4.0": "needs a hub",
     "python -m ssdd_jax.export": "as the form krr_st below",
     "python -m pip install '.[hub]'": MINUTES,
@@ -153,19 +151,18 @@ NOT_RUN = {
     "--pairs=100,400 --repeats=3 --output=experiments/results/benchmark.json": MINUTES,
     "python -m experiments.benchmark --stages=teacher --teacher-steps=25 --repeats=1 --no-compile "
     "--output=experiments/results/benchmark-teacher.json": MINUTES,
-    "python -m experiments.compare": MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --N=50 --seeds=1 --methods=boost,krr_st,random "
     "--config.data.data_dir=DIR": DOWNLOADED,
-    "python -m experiments.compare --config=configs/cifar10.py:cpu": DOWNLOADED,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost,random --bytes=65536 --seeds=1 "
     '--references=1 --config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': (
         DOWNLOADED
     ),
-    "python -m experiments.compare --config=configs/cifar10.py:cpu --bytes=65536": DOWNLOADED,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost,krr_st,mkdt,random,kmeans --N=20 "
     '--references=1 --config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': (
         DOWNLOADED
     ),
+    "python -m experiments.compare": MINUTES,
+    "python -m experiments.compare --methods=boost,krr_st,random --N=20": MINUTES,
     "python -m experiments.compare --methods=boost,krr_st,mkdt,scdd,random,kmeans,high_loss,noise --N=20 "
     "--config.evaluate.seeds=1": MINUTES,
     # tests/experiments/test_choose.py runs it on small data.
@@ -184,6 +181,7 @@ NOT_RUN = {
 RUN = {
     "python -m ssdd_jax.report runs/digits runs/digits-krr_st --out=side_by_side.html": "side_by_side.html",
     "python -m ssdd_jax.export --set=PATH --form=krr_st": "krr_st",
+    "python -m ssdd_jax.export --set=cifar10-n20 --form=safetensors --out=pairs": "pairs.safetensors",
     "python -m ssdd_jax.export --set=cifar10-n20 --form=packed --images=int8 --targets=int8 --out=runs/cifar10-int8": (
         "71,914 bytes in"
     ),
