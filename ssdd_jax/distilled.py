@@ -30,7 +30,8 @@ SCHEMA = 2  # of packed sets; all others are written, and can be read by earlier
 TENSORS, DESCRIPTION = "set.safetensors", "set.json"
 # Of WebP and JPEG, where neither a quality nor a number of bytes is given.
 DEFAULT_QUALITY = 80
-# Share of the scale of targets by which rounding to float16 may change their mean; else it stays in float32.
+# Share of the scale of targets by which rounding to float16 may change their mean; else it stays in float32, if there
+# is no limit of bytes.
 MEAN_ERROR = 0.01
 # Key of the statics of a packed set: precision and shape of each array.
 PACKED = "packed"
@@ -228,9 +229,11 @@ def pack(
     constants = distilled.preprocessing
     mean = jnp.asarray(constants.target_mean)
     half = mean.astype(jnp.float16).astype(jnp.float32)
-    # The mean of a teacher's features may be larger than float16 holds, or too large beside their deviation.
-    close = bool(jnp.all(jnp.abs(half - mean) <= MEAN_ERROR * constants.target_scale))
-    rounded = constants._replace(target_mean=half) if close else constants
+    # The mean of a teacher's features may be larger than float16 holds, or too large beside their deviation. Plans for
+    # a limit count on 16 bits.
+    close = jnp.abs(half - mean) <= MEAN_ERROR * constants.target_scale
+    kept = bool((jnp.isfinite(half) if limit else close).all())
+    rounded = constants._replace(target_mean=half) if kept else constants
 
     def at(quality: int) -> DistilledSet:
         stored, facts = packing.pack(distilled.arrays, rounded, images=images, targets=targets, quality=quality)

@@ -255,7 +255,8 @@ def _data_settings(config: ConfigDict, work: Workdir) -> ConfigDict:
 def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     """Load the data, and raise errors for settings that cannot work before any stage runs."""
     # Everything that can fail for reasons of the config or the data fails here, not hours later.
-    dataset = data.load(_data_settings(config, work)).with_labels_that_tell()
+    loaded = data.load(_data_settings(config, work))
+    dataset = loaded.with_labels_that_tell()
     dataset.check_varied()
     if dataset.test_images is None:
         raise UserError(f"{config.data.name} has no test images: set config.data.test_fraction above 0")
@@ -277,7 +278,7 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
         hashes(
             training_images=dataset.train_images,
             test_images=dataset.test_images,
-            labels=(dataset.train_labels, dataset.test_labels),
+            labels=(loaded.train_labels, loaded.test_labels),
             features=brought and (brought.train, brought.test, *brought.views.values()),
             weights=known.weights,
         )

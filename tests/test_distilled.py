@@ -319,6 +319,19 @@ def test_features_beyond_float16_keep_their_mean(tmp_path):
     np.testing.assert_array_equal(distilled.load(tmp_path).preprocessing.target_mean, large.target_mean)
 
 
+def test_a_mean_far_above_the_deviation_keeps_its_digits():
+    """Except where the bytes are counted: plans for them reckon with 16 bits."""
+    far = CONSTANTS._replace(target_mean=CONSTANTS.target_mean + 1000.3, target_scale=jnp.float32(0.05))
+    made = distilled.from_pairs(*pairs(0, 4), far)
+    packed = distilled.pack(made, images="int8", targets="int8")
+    np.testing.assert_array_equal(packed.preprocessing.target_mean, far.target_mean)
+    limited = distilled.pack(made, images="int8", targets="int8", limit=packed.bytes_stored() - 1)
+    assert limited.bytes_stored() < packed.bytes_stored()
+    near = CONSTANTS._replace(target_scale=jnp.float32(100))
+    rounded = distilled.pack(distilled.from_pairs(*pairs(0, 4), near), images="int8", targets="int8")
+    assert rounded.bytes_stored() == limited.bytes_stored()
+
+
 def test_bases_are_not_coded_as_a_picture():
     with pytest.raises(UserError, match="codes images, and this set stores bases"):
         distilled.pack(bases(), images="webp")

@@ -11,7 +11,7 @@ import numpy as np
 from ssdd_jax import augment
 from ssdd_jax.data import conversion, mapped
 from ssdd_jax.data.preprocess import parts
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError, UserError
 from ssdd_jax.runtime import files, numpy_files
 
 # Largest difference between equal features, relative to the features: a few roundings of float32.
@@ -275,11 +275,11 @@ def load(folder: pathlib.Path, images: str) -> Features:
     """Read the features that `save` wrote.
 
     Raises:
-        UserError: If they are missing, or belong to images with another fingerprint.
+        StoredError: If they are missing, or belong to images with another fingerprint.
     """
     about = files.read_sealed(folder / "features.json")
     if about.get("images") != images:
-        raise UserError(
+        raise StoredError(
             f"{folder} holds features of other images than the data set has now: "
             "restore the data set, or choose another folder"
         )

@@ -19,6 +19,7 @@ from ssdd_jax.distilled import DistilledSet
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.store import mark
 from ssdd_jax.evaluate.training import Rate
+from ssdd_jax.runtime.workdir import fingerprint
 from ssdd_jax.training import streaming
 
 Array = jax.Array
@@ -160,8 +161,9 @@ def of_set(name: str, distilled: DistilledSet, source: SourceData | None, settin
     images, targets = distilled.pairs()
     rates = _rates_of(settings, distilled)
     pair_settings = settings.pairs._replace(rates=rates)
-    # Subsets hold training images, and other methods start from some.
-    started = np.asarray(distilled.about.get("samples", ()), np.int64)
+    # Subsets hold training images, and other methods start from some: of this source, if its images are the same.
+    ours = source is not None and distilled.about.get("images") == fingerprint(source.dataset.train_images)
+    started = np.asarray(distilled.about.get("samples", ()) if ours else (), np.int64)
     held = held_out(len(source.dataset.train_images), started) if source else started[:0]
 
     def train(keys: Array, network: nn.Module, rates: Sequence[Rate]) -> Any:
@@ -180,6 +182,8 @@ def of_set(name: str, distilled: DistilledSet, source: SourceData | None, settin
         return Trial(train(_repeat(key, len(rates)), network, rates), held, final=True)
 
     what = {"pairs": mark(np.asarray(images), np.asarray(targets)), "training": _plain(pair_settings)}
+    if len(started):
+        what["samples"] = mark(started)
     dim, offered = targets.shape[-1], lambda keys: Images(images)
     return Entry(name, what, dim, train, offered, len(images), rates, trial if len(held) >= ENOUGH else None)
 

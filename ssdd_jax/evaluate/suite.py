@@ -383,7 +383,8 @@ class _Run:
             return None
         # To the device once for all protocols, or as tables that these read in pieces.
         arrays = {"train": features[0], "test": features[1]}
-        if teacher is not None and explained:
+        # Equal features, such as those of a single test image, leave nothing to explain.
+        if teacher is not None and explained and (teacher[1] != teacher[1][:1]).any():
             arrays |= {"teacher_train": teacher[0], "teacher_test": teacher[1]}
         placed = self.placing.place(classes=dataset.classes, **arrays)
         known = (placed["teacher_train"], placed["teacher_test"]) if "teacher_train" in placed else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ssdd_jax.evaluate.entries import REFERENCES
 from ssdd_jax.evaluate.protocols.table import PROTOCOLS
 from ssdd_jax.report import labels, statistics
 from ssdd_jax.teacher import description
@@ -18,7 +19,7 @@ def label(entry: str) -> str:
     """Return the display name of a row: a set has its own name."""
     if entry.startswith("random_real_"):
         return f"{entry.rpartition('_')[2]} random images"
-    return entry if entry == "distilled" else labels.entry(entry)
+    return labels.entry(entry) if entry in REFERENCES else entry
 
 
 def differences(rows: Rows, sets: Sequence[str]) -> list[dict[str, Any]]:

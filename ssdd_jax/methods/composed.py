@@ -182,7 +182,7 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
             f"storage exceeds the budget: {terms} take {fixed.used:,} of {fixed.budget:,} {unit}; lower storage.M, "
             f"U, V or base_size, or raise {key}"
         )
-    if fixed.V >= fixed.M and not (images in CODES and coded is None):
+    if fixed.V >= fixed.M and not (storage.bytes and images in CODES and coded is None):
         raise UserError(
             f"storage.V={fixed.V} feature bases need more than {fixed.V} composed images, and there are {fixed.M}: "
             f"lower storage.V or U, or raise {key}"

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError
 from ssdd_jax.runtime import marks
 
 # Inputs by name, and the groups of config keys that say where they are.
@@ -55,11 +55,11 @@ def compare(folder: pathlib.Path, new: Mapping[str, str], stored: Mapping[str, s
         advice: What to do if they differ.
 
     Raises:
-        UserError: If they differ; the message names them.
+        StoredError: If they differ; the message names them.
     """
     different = [name for name, value in new.items() if name in stored and stored[name] != value]
     if different:
-        raise UserError(
+        raise StoredError(
             f"{folder} was made with other {' and '.join(different)} than there are now: {advice}, or restore them"
         )
 

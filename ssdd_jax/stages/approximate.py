@@ -72,8 +72,8 @@ def set_of(run: Run, state: Any, start: methods.Source) -> distilled.DistilledSe
     }
     if run.config.storage.bytes:
         drawn = np.random.default_rng(0).permutation(run.problem.images)[: mosaic.MEASURED]
-        images = run.dataset.train_images[np.sort(drawn)]
-        about["random_images"] = budget.random_images(run.config, run.problem, images)
+        # Not in the order of the data, which may be sorted by class: the first few of large images are measured.
+        about["random_images"] = budget.random_images(run.config, run.problem, run.dataset.train_images[drawn])
     # A set with NaN would otherwise fail much later, in the evaluation.
     not_finite = [name for name, array in distilled_set.arrays.items() if not np.isfinite(np.asarray(array)).all()]
     if not_finite:

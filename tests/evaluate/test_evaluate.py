@@ -18,7 +18,7 @@ from ssdd_jax.evaluate import api, entries, extraction, rates, store, suite, tab
 from ssdd_jax.evaluate.protocols import table
 from ssdd_jax.models.resnet import ResNetClassifier
 from ssdd_jax.report import statistics
-from ssdd_jax.runtime.workdir import held
+from ssdd_jax.runtime.workdir import fingerprint, held
 from ssdd_jax.training import streaming
 
 pytestmark = pytest.mark.medium
@@ -576,17 +576,20 @@ def test_a_subset_is_not_held_out_from_itself(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rates, "explained", explained)
     rows = entries.held_out(60)[:6]
-    subset = distilled.from_pairs(*pairs_of(rows), CONSTANTS, samples=rows.tolist())
-    ask(tmp_path, sets=subset, weight_decays=(1e-4, 1.0), references=[])
+
+    def made(rows, images):
+        one = distilled.from_pairs(*pairs_of(rows), CONSTANTS)
+        return dataclasses.replace(one, about={"samples": rows.tolist(), "images": images})
+
+    options = {"weight_decays": (1e-4, 1e-3), "references": []}
+    ask(tmp_path, made(rows, fingerprint(DATASET.train_images)), **options)
     assert len(held) == 2 and all(len(one) == 30 and not set(one) & set(rows) for one in held)
+    # Rows of other images say nothing about these.
+    ask(tmp_path, made(rows, "other"), **options)
+    assert len(held) == 4 and all(set(one) & set(rows) for one in held[2:])
     # Nothing is left to choose on where it holds almost all images.
-    found, lines = ask(
-        tmp_path,
-        sets=distilled.from_pairs(*pairs_of(np.arange(50)), CONSTANTS, samples=list(range(50))),
-        weight_decays=(1e-4, 1e-3),
-        references=[],
-    )
-    assert row(found, "distilled")["weight_decay"] == 1e-3 and len(held) == 2
+    found, lines = ask(tmp_path, made(np.arange(50), fingerprint(DATASET.train_images)), **options)
+    assert row(found, "distilled")["weight_decay"] == 1e-3 and len(held) == 4
     assert any("there are no images of the source to choose it on" in line for line in lines)
 
 

@@ -66,6 +66,27 @@ def test_equals_lax(x64, monkeypatch, form, stride, padding, size):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, expected)
 
 
+@pytest.mark.parametrize(
+    ("width", "channels", "window", "padding"),
+    [(8, 1, 3, 1), (8, 3, 3, 0), (8, 3, 1, 1), (6, 2, 5, 2), (8, 8, 3, 1), (7, 3, 3, 1), (9, 3, 3, 2)],
+)
+def test_two_outputs_from_one_patch(x64, monkeypatch, width, channels, window, padding):
+    """And one each where the width is odd or there are many channels; in chunks of two images and in one."""
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.normal(size=(5, 7, width, channels)))
+    kernel = jnp.asarray(generator.normal(size=(window, 3, channels, 4)))
+    geometry = convolution.Geometry(x.shape[1:3], kernel.shape[:2], 1, padding)
+    assert convolution._is_paired(kernel.shape, geometry) == (width % 2 == 0 and channels < 8)
+    expected = derivatives(lambda x, kernel: reference(x, kernel, 1, padding))(x, kernel)
+    one = convolution._images_per_chunk(x[:1], kernel.shape, geometry)
+    for size in (2, 5):
+        jax.clear_caches()
+        monkeypatch.setattr(convolution, "_images_per_chunk", lambda *a, size=size: one * size)
+        found = derivatives(lambda x, kernel: convolution.conv(x, kernel, padding=padding, form="im2col"))(x, kernel)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, expected)
+    jax.clear_caches()
+
+
 def test_small_chunks_are_used(x64, monkeypatch):
     """Otherwise the test above would compare one chunk with itself: two and two images in a loop, and one more."""
     x, kernel = arrays()

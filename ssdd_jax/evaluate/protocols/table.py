@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate import training
 from ssdd_jax.evaluate.entries import Entry, Target
 from ssdd_jax.evaluate.protocols import finetune, probes, zero_shot
@@ -64,7 +65,8 @@ class Frozen(NamedTuple):
         train_labels: Labels of the training images int32 `(n,)`, or None.
         test_labels: Labels of the test images int32 `(m,)`, or None.
         classes: Number of classes.
-        teacher: The teacher's features of both splits, `(n,D)` and `(m,D)`, likewise; None if unavailable.
+        teacher: The teacher's features of both splits, `(n,D)` and `(m,D)`, likewise; None if unavailable, or the same
+            for all test images.
     """
 
     train: Features
@@ -185,9 +187,8 @@ def _by_feature_r2(seed: Seed, frozen: Frozen, settings: Settings) -> dict[str, 
         return {}
     train, test = frozen.teacher
     explained = compiled.feature_r2((frozen.train, train), (frozen.test, test))
-    # The features of one test image, or of equal ones, have no variance to explain.
     if not np.isfinite(explained).all():
-        return {}
+        raise UserError("feature_r2 is not finite, as the network's features are not: choose a smaller learning rate")
     return {"feature_r2": float(explained.plain), "feature_r2_whitened": float(explained.whitened)}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ssdd_jax import inner
 from ssdd_jax.data import mapped
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError, UserError
 from ssdd_jax.models import convnet
 from ssdd_jax.runtime import files
 
@@ -143,12 +143,12 @@ class Store:
         """Map one trajectory `(epochs+1,P)` from the disk.
 
         Raises:
-            UserError: If the file is missing or damaged.
+            StoredError: If the file is missing or damaged.
         """
         try:
             return mapped.read(self.path(expert))
         except UserError as error:
-            raise UserError(f"{error}; delete it and start again") from None
+            raise StoredError(f"{error}; delete it and start again") from None
 
 
 def is_done(store: Store, group: range, expected: tuple[int, int] | None) -> bool:
