@@ -57,7 +57,7 @@ NOT_RUN = {
     # tests/runtime/test_processes.py runs two processes on one machine.
     "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,0": "needs two hosts",
     "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,1": "needs two hosts",
-    "python -m experiments.compare --methods=boost,krr_st,random,kmeans --bytes=2048,4096,8192,16384 --references=1 "
+    "python -m experiments.compare --methods=boost_plus,boost,krr_st,random,kmeans --bytes=2048,4096,8192,16384 --references=1 "
     "--config.evaluate.seeds=1": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,clp_dd --config.storage.N=10 --config.distill.steps=1000 "
     "--config.encoder.head_epochs=300 --config.evaluate.seeds=1 --config.data.data_dir=DIR": MINUTES,
@@ -163,6 +163,9 @@ NOT_RUN = {
     ),
     "python -m experiments.compare": MINUTES,
     "python -m experiments.compare --methods=boost,krr_st,random --N=20": MINUTES,
+    "python -m experiments.compare --methods=boost_plus,boost,random --N=20 --references=1 --config.evaluate.seeds=1": (
+        MINUTES
+    ),
     "python -m experiments.compare --methods=boost,krr_st,mkdt,scdd,random,kmeans,high_loss,noise --N=20 "
     "--config.evaluate.seeds=1": MINUTES,
     # tests/experiments/test_choose.py runs it on small data.
