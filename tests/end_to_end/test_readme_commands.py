@@ -187,7 +187,9 @@ NOT_RUN = {
 RUN = {
     "python -m ssdd_jax.report runs/digits runs/digits-krr_st --out=side_by_side.html": "side_by_side.html",
     "python -m ssdd_jax.export --set=PATH --form=krr_st": "krr_st",
-    "python -m ssdd_jax.export --set=cifar10-n20 --form=safetensors --out=pairs": "pairs.safetensors",
+    "python -m ssdd_jax.export --set=cifar10-n20 --form=safetensors --out=pairs": (
+        "480 pairs (32x32x3 images, 256 target numbers) as safetensors"
+    ),
     "python -m ssdd_jax.export --set=cifar10-n20 --form=packed --images=int8 --targets=int8 --out=runs/cifar10-int8": (
         "71,914 bytes in"
     ),
