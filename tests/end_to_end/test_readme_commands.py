@@ -58,7 +58,7 @@ NOT_RUN = {
     "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,0": "needs two hosts",
     "python -m ssdd_jax.main --workdir=/shared/run --config.devices.hosts=node1:8476,2,1": "needs two hosts",
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus,random "
-    '--bytes=4096,16384,65536,262144 --references=1 "--config.student.widths=(16,32,64)" '
+    '--bytes=4096,16384,65536,262144,1048576 --references=1 "--config.student.widths=(16,32,64)" '
     '"--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 --config.data.data_dir=DIR': MINUTES,
     "python -m experiments.compare --methods=boost_plus,boost,krr_st,random,kmeans --bytes=2048,4096,8192,16384 "
     "--references=1 --config.evaluate.seeds=1": MINUTES,
