@@ -17,7 +17,6 @@ from ssdd_jax.runtime import devices, inputs
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.runtime.workdir import fingerprint
 from ssdd_jax.stages import distill, samples, teacher
-from ssdd_jax.storage import mosaic
 
 
 def export(run: Run) -> None:
@@ -71,7 +70,7 @@ def set_of(run: Run, state: Any, start: methods.Source) -> distilled.DistilledSe
         "jax": jax.__version__,
     }
     if run.config.storage.bytes:
-        drawn = np.random.default_rng(0).permutation(run.problem.images)[: mosaic.MEASURED]
+        drawn = np.random.default_rng(0).permutation(run.problem.images)[: samples.PILOT]
         # Not in the order of the data, which may be sorted by class: the first few of large images are measured.
         about["random_images"] = budget.random_images(run.config, run.problem, run.dataset.train_images[drawn])
     # A set with NaN would otherwise fail much later, in the evaluation.

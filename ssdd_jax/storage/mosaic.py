@@ -24,8 +24,8 @@ LOSSY = ("webp", "jpeg")
 QUALITY = 50
 # Numbers of channels that can be coded.
 CHANNELS = (1, 3)
-# Images that bytes are measured on, at most, and their pixels.
-MEASURED, PIXELS = 1000, 2**22
+# Pixels of the images that bytes are measured on, at most.
+PIXELS = 2**22
 # Room for images that take more bytes than those that were measured, where no quality can be lowered.
 MARGIN = 1.1
 

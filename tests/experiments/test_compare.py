@@ -395,7 +395,7 @@ def test_differences_are_paired_by_distillation():
 
 
 def test_a_folder_in_use_is_not_a_method_that_cannot_run(tmp_path, monkeypatch, capsys):
-    """What is there already stays as it was."""
+    """It ends the comparison with status 2, and no comparison.json is written."""
 
     def run(options, name, config, seed, entries=()):
         raise StoredError("another run is using it")
