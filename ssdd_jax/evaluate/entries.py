@@ -162,8 +162,9 @@ def of_set(name: str, distilled: DistilledSet, source: SourceData | None, settin
     rates = _rates_of(settings, distilled)
     pair_settings = settings.pairs._replace(rates=rates)
     # Subsets hold training images, and other methods start from some: of this source, if its images are the same.
-    ours = source is not None and distilled.about.get("images") == fingerprint(source.dataset.train_images)
-    started = np.asarray(distilled.about.get("samples", ()) if ours else (), np.int64)
+    about, started = distilled.about, np.zeros(0, np.int64)
+    if source and about.get("samples") and about.get("images") == fingerprint(source.dataset.train_images):
+        started = np.asarray(about["samples"], np.int64)
     held = held_out(len(source.dataset.train_images), started) if source else started[:0]
 
     def train(keys: Array, network: nn.Module, rates: Sequence[Rate]) -> Any:
