@@ -34,6 +34,7 @@ from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 
+_say = command_line.warnings_once()
 USAGE = "--vary=KEY=VALUE,VALUE --config=FILE --seeds=3 --by=few_shot --workdir=DIR and --config.KEY=VALUE are known"
 OWNED = ("seed", "evaluate.entries")
 # Keys of `config.data` that decide which images training.npz holds.
@@ -148,7 +149,7 @@ def run(options: Options, choice: Choice | None, seed: int) -> dict[str, Any]:
     if choice is not None and any(choice.key in record for record in records):
         shared = options.folder / f"shared-{choice.folder}"
     print(f"choose: {folder.name}", flush=True)
-    results = pipeline.run(config, folder, shared=shared, say=lambda line: None)
+    results = pipeline.run(config, folder, shared=shared, say=_say)
     assert results is not None
     return results
 

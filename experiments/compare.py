@@ -49,6 +49,7 @@ from ssdd_jax.errors import StoredError, UserError
 from ssdd_jax.report import storage
 from ssdd_jax.runtime import constraints, files
 
+_say = command_line.warnings_once()
 SCHEMA = 2  # of comparison.json; without the number the measure `linear` is KRR-ST's
 # Options by another name than their field.
 RENAMED = {"N": "sizes"}
@@ -325,7 +326,7 @@ def _run(options: Options, name: str, config: Any, seed: int, entries: tuple[str
     results = _finished(folder, config)
     if results is None:
         print(f"compare: {name}, seed {seed}", flush=True)
-        results = pipeline.run(config, folder, shared=options.folder / "shared", say=lambda line: None)
+        results = pipeline.run(config, folder, shared=options.folder / "shared", say=_say)
     assert results is not None
     return results
 

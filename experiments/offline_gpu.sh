@@ -7,8 +7,9 @@
 #
 # Parts: accelerator (experiments.accelerator), teacher (experiments.train_teacher, small enough to ship), job
 # (configs/cifar10.py in full with that teacher), compare (experiments.compare of cifar10.py:cpu with the teacher that
-# the repository holds; one run after the other, because processes that share a GPU wait for each other). Each ends after the seconds in LIMIT_<PART>, keeps what it has, and
-# writes its log to OUTPUT. FOLDER stays below 64 MB: CIFAR-10 in JPEG takes 50.
+# the repository holds; one run after the other, because processes that share a GPU wait for each other). Each ends
+# after the seconds in LIMIT_<PART>, keeps what it has, and writes its log to OUTPUT. The status is 1 if a part failed
+# or was cut off. FOLDER stays below 64 MB: CIFAR-10 in JPEG takes 50.
 set -uo pipefail
 verb=${1:?pack or run}
 folder=$(realpath -m "${2:?a folder}")
@@ -28,9 +29,11 @@ part() { # name, seconds, command...
   local name=$1 seconds=$2 began=$SECONDS
   shift 2
   echo "+ $name, at most $seconds s: $*"
-  timeout --signal=TERM --kill-after=20 "$seconds" "$@" >"$output/$name.log" 2>&1
-  echo "+ $name ended with status $? after $((SECONDS - began)) s"
+  local status=0
+  timeout --signal=TERM --kill-after=20 "$seconds" "$@" >"$output/$name.log" 2>&1 || status=$?
+  echo "+ $name ended with status $status after $((SECONDS - began)) s"
   tail -n 4 "$output/$name.log"
+  return "$status"
 }
 
 run() {
@@ -38,6 +41,7 @@ run() {
   shift
   mkdir -p "$output"
   site=$(mktemp -d)
+  trap 'rm -rf "$site"' EXIT
   python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" "$folder"/wheels/*.whl || exit 1
   export PYTHONPATH=$PWD:$site PYTHONUNBUFFERED=1 OPENBLAS_NUM_THREADS=1
   # Programs that two parts share are compiled once.
@@ -47,22 +51,25 @@ run() {
     python3 -m experiments.offline_images unpack "$folder/cifar10.npz" "$data" || exit 1
   fi
   nvidia-smi -L 2>/dev/null | tee "$output/device.txt"
+  failed=0
   for name in "$@"; do
     case $name in
       accelerator)
         part accelerator "${LIMIT_ACCELERATOR:-300}" python3 -m experiments.accelerator \
-          --minutes="${ACCELERATOR_MINUTES:-4}" --output="$output/accelerator.json" ${ACCELERATOR_ARGUMENTS:-}
+          --minutes="${ACCELERATOR_MINUTES:-4}" --output="$output/accelerator.json" ${ACCELERATOR_ARGUMENTS:-} ||
+          failed=1
         ;;
       teacher)
+        rm -rf "$output/teacher" # a copy into an older one would leave that in place
         part teacher "${LIMIT_TEACHER:-240}" python3 -m experiments.train_teacher --config="${CONFIG:-configs/cifar10.py}" \
-          --config.data.name="npz:$data" --workdir="$site/teacher" ${TEACHER_ARGUMENTS:-}
+          --config.data.name="npz:$data" --workdir="$site/teacher" ${TEACHER_ARGUMENTS:-} || failed=1
         cp -r "$site/teacher/export" "$output/teacher" 2>/dev/null
         cp "$site/teacher/curve.jsonl" "$output/teacher_curve.jsonl" 2>/dev/null
         ;;
       job)
         part job "${LIMIT_JOB:-400}" python3 -m ssdd_jax.main --config="${CONFIG:-configs/cifar10.py}" \
           --config.data.name="npz:$data" --config.teacher.source="${TEACHER:-$output/teacher}" --workdir="$site/job" \
-          ${JOB_ARGUMENTS:-}
+          ${JOB_ARGUMENTS:-} || failed=1
         mkdir -p "$output/job"
         (cd "$site/job" && tar czf "$output/job/job.tgz" --exclude=checkpoints --exclude=features --exclude=data .)
         ;;
@@ -70,13 +77,15 @@ run() {
         # One network per set, and no time lost to tuning convolutions for each of the many small programs.
         XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_autotune_level=0" part compare "${LIMIT_COMPARE:-800}" \
           python3 -m experiments.compare --config=configs/cifar10.py:cpu --N=20,50 --config.data.name="npz:$data" \
-          --config.evaluate.seeds=1 --workdir="$site/compare" ${COMPARE_ARGUMENTS:---methods=boost,krr_st,random}
+          --config.evaluate.seeds=1 --workdir="$site/compare" ${COMPARE_ARGUMENTS:---methods=boost,krr_st,random} ||
+          failed=1
         (cd "$site/compare" && tar czf "$output/compare.tgz" --exclude=checkpoints --exclude=features --exclude=compiled \
           --exclude=data --exclude=figures --exclude=report.html --exclude=experts .)
         ;;
-      *) echo "there is no part $name" ;;
+      *) echo "there is no part $name" && failed=1 ;;
     esac
   done
+  return "$failed"
 }
 
 shift 2

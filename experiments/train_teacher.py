@@ -28,7 +28,8 @@ from ssdd_jax import data, teacher
 from ssdd_jax.cli import arguments
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.runtime import files
+from ssdd_jax.runtime import files, inputs
+from ssdd_jax.runtime.workdir import Workdir
 from ssdd_jax.stages import teacher as stage
 from ssdd_jax.training import loop
 from ssdd_jax.training.checkpoints import Checkpoints
@@ -103,7 +104,10 @@ def train(options: arguments.Options) -> dict[str, Any]:
         curve = {"curve": list(files.json_lines(path)), "config": configuration.flatten(config)}
         files.write_json(folder / "export" / "curve.json", curve | {"device": jax.devices()[0].device_kind})
 
-    with Checkpoints(folder / "checkpoints", say=print) as checkpoints:
+    work = Workdir(folder)
+    with work.claim(config), Checkpoints(folder / "checkpoints", say=print) as checkpoints:
+        work.check_inputs(inputs.hashes(training_images=images, labels=(labels, None)))
+        work.record(config)
         done = checkpoints.steps()
         # Lines after the checkpoint that is resumed are measured again.
         lines = [line for line in files.json_lines(path) if done and line["epoch"] * epoch <= done[-1]]
@@ -137,6 +141,12 @@ def main(line: Sequence[str] | None = None) -> int:
 
 def _train(given: Sequence[str]) -> None:
     options = arguments.parse(list(given))
+    default = arguments.Options(options.config, options.workdir, None, "report")
+    if options != default:
+        raise UserError("train_teacher has the options --config, --workdir and --config.KEY only")
+    if not any(argument.partition("=")[0] == "--workdir" for argument in given):
+        # The default folder is not that of a run, whose checkpoints are of another kind.
+        options = options._replace(workdir=options.workdir.with_name(f"teacher-{options.workdir.name}"))
     print("teacher: probe {probe:.2f} %, exported to {folder}".format(**train(options)))
 
 

@@ -52,7 +52,7 @@ def default() -> ConfigDict:
     teacher.input_size = 0  # input side of a pretrained network in pixels; 0: as in its files, or as in its training
     teacher.preprocessing = "auto"  # auto | dataset | imagenet | half | unit | cifar10 | cifar100
     teacher.stem_padding = 2  # padding of a 3x3 stem, which weights do not reveal. solo-learn and KRR-ST: 2; others: 1
-    teacher.heads = 0  # attention heads of a vision transformer; 0: as in the files, or one per 64 channels
+    teacher.heads = 0  # attention heads of a vision transformer; 0: as in the files, or usual for the width
     teacher.gate = "warn"  # warn | refuse | off: if its features classify no better than an untrained student's
     teacher.blocks = (2, 2, 2, 2)  # blocks in each of four stages: ResNet-18; (1, 1, 1, 1) is ResNet-10
     teacher.width = 64  # channels of the first stage; features are 8 times as long

@@ -128,7 +128,13 @@ def _plan(options: commandline.Options) -> None:
     from ssdd_jax import dry_run, pipeline
 
     _describe(options.config)
-    plan = pipeline.plan(options.config, options.workdir, shared=options.shared, until=options.stage)
+
+    def say(line: str) -> None:
+        # What was recognised of the teacher; the plan itself describes the data.
+        if line.startswith("teacher:"):
+            print(line)
+
+    plan = pipeline.plan(options.config, options.workdir, shared=options.shared, until=options.stage, say=say)
     print(dry_run.text(plan))
 
 

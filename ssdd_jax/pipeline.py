@@ -45,7 +45,14 @@ def stages_of(method: methods.Method, config: ConfigDict, problem: methods.Probl
             output="teacher/teacher.json",
             lower="config.teacher.batch_size or config.teacher.width",
         ),
-        Stage("features", features.compute, shared=teacher_parts, together=True, output="features/features.json"),
+        Stage(
+            "features",
+            features.compute,
+            shared=teacher_parts,
+            together=True,
+            output="features/features.json",
+            lower="config.teacher.input_size" if config.teacher.source else "config.data.image_size",
+        ),
         *([Stage("gate", gate.check, output="gate.json")] if problem.classes and config.teacher.gate != "off" else []),
         *samples.preparations(config, problem, method),
         Stage("samples", samples.choose, output="samples/rows.npy"),
@@ -176,12 +183,17 @@ def _preflight(job: Run, stages: list[Stage]) -> None:
         job.say(f"memory: {shortage.words}")
 
 
+def _nothing(line: str) -> None:
+    """Discard a message: only the first of several processes logs."""
+
+
 def plan(
     config: ConfigDict,
     workdir: str | os.PathLike[str],
     *,
     shared: str | os.PathLike[str] | None = None,
     until: str = "report",
+    say: Say = _nothing,
 ) -> plans.Plan:
     """Plan a run: describe its stages and measure their time and memory on this machine; no result is written.
 
@@ -190,6 +202,7 @@ def plan(
         workdir: The run directory, which need not exist.
         shared: As for `run`.
         until: The last stage.
+        say: Called with each message about the data and the teacher, as in a run.
 
     Returns:
         The plan of the stages up to `until`.
@@ -205,7 +218,7 @@ def plan(
     with lapack.single_threaded(), plans.nothing_kept():
         # A plan opens the folders of a run without locking or writing them.
         began = time.monotonic()
-        job = prepare(config, work, _nothing)
+        job = prepare(config, work, say)
         seconds = time.monotonic() - began
         stages = _stages_until(until, job)
         # All stages are checked, also those after `until`: they may share outputs with another config.
@@ -213,10 +226,6 @@ def plan(
             if work.shared != work.folder and stage.shared:
                 work.agrees(stage.name, config, stage.shared)
         return plans.make(job, stages, data_seconds=seconds)
-
-
-def _nothing(line: str) -> None:
-    """Discard a message: only the first of several processes logs."""
 
 
 def _in_turn(work: Callable[[], Run]) -> Run:

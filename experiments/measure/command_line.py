@@ -110,6 +110,18 @@ def folder(workdir: str, command: str, config: str) -> pathlib.Path:
     return pathlib.Path(workdir or f"runs/{name}").expanduser()
 
 
+def warnings_once() -> Callable[[str], None]:
+    """Return a function for the messages of many runs that prints those on teacher and checkpoints once."""
+    said = set()
+
+    def say(line: str) -> None:
+        if line.startswith(("teacher:", "gate:", "checkpoint")) and line not in said:
+            said.add(line)
+            print(line, flush=True)
+
+    return say
+
+
 def run(
     arguments: Sequence[str], page: str | None, work: Callable[[Sequence[str]], Any], *, memory: str, name: str
 ) -> int:

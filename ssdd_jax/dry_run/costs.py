@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssdd_jax.dry_run.contents import newest
-from ssdd_jax.dry_run.standins import BATCH, StandIns
+from ssdd_jax.dry_run.standins import StandIns
 from ssdd_jax.dry_run.timing import Cost, measure, once, steps
 from ssdd_jax.runtime import devices
 from ssdd_jax.stages import distill, samples
@@ -52,7 +52,7 @@ def of_features(stand: StandIns) -> list[Cost]:
         return []
     assert stand.run.dataset.test_images is not None
     # With a mesh each device computes one batch at a time.
-    together = BATCH * (stand.run.problem.mesh.size if stand.run.problem.mesh else 1)
+    together = stand.batch_size * (stand.run.problem.mesh.size if stand.run.problem.mesh else 1)
     parts = stand.run.problem.images, len(stand.run.dataset.test_images)
     return [stand.batch._replace(count=sum(-(-count // together) for count in parts))]
 
@@ -67,7 +67,7 @@ def of_samples(stand: StandIns) -> list[Cost]:
         seconds = once(lambda: samples.nearest_to_centres(features, run.method.samples, 0))
         costs.append(Cost("images", run.problem.images, seconds / tried, tried))
     if len(run.method.views) > 1 and stand.backbone is not None:
-        count = -(-(len(run.method.views) - 1) * run.method.samples // BATCH)
+        count = -(-(len(run.method.views) - 1) * run.method.samples // stand.batch_size)
         costs.append(stand.batch._replace(count=count, compiling=0.0))  # the stage `features` has compiled it
     return costs
 

@@ -19,14 +19,15 @@ from ssdd_jax import methods, teacher
 from ssdd_jax.data.preprocess import Preprocessing, from_bytes
 from ssdd_jax.dry_run import contents, evaluating
 from ssdd_jax.dry_run.peaks import peak
-from ssdd_jax.dry_run.standins import BATCH, StandIns
+from ssdd_jax.dry_run.standins import StandIns
 from ssdd_jax.dry_run.timing import memory_of
 from ssdd_jax.evaluate import extraction, training
 from ssdd_jax.methods import Stage
 from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime.memory import readable
+from ssdd_jax.stages import forms
 from ssdd_jax.stages import teacher as teacher_stage
-from ssdd_jax.teacher.network import Network
+from ssdd_jax.teacher.network import BATCH, Network
 from ssdd_jax.training import loop, streaming
 
 Array = jax.Array
@@ -217,7 +218,7 @@ def _of_teacher(shapes: Shapes) -> Iterator[Need]:
 def _of_features(shapes: Shapes) -> Iterator[Need]:
     if shapes.backbone is None:
         return
-    images = jax.ShapeDtypeStruct((BATCH, *shapes.run.problem.image_shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((shapes.batch_size, *shapes.run.problem.image_shape), jnp.uint8)
     channels = _floats(images.shape[-1])
 
     def of_bytes(images: Any, backbone: Any, mean: Any, std: Any) -> Any:
@@ -231,14 +232,22 @@ def _of_distill(shapes: Shapes) -> Iterator[Need]:
     yield _need(job.method.init, job.key("distill"), shapes.start)
     if job.method.step is None:
         return
+    # The form that a run has chosen, or those that it will try: it leaves out the ones that are too large.
+    chosen = forms.stored(run.work.folder)
+    tried = [chosen] if chosen else [form.changes for form in run.method.forms] if forms.measured(run) else []
+    methods_tried = [forms.method_of(job, changes) for changes in tried] or [job.method]
     feed = job.method.feed(job) if job.method.feed else None
     item = None
     if feed is not None:
         item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), feed(0, 1))
-    described = loop.Training(
-        "distill", lambda: None, job.method.step, 1, run.config.distill.steps_per_call, 1, "", feed and _no_feed
-    )
-    yield _steps(described, shapes, shapes.state, shapes.source, item)
+    needs = []
+    for method in methods_tried:
+        assert method.step is not None
+        described = loop.Training(
+            "distill", lambda: None, method.step, 1, run.config.distill.steps_per_call, 1, "", feed and _no_feed
+        )
+        needs.append(_steps(described, shapes, shapes.state, shapes.source, item))
+    yield min(needs, key=lambda need: need.size)
 
 
 def _of_evaluate(shapes: Shapes) -> Iterator[Need]:

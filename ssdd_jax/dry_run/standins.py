@@ -23,8 +23,6 @@ Array = jax.Array
 
 # Number of random features that are drawn; larger arrays repeat them.
 DRAWN = 4096
-# Images per forward pass of the teacher, as in `teacher.feature_batches`.
-BATCH = 256
 
 
 class StandIns:
@@ -105,10 +103,15 @@ class StandIns:
         """The data set's constants, with those of the random features."""
         return self.job.preprocessing()
 
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass of the teacher on a device."""
+        return teacher.batch_of(self.backbone, self.run.problem.image_shape)
+
     @functools.cached_property
     def batch(self) -> Cost:
         """The cost of the teacher's features of a batch of images on a device."""
-        images = self.run.dataset.train_images[np.arange(BATCH) % self.run.problem.images]
+        images = self.run.dataset.train_images[np.arange(self.batch_size) % self.run.problem.images]
         mean = jnp.full(images.shape[-1], 0.5)
 
         def of_bytes(images: Any, backbone: Any, mean: Any, std: Any) -> Any:

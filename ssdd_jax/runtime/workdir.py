@@ -147,8 +147,8 @@ class Workdir:
         Raises:
             StoredError: If the output exists, or was begun, with other values; the differences are named.
         """
-        if self.shared == self.folder or not parts or not devices.is_first():
-            yield  # the work dir is bound to its config as a whole
+        if not parts or not devices.is_first():
+            yield
             return
         path = self.shared / f"{stage}.json"
         words = f"{stage}: waiting for another run that is making it in {self.shared}"
@@ -156,8 +156,9 @@ class Workdir:
             with files.saving(path):
                 self.shared.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locks.held(self.shared / f".lock-{stage}", wait=lambda: say(words)))
-            # Written before the stage starts: an interrupted output is never continued with other values.
-            if not self.agrees(stage, config, parts):
+            # Written before the stage starts: an interrupted output is never continued with other values. The work dir
+            # is bound to its config as a whole; it is locked, because another run may share its outputs.
+            if self.shared != self.folder and not self.agrees(stage, config, parts):
                 made_of = self._inputs_of(parts)
                 record = _of_parts(configuration.flatten(config), parts)
                 files.write_json(path, record | ({"inputs": made_of} if made_of else {}))

@@ -132,11 +132,14 @@ def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) ->
         description = teacher.describe(about, path)
         # The source may have been deleted after the conversion; if it exists, it must be unchanged.
         if pathlib.Path(config.teacher.source).expanduser().exists():
-            weights = _digest(from_source(config, dataset)[0])
-            if weights != about.get("source", weights):
+            backbone, current = from_source(config, dataset)
+            weights = _digest(backbone)
+            differences = ["weights"] if weights != about.get("source", weights) else _differences(description, current)
+            if differences:
                 raise UserError(
-                    f"{path.parent} was made of other weights than teacher.source={config.teacher.source} holds now: "
-                    "choose another --workdir (and --shared), or restore the old weights"
+                    f"{path.parent} was made of other {' and '.join(differences)} than teacher.source="
+                    f"{config.teacher.source} holds now: choose another --workdir (and --shared), or restore the old "
+                    "files"
                 )
     else:
         backbone, description = from_source(config, dataset)
@@ -146,6 +149,17 @@ def known(config: ConfigDict, work: Workdir, dataset: data.Dataset, say: Say) ->
             shown = ", ".join(description.aside[:SHOWN]) + (", ..." if len(description.aside) > SHOWN else "")
             say(f"teacher: set aside, as it lies outside of the network: {shown}")
     return Known(description.network.features, isinstance(description.network, ResNet), weights)
+
+
+def _differences(stored: Description, current: Description) -> list[str]:
+    """Name what differs between two descriptions of the same weights, apart from words."""
+    close = np.allclose(stored.mean + stored.std, current.mean + current.std, rtol=1e-4)
+    inputs = [getattr(one, name) for one in (stored, current) for name in ("size", "resize", "shortest_side")]
+    found = {
+        "settings of the network": stored.network == current.network,
+        "preprocessing": close and inputs[:3] == inputs[3:],
+    }
+    return [name for name, same in found.items() if not same]
 
 
 def step_of(trainer: teacher.Trainer, *, resident: bool) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from ssdd_jax.teacher.barlow_twins import Info, Settings, State, Trainer, loss, 
 from ssdd_jax.teacher.description import Description
 from ssdd_jax.teacher.description import read as describe
 from ssdd_jax.teacher.lars import lars
-from ssdd_jax.teacher.network import backbone, feature_batches, features, features_of_inputs, load
+from ssdd_jax.teacher.network import backbone, batch_of, feature_batches, features, features_of_inputs, load
 
 __all__ = [
     "Augmentation",
@@ -16,6 +16,7 @@ __all__ = [
     "Trainer",
     "backbone",
     "describe",
+    "batch_of",
     "feature_batches",
     "features",
     "features_of_inputs",

@@ -30,6 +30,11 @@ EVAL_CHUNK = 16
 # Fewest images per forward pass, for large images.
 LEAST_CHUNK = 2
 
+# Images per batch of features, and the side from which on it is in inverse proportion to their pixels: a transformer's
+# attention on 256 images of 518x518 would take tens of gigabytes.
+BATCH = 256
+BATCH_SIDE = 224
+
 # The variance of PyTorch's linear layers.
 _linear_init = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "normal")
 
@@ -161,8 +166,22 @@ def features_of_inputs(backbone: Variables | Frozen, x: Array) -> Array:
 
 def _chunk_size(network: Frozen, x: Array) -> int:
     """Number of images per forward pass on a CPU, in inverse proportion to their pixels."""
-    pixels = network.size**2 or x.shape[1] * x.shape[2]
-    return max(LEAST_CHUNK, min(EVAL_CHUNK, EVAL_CHUNK * 64**2 // pixels))
+    return max(LEAST_CHUNK, min(EVAL_CHUNK, EVAL_CHUNK * 64**2 // _pixels(network, x.shape)))
+
+
+def batch_of(variables: Variables | Frozen, image_shape: Sequence[int]) -> int:
+    """Return the number of images in a batch of `feature_batches`.
+
+    Args:
+        variables: `params` and `batch_stats` of a backbone, or a `models.frozen.Frozen` network.
+        image_shape: `(H,W,C)` of the images.
+    """
+    return max(1, min(BATCH, BATCH * BATCH_SIDE**2 // _pixels(frozen.of(variables), image_shape)))
+
+
+def _pixels(network: Frozen, shape: Sequence[int]) -> int:
+    """Pixels of one input of the network, for images of a shape that ends in `(H,W,C)`."""
+    return network.size**2 or shape[-3] * shape[-2]
 
 
 def features(
@@ -171,7 +190,7 @@ def features(
     *,
     mean: Sequence[float] | Array,
     std: Sequence[float] | Array,
-    batch_size: int = 256,
+    batch_size: int = 0,
 ) -> np.ndarray:
     """Compute features of images with a trained teacher, in evaluation mode, without the projector.
 
@@ -180,7 +199,7 @@ def features(
         images: uint8 `(n, H, W, C)`.
         mean: Mean of each channel `(C,)`, as in training.
         std: Standard deviation of each channel `(C,)`, as in training.
-        batch_size: Images per batch.
+        batch_size: Images per batch; 0 for `batch_of`.
 
     Returns:
         Features `(n, D)`, float32; `D = 8 * width` of a `Network`.
@@ -194,7 +213,7 @@ def feature_batches(
     *,
     mean: Sequence[float] | Array,
     std: Sequence[float] | Array,
-    batch_size: int = 256,
+    batch_size: int = 0,
     mesh: Mesh | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the result of `features` batch by batch: `(batch_size, D)`, and fewer for the last batch.
@@ -207,7 +226,7 @@ def feature_batches(
     network = variables if isinstance(variables, Frozen) else backbone(variables)
     # Placed once: the variables would otherwise be transferred with every batch.
     arguments = devices.place(mesh, (jax.tree.map(jnp.asarray, network), *constants))
-    batch_size *= mesh.size if mesh else 1
+    batch_size = (batch_size or batch_of(network, images.shape[1:])) * (mesh.size if mesh else 1)
     for begin in range(0, len(images), batch_size):
         batch = np.asarray(images[begin : begin + batch_size])
         padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from ssdd_jax.runtime import devices, files
+from ssdd_jax.errors import StoredError
+from ssdd_jax.runtime import devices, files, memory
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -89,20 +90,42 @@ class Checkpoints:
                 to that sharding, regardless of the devices that saved them; all others to this process's first device.
 
         Returns:
-            The state and its step, or None if there is no checkpoint. Unreadable checkpoints are moved to another
+            The state and its step, or None if there is no readable checkpoint. Damaged checkpoints are moved to another
             folder.
+
+        Raises:
+            StoredError: If a checkpoint cannot be read for another reason, such as a full memory; all stay in place.
         """
         template = jax.tree.map(_abstract, _raw(like))
         for step in sorted(self._manager.all_steps(), reverse=True):
-            # Orbax raises many kinds of errors for damaged files: each means that an older checkpoint is tried.
-            try:
-                raw = self._manager.restore(step, args=_orbax().args.StandardRestore(template))
-                self._check(step, raw)
-            except Exception as error:
-                self._set_aside(step, error)
-                continue
-            return _typed(raw, like), step
+            with devices.agreed():
+                raw, error = self._read(step, template)
+            # A checkpoint that is damaged for one process is so for all.
+            if not devices.any_process(error is not None):
+                return _typed(raw, like), step
+            self._set_aside(step, error or ValueError())
         return None
+
+    def _read(self, step: int, template: Any) -> tuple[Any, Exception | None]:
+        """Read a checkpoint: its arrays, or the error that says that it is damaged.
+
+        Raises:
+            StoredError: For an error that says nothing about its files.
+        """
+        try:
+            raw = self._manager.restore(step, args=_orbax().args.StandardRestore(template))
+            self._check(step, raw)
+        # Orbax raises many kinds of errors for damaged files: each means that an older checkpoint is tried.
+        except Exception as error:
+            passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and error.errno
+            if passing or isinstance(error, MemoryError) or memory.is_full(error):
+                reason = " ".join(str(error).split())[:120] or type(error).__name__
+                raise StoredError(
+                    f"checkpoint of step {step} in {self.folder} cannot be read now ({reason}): nothing was changed, "
+                    "free memory or repair the disk, and give the same command again"
+                ) from None
+            return None, error
+        return raw, None
 
     def _check(self, step: int, raw: Any) -> None:
         """Raise a ValueError if arrays are not those that were saved, as far as this process had and has them.
@@ -110,9 +133,8 @@ class Checkpoints:
         Orbax notices a damaged file, but not every damaged number.
         """
         stored = (self._manager.metadata(step).custom_metadata or {}).get(CHECKSUMS)  # None in those of older versions
-        found = checksums(raw)
-        pairs = [] if stored is None else list(zip(stored, found, strict=True))
-        if devices.any_process(any(one is not None and other is not None and one != other for one, other in pairs)):
+        pairs = [] if stored is None else list(zip(stored, checksums(raw), strict=True))
+        if any(one is not None and other is not None and one != other for one, other in pairs):
             raise ValueError("its numbers are not those that were saved")
 
     def steps(self) -> list[int]:
@@ -122,10 +144,8 @@ class Checkpoints:
     def _set_aside(self, step: int, error: Exception) -> None:
         """Move a damaged checkpoint to a sibling folder, and report it."""
         target = self.folder.with_name(f"{self.folder.name}-damaged") / str(step)
-        self._say(
-            f"checkpoint of step {step} cannot be read ({type(error).__name__}): "
-            f"moved to {target}, going back to the one before it"
-        )
+        before = "going back to the one before it" if step > self.steps()[0] else "starting anew, as there is no other"
+        self._say(f"checkpoint of step {step} cannot be read ({type(error).__name__}): moved to {target}, {before}")
         # The manager caches the list of steps: it is reopened after the move.
         self._manager.close()
         with devices.agreed():

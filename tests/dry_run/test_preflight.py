@@ -10,6 +10,8 @@ from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.dry_run import peaks, preflight
 from ssdd_jax.dry_run.preflight import Need, Shortage
 from ssdd_jax.dry_run.timing import memory_of
+from ssdd_jax.methods import bilevel
+from ssdd_jax.stages import forms
 from ssdd_jax.training import streaming
 
 
@@ -89,6 +91,29 @@ def test_a_size_that_is_too_large_is_found(folder, monkeypatch):
     found = dry_run.shortages(job, stages)
     (distill,) = [one for one in found if one.words.startswith("distill")]
     assert distill.exact and "the device has 50 kB: lower config.pool.vectorize" in distill.words
+
+
+@pytest.mark.medium
+def test_a_distillation_that_measures_its_forms_needs_the_memory_of_the_smallest(folder, monkeypatch):
+    """Parallel models by patches take much more than one model after the other, and are left out if they do not fit."""
+    monkeypatch.setattr(bilevel, "_platform", lambda: "cuda")
+
+    def steps(least, **changes):
+        job, _ = prepared(folder, "boost", pool__models_per_step=2, **changes)
+        monkeypatch.setattr(forms, "LEAST_STEPS", least)
+        *_, need = preflight._of_distill(preflight.Shapes(job))
+        return need.size, job
+
+    (parallel, job), (smallest, _) = steps(10**9), steps(1)
+    (sequential, _) = steps(10**9, pool__vectorize=1, pool__form="lax")
+    assert smallest == sequential < parallel
+    # A run that has chosen takes that form.
+    job.work.folder.mkdir(exist_ok=True)
+    forms.keep(job.work.folder, {"pool.vectorize": 2, "pool.form": "patches"}, [])
+    try:
+        assert steps(1)[0] > smallest
+    finally:
+        (job.work.folder / forms.FILE).unlink()
 
 
 @pytest.mark.parametrize(

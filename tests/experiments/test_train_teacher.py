@@ -45,6 +45,22 @@ def test_the_export_is_a_teacher(tmp_path, monkeypatch):
     assert main.main([*source, "--stage=features"]) == 0
 
 
+@pytest.mark.medium
+def test_a_training_is_bound_to_its_config(tmp_path, monkeypatch, capsys):
+    tiny_runs.write_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given = tiny_runs.taught(tmp_path, "boost", "teacher", teacher__epochs=2)[:-1]
+    assert train_teacher.main([*given, "--dry_run"]) == 2
+    assert "has the options --config, --workdir" in capsys.readouterr().err
+    assert train_teacher.main(given) == 0
+    assert train_teacher.main([*given, "--config.teacher.epochs=3"]) == 2
+    assert "teacher.epochs (2 there, 3 now)" in capsys.readouterr().err
+    # By default its folder is not that of a run, whose checkpoints are of another kind.
+    assert train_teacher.main([argument for argument in given if not argument.startswith("--workdir")]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("teacher-")
+
+
 def test_what_float16_cannot_hold_stays_float32(tmp_path):
     variables = {"params": {"backbone": {"a": jnp.array([1.5])}}, "batch_stats": {"backbone": {"v": jnp.array([1e5])}}}
     train_teacher.export(tmp_path, variables, {"width": 1})

@@ -106,7 +106,7 @@ def test_nothing_is_recorded_in_a_folder_of_its_own(tmp_path, parts):
     for config in (changed(), changed(experts__count=7)):
         with work.bound("probe", config, parts):
             pass
-    assert names(tmp_path) == []
+    assert [path for path in tmp_path.rglob("*.json")] == []
 
 
 def test_nothing_is_recorded_of_a_stage_that_is_not_shared(work):
@@ -146,6 +146,26 @@ def held(work, stop):
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.medium
+def test_a_run_that_shares_the_folder_of_another_waits_for_it(work, tmp_path):
+    """Also of one that shares with nobody, and has its stages in its own folder."""
+    stop, lines = tmp_path / "stop", []
+    mine = Workdir(work.shared)
+
+    def alone():
+        with mine.bound("probe", changed(), ("data",), say=lines.append):
+            pass
+
+    with held(work, stop):
+        thread = threading.Thread(target=alone, daemon=True)
+        thread.start()
+        wait_until(lambda: lines)
+        assert thread.is_alive() and lines[0].startswith("probe: waiting for another run")
+        stop.touch()
+        thread.join(timeout=TIMEOUT)
+    assert not thread.is_alive()
 
 
 @pytest.mark.medium

@@ -28,6 +28,7 @@ RULES = {
     "DINOv2": (positions.DINOV2, lambda old, new: {"scale_factor": ((new + 0.1) / old,) * 2}),
     "Hugging Face": (positions.HUGGING_FACE, lambda old, new: {"size": (new, new)}),
     "timm": (positions.TIMM, lambda old, new: {"size": (new, new), "antialias": True}),
+    "torchvision": (positions.TORCHVISION, lambda old, new: {"size": (new, new), "align_corners": True}),
 }
 
 
@@ -122,6 +123,34 @@ def test_crops_of_preprocessors(kind):
     assert (found.size, found.shortest_side) == sides
     with pytest.raises(UserError, match="here: a central crop of 224 pixels out of 200 would add a border"):
         inputs.from_files({"preprocessor": {"do_center_crop": True, "crop_size": 224, "size": 200}}, "here")
+
+
+INVALID = {
+    "pixels in 0..255": ({"preprocessor": {"do_rescale": False}}, "do_rescale=false"),
+    "no resizing": ({"preprocessor": {"do_resize": False}}, "do_resize=false"),
+    "another scale": ({"preprocessor": {"rescale_factor": 0.0078}}, "rescale_factor=0.0078"),
+    "a squashed crop": ({"config": {"pretrained_cfg": {"crop_pct": 0.9, "crop_mode": "squash"}}}, "crop_mode='squash'"),
+    "more than the image": ({"config": {"pretrained_cfg": {"crop_pct": 1.2}}}, "crop_pct=1.2"),
+    "a word": ({"config": {"pretrained_cfg": {"crop_pct": "all"}}}, "is invalid .*all"),
+    "a list": ({"preprocessor": {"resample": [3]}}, "is invalid"),
+    "no number": ({"preprocessor": {"image_mean": ["a", "b"]}}, "is invalid"),
+}
+
+
+@pytest.mark.parametrize("kind", INVALID)
+def test_preprocessing_that_is_not_supported_is_refused_in_one_line(kind):
+    facts, words = INVALID[kind]
+    with pytest.raises(UserError, match=f"^here: .*{words}") as error:
+        inputs.from_files(facts, "here")
+    assert "\n" not in str(error.value)
+
+
+def test_entries_without_a_value_are_left_out():
+    empty = {"input_size": None, "crop_pct": None, "mean": None}
+    assert inputs.from_files({"config": {"pretrained_cfg": empty}}, "here") == inputs.Inputs()
+    assert inputs.from_files({"config": {"pretrained_cfg": None}}, "here") == inputs.Inputs()
+    # Hugging Face takes one number for all channels.
+    assert inputs.from_files({"preprocessor": {"image_mean": 0.5, "image_std": 0.25}}, "here").mean == (0.5,)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (17, 30), (31, 16), (40, 40)])

@@ -290,8 +290,15 @@ def test_layers_after_the_features_that_do_not_classify(states, tmp_path):
         torch.save(states["resnet"][0] | layers(head), tmp_path / "file")
         assert not loaded(tmp_path / "file")[1].supervised
     # MoCo's and SimSiam's linear evaluation: only the classifier is trained.
-    torch.save(training(under("module.", states["resnet"][0] | layers("fc")), trained=2), tmp_path / "file")
+    evaluated = training(under("module.", states["resnet"][0] | layers("fc")), trained=2)
+    torch.save(evaluated, tmp_path / "file")
     assert not loaded(tmp_path / "file")[1].supervised
+    # Lightning, and with it solo-learn, saves a list of optimizers.
+    content = lightning(under("backbone.", states["resnet"][0]) | layers("classifier"))
+    torch.save(content | {"optimizer_states": [evaluated["optimizer"]]}, tmp_path / "file")
+    assert not loaded(tmp_path / "file")[1].supervised
+    torch.save(content | {"optimizer_states": [training({})["optimizer"]]}, tmp_path / "file")
+    assert loaded(tmp_path / "file")[1].supervised
 
 
 def test_what_features_may_depend_on_is_refused(states, tmp_path):

@@ -95,6 +95,35 @@ def test_weights_that_have_changed_since_are_refused(folder, capsys):
     assert main.main([*changes, "--stage=samples"]) == 0  # what was kept is enough
 
 
+def test_files_beside_the_weights_that_have_changed_since_are_refused(folder, capsys):
+    source = folder / "beside"
+    source.mkdir()
+    shutil.copy(folder / "vit.safetensors", source / "model.safetensors")
+    (source / "config.json").write_text('{"num_attention_heads": 2}')
+    changes = line(folder, "random", "beside", "changed-beside")[:-1]
+    assert main.main([*changes, "--stage=features"]) == 0
+    (source / "preprocessor_config.json").write_text('{"image_mean": 0.5, "image_std": 0.5}')
+    capsys.readouterr()
+    assert main.main(changes) == 2
+    assert "was made of other preprocessing than teacher.source=" in capsys.readouterr().err
+    (source / "preprocessor_config.json").unlink()
+    (source / "config.json").write_text('{"num_attention_heads": 4}')
+    assert main.main(changes) == 2
+    assert "was made of other settings of the network than teacher.source=" in capsys.readouterr().err
+    # The dry run says what is recognised, as a run does.
+    (source / "config.json").write_text('{"num_attention_heads": 2}')
+    assert main.main([*line(folder, "random", "beside", "planned")[:-1], "--dry_run"]) == 0
+    assert "teacher: ViT of width 8, 1 blocks, 2 heads" in capsys.readouterr().out
+
+
+def test_a_run_without_a_teacher_is_no_source(folder, capsys):
+    (folder / "unfinished").mkdir()
+    for name in ("config.json", "inputs.json"):
+        (folder / "unfinished" / name).write_text("{}")
+    assert main.main(line(folder, "random", "unfinished", "of-unfinished")) == 2
+    assert "is a run without a finished teacher in it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_sc_dd_inverts_a_network_from_elsewhere(folder):
     options = {"storage__N": 30, "distill__steps": 5, "scdd__post_epochs": 1}

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
+from ssdd_jax.models.frozen import Frozen
+from ssdd_jax.models.vit import Encoder
 from ssdd_jax.teacher import Augmentation, Info, Settings, features, loss, make
 from ssdd_jax.teacher.barlow_twins import _forward_views
-from ssdd_jax.teacher.network import Network, initialize, normalize
+from ssdd_jax.teacher.network import Network, batch_of, initialize, normalize
 from ssdd_jax.training import streaming
 
 SHAPE, COUNT = (8, 8, 1), 70
@@ -196,3 +198,11 @@ def test_sizes_that_do_not_fit_are_refused():
         make(SETTINGS, image_shape=SHAPE, images_count=10, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match="warmup_epochs is 11: it must be below epochs"):
         make(SETTINGS._replace(warmup_epochs=11), image_shape=SHAPE, images_count=COUNT, mean=MEAN, std=STD)
+
+
+def test_large_inputs_are_fewer_in_a_batch():
+    """A transformer's attention on 256 images of 518x518 would take tens of gigabytes."""
+    network = Frozen({}, None, None, network=Encoder(14, 384, 12, 6, 1536), size=518)
+    assert batch_of(network, (32, 32, 3)) == 256 * 224**2 // 518**2 == 47
+    assert batch_of(network.replace(size=224), (32, 32, 3)) == batch_of(network.replace(size=0), (32, 32, 3)) == 256
+    assert batch_of(network.replace(size=0), (448, 448, 3)) == 64

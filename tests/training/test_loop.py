@@ -1,5 +1,6 @@
 """The training loop: resuming, stopping, NaN, metrics, damaged checkpoints."""
 
+import errno
 import gc
 import json
 import os
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import StoredError, UserError
 from ssdd_jax.runtime import signs
 from ssdd_jax.training import checkpoints, loop
 from ssdd_jax.training.checkpoints import Checkpoints
@@ -373,6 +374,26 @@ def test_all_checkpoints_damaged_starts_anew(finished, alone, tmp_path):
     seen = []
     assert bits(folder.run(watch=lambda progress: seen.append(progress.done))) == alone[20]
     assert seen[0] == 5 and len(folder.said) == 2
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "error",
+    [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), MemoryError(), OSError(errno.EIO, "I/O error")],
+    ids=["device", "host", "disk"],
+)
+def test_an_error_that_says_nothing_of_a_checkpoint_leaves_it_in_place(error, finished, monkeypatch, tmp_path):
+    folder = Folder(tmp_path)
+    shutil.copytree(finished / "checkpoints", folder.checkpoints)
+
+    def fail(self, *_, **__):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("orbax.checkpoint.CheckpointManager.restore", fail)
+        with pytest.raises(StoredError, match="checkpoint of step 20 in .* cannot be read now"):
+            folder.restore()
+    assert folder.steps() == [15, 20] and folder.restore()[1] == 20
 
 
 @pytest.mark.medium

@@ -22,6 +22,9 @@ WORDS = {"imagenet": "ImageNet's mean and std", "half": "mean and std 0.5", "uni
 # Pillow's numbers, which Hugging Face stores, and timm's names.
 _RESAMPLE = {1: "lanczos3", 2: "linear", 3: "cubic", "bilinear": "linear", "bicubic": "cubic", "lanczos": "lanczos3"}
 
+# Hugging Face's `rescale_factor`: pixels are bytes.
+_BYTE = 1 / 255
+
 
 class Inputs(NamedTuple):
     """Preprocessing that the files of a network specify.
@@ -58,8 +61,19 @@ def from_files(facts: Mapping[str, Any], path: str) -> Inputs:
         The preprocessing; its defaults without such files.
 
     Raises:
-        UserError: If the interpolation or the crop is not supported, or a run's teacher lacks its moments.
+        UserError: If an entry is invalid, the interpolation, the scale or the crop is not supported, or a run's teacher
+            lacks its moments.
     """
+    try:
+        return _from_files(facts, path)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path}: the preprocessing in the files beside the weights is invalid ({error}): restore or correct "
+            "config.json and preprocessor_config.json"
+        ) from None
+
+
+def _from_files(facts: Mapping[str, Any], path: str) -> Inputs:
     # In order of preference: a run's teacher, timm, Hugging Face.
     if "about" in facts:
         about = facts["about"]
@@ -72,17 +86,29 @@ def from_files(facts: Mapping[str, Any], path: str) -> Inputs:
             about.get("resize", "linear"),
             about.get("shortest_side", 0),
         )
-    if "pretrained_cfg" in facts.get("config", {}):
-        timm = facts["config"]["pretrained_cfg"]
-        size = timm.get("input_size", (0,))[-1]
-        # timm states the share of the resized image that the crop keeps. Other modes than a central crop resize whole.
-        central = timm.get("crop_pct") and timm.get("crop_mode", "center") == "center"
-        shortest = int(size / timm["crop_pct"]) if central else 0
+    if timm := facts.get("config", {}).get("pretrained_cfg"):
+        size = int((timm.get("input_size") or (0,))[-1])
+        # timm states the share of the resized image that the crop keeps. Its other modes resize the whole image first.
+        share, mode = float(timm.get("crop_pct") or 0), timm.get("crop_mode") or "center"
+        if share > 1 or (mode != "center" and share not in (0, 1)):
+            raise UserError(
+                f"{path}: the crop of crop_mode={mode!r} and crop_pct={share:g} is not supported: set crop_pct to 1 in "
+                "config.json to resize the whole image"
+            )
+        shortest = int(size / share) if share and mode == "center" else 0
         resize = _resize(timm, "interpolation", path)
         return Inputs(_numbers(timm.get("mean")), _numbers(timm.get("std")), size, resize, shortest)
     processor = facts.get("preprocessor")
     if processor is None:
         return Inputs()
+    for key in ("do_rescale", "do_resize"):
+        if not processor.get(key, True):
+            raise UserError(f"{path}: {key}=false in preprocessor_config.json is not supported, only true")
+    if abs(processor.get("rescale_factor", _BYTE) - _BYTE) > 1e-6:
+        raise UserError(
+            f"{path}: rescale_factor={processor['rescale_factor']} in preprocessor_config.json is not supported, only "
+            "1/255"
+        )
     mean, std = _numbers(processor.get("image_mean")), _numbers(processor.get("image_std"))
     if not processor.get("do_normalize", True):
         mean, std = CONSTANTS["unit"]
@@ -119,6 +145,9 @@ def channels_of(constants: tuple[Numbers, Numbers], channels: int, images: int) 
 
 
 def _numbers(values: Any) -> Numbers | None:
+    """Return numbers of the channels; one for all of them may stand alone."""
+    if isinstance(values, (int, float)):
+        values = [values]
     return None if values is None else tuple(float(value) for value in values)
 
 

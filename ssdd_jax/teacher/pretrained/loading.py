@@ -36,7 +36,7 @@ class Options(NamedTuple):
             transformer are interpolated to it.
         preprocessing: A key of `inputs.CONSTANTS`, `dataset` for the data set's moments, or `auto`.
         stem_padding: Padding of a 3x3 stem, 2 in solo-learn and KRR-ST.
-        heads: Number of attention heads; 0 for the number in the file, or else one per 64 dimensions of the width.
+        heads: Number of attention heads; 0 for the number in the file, or else the usual one for the width.
     """
 
     size: int = 0
@@ -78,7 +78,7 @@ def load(
         network = recognising.network(tensors, weights.facts, **inferred)
     specified = inputs.from_files(weights.facts, tensors.path)
     size = _size(tensors, network, options.size, specified.size)
-    rule = positions.TIMM if "pretrained_cfg" in weights.facts.get("config", {}) else tensors.origin.positions
+    rule = positions.TIMM if weights.facts.get("config", {}).get("pretrained_cfg") else tensors.origin.positions
     variables, channels = _converted(tensors, network, size, rule)
     specified = specified._replace(size=size, shortest_side=specified.at(size))
     # A run's teacher knows of its own training; any other file tells by a classifier in it, unless the optimizer beside

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ssdd_jax.teacher.pretrained.positions import DINOV2, HUGGING_FACE, Rule
+from ssdd_jax.teacher.pretrained.positions import DINOV2, HUGGING_FACE, TORCHVISION, Rule
 
 Table = Mapping[str, str | tuple[str, ...]]
 
@@ -214,7 +214,13 @@ ORIGINS = (
         },
         positions=HUGGING_FACE,
     ),
-    Origin("torchvision", "vit", _TORCHVISION_VIT, "encoder.layers.encoder_layer_0.ln_1.weight"),
+    Origin(
+        "torchvision",
+        "vit",
+        _TORCHVISION_VIT,
+        "encoder.layers.encoder_layer_0.ln_1.weight",
+        positions=TORCHVISION,
+    ),
     Origin(
         "Hugging Face",
         "vit",

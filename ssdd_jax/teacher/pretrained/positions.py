@@ -2,8 +2,9 @@
 
 Libraries differ in the details, which are kept apart here, so that features agree with those of a network's origin:
 DINO and DINOv2 (`interpolate_pos_encoding`) scale by the ratio of the sides plus a small offset, Hugging Face and
-MMPretrain by the ratio alone, and timm (`resample_abs_pos_embed`) antialiases besides. All are bicubic, with the
-coefficients of PyTorch's `interpolate`.
+MMPretrain by the ratio alone, timm (`resample_abs_pos_embed`) antialiases besides, and torchvision
+(`interpolate_embeddings`) aligns the corners of the grids. All are bicubic, with the coefficients of PyTorch's
+`interpolate`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ class Rule(NamedTuple):
     Attributes:
         offset: Number of patches that is added to the new side when the scale is computed.
         antialias: Widen the kernel when the grid shrinks.
+        corners: Align the centres of the corner patches instead of the borders of the grids.
     """
 
     offset: float = 0.0
     antialias: bool = False
+    corners: bool = False
 
 
 DINOV2 = Rule(offset=0.1)
 HUGGING_FACE = Rule()
 TIMM = Rule(antialias=True)
+TORCHVISION = Rule(corners=True)
 
 
 def interpolated(positions: np.ndarray, side: int, rule: Rule = DINOV2) -> np.ndarray:
@@ -56,6 +60,8 @@ def _weights(old: int, new: int, rule: Rule) -> np.ndarray:
     """Compute the weights of the old positions in the new ones along one axis, `(new,old)`."""
     step = old / (new + rule.offset)
     centres = (np.arange(new) + 0.5) * step
+    if rule.corners:
+        centres = np.arange(new) * (old - 1) / max(new - 1, 1) + 0.5
     if rule.antialias:
         # The kernel is as wide as a step, cut off at the border, and its weights are normalised.
         width = max(step, 1.0)

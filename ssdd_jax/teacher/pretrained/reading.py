@@ -118,6 +118,11 @@ def _folder(path: Path) -> Weights:
             about = files.read_sealed(folder / "teacher.json")
             tensors = files.read_tensors(folder / "teacher.safetensors", about.get("sha256"))
             return Weights(folder, _flat(tensors), {"about": about})
+    if (path / "inputs.json").is_file():
+        raise UserError(
+            f"teacher.source: {path} is a run without a finished teacher in it: let it finish, or give its --shared "
+            "folder"
+        )
     if (path / "config.json").is_file():
         return _huggingface(path)
     if revision := _revision(path):
@@ -195,10 +200,12 @@ def _torch(path: Path) -> Weights:
 
 
 def _trained(content: Mapping[str, Any]) -> int:
-    """Count the tensors that the optimizer of a checkpoint trains; 0 without one."""
-    optimizer = content.get("optimizer")
-    groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
-    groups = groups if isinstance(groups, list) else []
+    """Count the tensors that the optimizers of a checkpoint train; 0 without any."""
+    # Lightning saves a list of optimizers.
+    several = content.get("optimizer_states")
+    optimizers = [content.get("optimizer"), *(several if isinstance(several, list) else ())]
+    groups = [one.get("param_groups") for one in optimizers if isinstance(one, Mapping)]
+    groups = [group for listed in groups if isinstance(listed, list) for group in listed]
     return sum(len(group.get("params", ())) for group in groups if isinstance(group, Mapping))
 
 

@@ -16,6 +16,11 @@ from ssdd_jax.models.vit import Encoder
 from ssdd_jax.teacher.pretrained.naming import COUNTERS, NOT_LABELS, ORIGINS, PARTS, SECOND, Origin
 from ssdd_jax.teacher.pretrained.reading import Weights, array
 
+# Heads of published transformers by width, where a head does not have 64 dimensions: ViT-SO400M, -H, -g and -G.
+HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+# ResNets of timm with the tensors of plain ones: they blur or average before a stride.
+BLURRED = r"\w*resnet(blur|aa)\d.*"
+
 
 class Tensors(NamedTuple):
     """Tensors of a network in the naming scheme of one origin.
@@ -177,7 +182,7 @@ def network(given: Tensors, facts: Mapping[str, Any], *, stem_padding: int, head
         given: The tensors.
         facts: Content of the files beside the weights, see `reading.Weights`.
         stem_padding: Padding of a 3x3 stem, which cannot be inferred from tensors.
-        heads: Number of attention heads; 0 for the number in the files, or else one per 64 dimensions of the width.
+        heads: Number of attention heads; 0 for the number in the files, or else the usual one for the width.
 
     Returns:
         The network, without its variables.
@@ -188,7 +193,10 @@ def network(given: Tensors, facts: Mapping[str, Any], *, stem_padding: int, head
     config = facts.get("config", {})
     if given.origin.kind == "resnet":
         return _resnet(given, config, stem_padding)
-    return _vit(given, config, heads)
+    try:
+        return _vit(given, config, heads)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{given.path}: its config.json is invalid ({error}): restore or correct it") from None
 
 
 def _resnet(tensors: Tensors, config: Mapping[str, Any], stem_padding: int) -> ResNet:
@@ -200,6 +208,8 @@ def _resnet(tensors: Tensors, config: Mapping[str, Any], stem_padding: int) -> R
     ):
         if config.get(key, only) != only:
             raise UserError(f"{tensors.path}: a ResNet with {key}={config[key]!r} is not supported, only {only!r}")
+    if re.fullmatch(BLURRED, str(config.get("architecture", ""))):
+        raise UserError(f"{tensors.path}: {config['architecture']} is not supported: it blurs before its strides")
     kernel = tensors.get("stem/kernel")
     if kernel.ndim != 4 or kernel.shape[0] not in STEM_SIZES or kernel.shape[0] != kernel.shape[1]:
         raise UserError(f"{tensors.path}: the stem's kernel {kernel.shape} is neither 3x3 nor 7x7")
@@ -232,9 +242,10 @@ def _vit(tensors: Tensors, config: Mapping[str, Any], heads: int) -> Encoder:
     depth, width = 0, kernel.shape[3]
     while tensors.has(f"block{depth}/norm1/scale"):
         depth += 1
-    # The shape of the attention kernels does not reveal the heads; the usual models have 64 dimensions per head.
-    heads = heads or int(config.get("num_attention_heads", 0)) or max(width // 64, 1)
-    if width % heads:
+    # The shape of the attention kernels does not reveal the heads. Hugging Face and timm may state them.
+    stated = config.get("num_attention_heads") or (config.get("model_args") or {}).get("num_heads") or 0
+    heads = heads or int(stated) or HEADS.get(width, max(width // 64, 1))
+    if heads < 1 or width % heads:
         raise UserError(f"{tensors.path}: {heads} heads do not divide the width {width}: set config.teacher.heads")
     epsilon = float(config.get("layer_norm_eps", tensors.origin.epsilon))
     return Encoder(kernel.shape[0], width, depth, heads, hidden, epsilon)
