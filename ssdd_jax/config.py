@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import re
@@ -77,10 +78,10 @@ def default() -> ConfigDict:
     config.storage = storage = ConfigDict()
     storage.N = 100  # budget: the set must fit in the storage of N images and their features
     storage.bytes = 0  # budget in bytes of the file instead, headers included; 0: the numbers of N images
-    storage.images = "auto"  # precision of images: float32 | bfloat16 | float16 | int8 to int2, subsets also png | webp
-    # | jpeg; auto: float32, and for a budget in bytes what is measured (Boost-SSDD), int8, or webp (subsets)
-    storage.targets = "auto"  # likewise of targets, without the codes
-    storage.quality = 0  # of webp and jpeg, 1 to 100; 0: for a budget in bytes the highest that fits
+    storage.images = "auto"  # precision of images: float32 | bfloat16 | float16 | int8 to int2; real images: png | webp
+    # | jpeg too; auto: float32, and for a budget in bytes what is measured (Boost-SSDD), int8, or webp (real images)
+    storage.targets = "auto"  # likewise of targets, without the codes; auto is int5 for Boost-SSDD+ in bytes
+    storage.quality = 0  # of webp and jpeg, 1 to 100; 0: 80, and for a budget in bytes the highest that fits
     storage.M = 0  # decoded or composed images; 0, also for U and V: chosen so that the budget is used
     storage.U = 0  # image bases, or images that Boost-SSDD+ stores
     storage.V = 0  # feature bases
@@ -151,7 +152,7 @@ def default() -> ConfigDict:
     scdd.first_bn_weight = 10.0
     scdd.jitter = 4  # largest cyclic shift in pixels
     scdd.vectorize = 1  # number of groups recovered in parallel
-    scdd.post_epochs = 200  # epochs of SC-DD's post-training; 0: skip it
+    scdd.post_epochs = 200  # epochs of SC-DD's post-training, with the rates of 300 or more; 0: skip it
     scdd.post_batch_size = 64
     scdd.post_learning_rate = 1e-3
     scdd.post_weight_decay = 0.01
@@ -229,7 +230,7 @@ def edit(config: ConfigDict, edition: str, own: Mapping[str, Mapping[str, Any]] 
 
 
 def _at_least(least: float) -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value >= least), f"at least {least}"
+    return (lambda value: math.inf > value >= least), f"at least {least}"
 
 
 def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
@@ -237,7 +238,7 @@ def _between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
 
 
 def _positive() -> tuple[Callable[[Any], bool], str]:
-    return (lambda value: value > 0), "above 0"
+    return (lambda value: math.inf > value > 0), "above 0"
 
 
 def _one_of(names: Any) -> tuple[Callable[[Any], bool], str]:
@@ -277,7 +278,7 @@ _NOT_NEGATIVE = (
     "experts.weight_decay mkdt.image_learning_rate mkdt.target_learning_rate mkdt.rate_learning_rate "
     "scdd.images_per_class scdd.bn_weight scdd.first_bn_weight scdd.jitter scdd.mixup scdd.padding scdd.post_epochs "
     "scdd.post_weight_decay devices.gigabytes devices.pool devices.data pool.vectorize teacher.input_size "
-    "teacher.stem_padding teacher.heads encoder.clusters encoder.head_epochs encoder.label_steps storage.bytes"
+    "teacher.stem_padding teacher.heads encoder.head_epochs encoder.label_steps storage.bytes"
 ).split()
 
 # Rows with recalibrated batch norm: no row, as published; the untrained networks; every network.
@@ -293,6 +294,11 @@ PRECISIONS = ("float32", "bfloat16", "float16", *(f"int{bits}" for bits in range
 # Formats of pictures that the images of a subset may be coded in.
 CODES = ("png", "webp", "jpeg")
 
+
+def _shares(value: Any) -> bool:
+    return len(value) == 2 and all(isinstance(v, int | float) for v in value) and 0 < value[0] <= value[1] <= 1
+
+
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{key: _at_least(1) for key in _COUNTS},
     **{key: _positive() for key in _RATES},
@@ -304,13 +310,14 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "teacher.blocks": ((lambda v: len(v) == 4 and _widths(v)), "four whole numbers above 0, such as (2, 2, 2, 2)"),
     **dict.fromkeys(
         ("teacher.crop_scale", "encoder.crop_scale"),
-        ((lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1), "two numbers, 0 < low <= high <= 1"),
+        (_shares, "two numbers, 0 < low <= high <= 1"),
     ),
     "teacher.gate": _one_of(("warn", "refuse", "off")),
     "devices.preflight": _one_of(("refuse", "warn", "off")),
     "teacher.flip_probability": _between(0, 1),
     "scdd.flip": _between(0, 1),
     "encoder.flip": _between(0, 1),
+    "encoder.clusters": ((lambda v: v == 0 or v >= 2), "0, or at least 2"),
     "teacher.solarize_probability": _between(0, 1),
     "views": (
         (lambda v: len(v) > 0 and len(set(v)) == len(v) and all(name in augment.VIEWS for name in v)),

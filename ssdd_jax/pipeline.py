@@ -298,7 +298,14 @@ def prepare(config: ConfigDict, work: Workdir, say: Say) -> Run:
     # `batch_norm` is False for precomputed features, which methods that need a network reject.
     network = brought is None
     problem = methods.Problem(
-        shape, known.dim, count, dataset.classes, network=network, batch_norm=known.batch_norm, mesh=mesh
+        shape,
+        known.dim,
+        count,
+        dataset.classes,
+        network=network,
+        batch_norm=known.batch_norm,
+        mesh=mesh,
+        empty_class=dataset.empty_class(),
     )
     config = methods.counted(config, problem)
     method = methods.make(config, problem)

@@ -106,7 +106,15 @@ def test_views_start_with_the_image_itself_and_differ(views):
 
 
 def test_crop_and_widths():
-    for key, value in (("teacher.crop_scale", (0.0, 1.0)), ("teacher.crop_scale", (0.5,)), ("student.widths", (8, 0))):
+    refused = (
+        ("encoder.crop_scale", ("a", "b")),
+        ("storage.image_weight", float("inf")),
+        ("encoder.clusters", 1),
+        ("teacher.crop_scale", (0.0, 1.0)),
+        ("teacher.crop_scale", (0.5,)),
+        ("student.widths", (8, 0)),
+    )
+    for key, value in refused:
         with pytest.raises(UserError, match=f"config.{key}="):
             config.validate(changed(key, value))
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ssdd_jax import config as configuration
 from ssdd_jax import methods
 from ssdd_jax.errors import UserError
+from ssdd_jax.methods.frozen_encoder import pyramid
 
 # Largest default of N: that of the published tables at 32x32.
 MOST_IMAGES = 100
@@ -62,6 +63,9 @@ def choose(
         config.update_from_flattened_dict(_for_cpu(config, side, images))
     if steps:
         config.distill.steps = steps
+    # All resolutions of the images join before the end.
+    levels = len(pyramid.sizes(*image_shape[:2]))
+    config.encoder.extend_every = max(1, min(config.encoder.extend_every, config.distill.steps // (levels + 1)))
     if methods.METHODS[config.method].pooled and config.distill.steps < 10_000:
         # Published rates belong to 30,000 steps and more; in between, the geometric mean.
         small = 3e-2 if side < 32 else 1e-2

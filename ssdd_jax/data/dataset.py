@@ -78,6 +78,11 @@ class Dataset:
         notes = (*self.notes, note)
         return dataclasses.replace(self, train_labels=None, test_labels=None, class_names=(), notes=notes)
 
+    def empty_class(self) -> str:
+        """Return the name of the first class that no training image has; empty if there is none."""
+        missing = np.setdiff1d(np.arange(self.classes), [] if self.train_labels is None else self.train_labels)
+        return self.class_names[missing[0]] if len(missing) else ""
+
     def check_varied(self) -> None:
         """Check that the training images are not all the same.
 

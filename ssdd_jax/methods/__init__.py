@@ -96,7 +96,7 @@ def counted(config: ConfigDict, problem: Problem) -> ConfigDict:
         UserError: If there is no such method, or the budget holds nothing.
     """
     check(config.method)
-    return budget.counted(config, problem, coded=METHODS[config.method].coded)
+    return budget.counted(config, problem, coded=METHODS[config.method].coded, bases=METHODS[config.method].bases)
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:

@@ -41,6 +41,7 @@ class Problem(NamedTuple):
             features.
         mesh: Devices to split the work over; None for a single device.
         batch_norm: Whether that network has batch norm.
+        empty_class: Name of a class that no training image has; empty if there is none.
     """
 
     image_shape: tuple[int, int, int]
@@ -50,6 +51,7 @@ class Problem(NamedTuple):
     network: bool = False
     mesh: Mesh | None = None
     batch_norm: bool = True
+    empty_class: str = ""
 
     @property
     def image_numbers(self) -> int:
@@ -257,6 +259,7 @@ class Definition(NamedTuple):
         lower: Config keys to lower if the device runs out of memory.
         floor: Whether it is a lower bound that the axes of a comparison need not include.
         coded: Whether it stores images of the data as they are, which can be coded as a picture.
+        bases: Whether it stores bases and coefficients, which may take less than one image.
     """
 
     make: Callable[[ConfigDict, Problem], Method]
@@ -270,6 +273,7 @@ class Definition(NamedTuple):
     lower: str = ""
     floor: bool = False
     coded: bool = False
+    bases: bool = False
 
 
 class Run(NamedTuple):

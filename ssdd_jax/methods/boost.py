@@ -3,7 +3,9 @@ Augmentation, and Approximation", ICLR 2025): parameterized pairs under fixed vi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +22,10 @@ from ssdd_jax.storage import packing
 
 Array = jax.Array
 
-# Principal components are computed from at most this many images: more hardly change them, and could exhaust memory.
+# Principal components are computed from at most this many images, fewer of more than this many numbers: more hardly
+# change them, and could exhaust memory.
 START_IMAGES = 50_000
+START_NUMBERS = 64 * 64 * 3
 # Every fifth image is held out from the bases whose error determines their numbers.
 FOLDS = 5
 # Precisions that are tried for a budget in bytes.
@@ -90,7 +94,8 @@ def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
     # Published for 32x32 and 64x64. Bases are never larger than the images.
     smaller = min(problem.image_shape[:2])
     side = config.storage.base_size or (16 if smaller >= 32 else max(smaller // 2, 1))
-    return budget.plan(
+    plan = functools.partial(
+        budget.plan,
         N=config.storage.N,
         image_shape=problem.image_shape,
         dim=problem.dim,
@@ -101,14 +106,24 @@ def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
         M=config.storage.M,
         U=config.storage.U,
         V=config.storage.V,
-        stored=_stored(config),
     )
+    # Sizes that do not fit in int8 may fit in a coarser precision, if that is up to the data.
+    *others, last = _stored(config)
+    for stored in others:
+        with contextlib.suppress(UserError):
+            return plan(stored=stored)
+    return plan(stored=last)
 
 
-def _stored(config: ConfigDict) -> dict[str, Any]:
-    """Return the budget in bytes, and the precisions."""
-    images, targets = budget.precisions(config)
-    return {"bytes": config.storage.bytes, "image_precision": images, "target_precision": targets}
+def _stored(config: ConfigDict) -> list[dict[str, Any]]:
+    """List the budget in bytes with the precisions, and with coarser ones in place of those that the data decide."""
+    own, storage = budget.precisions(config), config.storage
+    free = [storage.bytes > 0 and given == "auto" for given in (storage.images, storage.targets)]
+    pairs = [own, *([coarser if one else name for one, name in zip(free, own, strict=True)] for coarser in PRECISIONS)]
+    return [
+        {"bytes": storage.bytes, "image_precision": images, "target_precision": targets}
+        for images, targets in (pairs if any(free) else pairs[:1])
+    ]
 
 
 def make(config: ConfigDict, problem: Problem) -> Method:
@@ -147,6 +162,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         )
 
     free = [name for name in ("M", "U", "V") if not config.storage[name]]
+    most = min(START_IMAGES, START_IMAGES * START_NUMBERS // problem.image_numbers)
 
     # Precisions that the data decide.
     automatic = {key: plan.bytes > 0 and config.storage[key] == "auto" for key in ("images", "targets")}
@@ -208,7 +224,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         title=f"{TITLE}, joint" if joint else TITLE,
         views=views,
         feed=functions.feed,
-        look=_look,
+        look=functools.partial(_look, most=most),
         settle=settle if free or any(automatic.values()) else None,
         advice=bilevel.ADVICE,
         show=_show,
@@ -297,11 +313,11 @@ def _fit_trials(stand: StandIns) -> list[Trial]:
     return [Trial("steps", config.approximate.steps, fit, arguments, units=tried, compiles=False)]
 
 
-def _look(key: Array, count: int) -> Array | None:
-    """Choose the images, besides the samples, for the principal components: all `count` (None), or `START_IMAGES`."""
-    if count <= START_IMAGES:
+def _look(key: Array, count: int, *, most: int) -> Array | None:
+    """Choose the images, besides the samples, for the principal components: all `count` (None), or `most` of them."""
+    if count <= most:
         return None
-    return jax.random.choice(bilevel.key_of_look(key), count, (START_IMAGES,), replace=False)
+    return jax.random.choice(bilevel.key_of_look(key), count, (most,), replace=False)
 
 
 def _show(state: bilevel.State) -> dict[str, Array]:
@@ -315,6 +331,7 @@ DEFINITION = Definition(
     titles={"boost": TITLE},
     editions={"boost": {}},
     pooled=True,
+    bases=True,
     cpu_steps=(500, 800),
     lower="config.pool.vectorize, config.distill.batch_size or config.storage.M",
 )

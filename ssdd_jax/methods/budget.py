@@ -203,13 +203,14 @@ def random_images(config: ConfigDict, problem: Problem, images: np.ndarray) -> i
     return max(1, min(max(held), problem.images))
 
 
-def counted(config: ConfigDict, problem: Problem, *, coded: bool = False) -> ConfigDict:
+def counted(config: ConfigDict, problem: Problem, *, coded: bool = False, bases: bool = False) -> ConfigDict:
     """Return the config with the N of its budget in bytes: as many images and features as it holds in its precisions.
 
     Args:
         config: See `ssdd_jax.config.default`.
         problem: Shapes of the data.
         coded: Whether the method can code images, for which there may be room where there is none for them as they are.
+        bases: Whether the method stores bases, for which there may be room where there is none for an image.
 
     Raises:
         UserError: If it holds none.
@@ -217,8 +218,8 @@ def counted(config: ConfigDict, problem: Problem, *, coded: bool = False) -> Con
     if not config.storage.bytes:
         return config
     count = pairs(config, problem)
-    if precisions(config, coded=coded)[0] in CODES:
-        count = max(count, 1)  # until the data say how many
+    if bases or precisions(config, coded=coded)[0] in CODES:
+        count = max(count, 1)  # until the data, or the plan, say how many
     if not count:
         raise UserError(f"storage.bytes={config.storage.bytes:,} holds not even one image with its target: raise it")
     changed = config.copy_and_resolve_references()
@@ -265,6 +266,8 @@ def plan(
         UserError: If there are too few images, or the sizes exceed the budget; the message lists the parts.
     """
     check_pairs(N, images)
+    if images < 2:
+        raise UserError("Boost-SSDD needs at least two training images, and there is one")
     # n centred vectors span at most n - 1 dimensions, which limits the number of bases.
     low = base_size[0] * base_size[1] * image_shape[-1]
     most = {"M": images, "U": min(low, images - 1), "V": min(dim, images - 1)}

@@ -31,8 +31,6 @@ from ssdd_jax.storage import mosaic, packing
 
 Array = jax.Array
 
-# Images per forward pass of the teacher.
-BATCH = 256
 # Sizes that are not given, measured on CIFAR-10 and digits (docs/guides/methods.md). The share of the storage for the
 # stored images; the least number of them for which they keep their full resolution, and the least side if they do not.
 IMAGE_SHARE, LEAST_IMAGES, LEAST_SIDE = 0.3, 8, 12
@@ -176,7 +174,7 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
         fixed = more
     unit, key = ("bytes", "storage.bytes") if fixed.bytes else ("numbers", "storage.N")
     # Coded images take the quality at which they fit.
-    if fixed.used > fixed.budget and images not in CODES:
+    if fixed.used > fixed.budget and not (storage.bytes and images in CODES):
         terms = " + ".join(f"{count:,} ({part})" for part, count in fixed.parts.items())
         raise UserError(
             f"storage exceeds the budget: {terms} take {fixed.used:,} of {fixed.budget:,} {unit}; lower storage.M, "
@@ -235,7 +233,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             # The teacher sees what a student will see when the set is decoded; only a batch of it is held at a time.
             return teacher.features_of_inputs(source.teacher, compose.compose_one(row, images, size)[None])[0]
 
-        features = lax.map(look, jax.tree.map(jnp.asarray, rows), batch_size=min(BATCH, plan.M))
+        batch = min(teacher.batch_of(source.teacher, problem.image_shape), plan.M)
+        features = lax.map(look, jax.tree.map(jnp.asarray, rows), batch_size=batch)
         targets = source.preprocessing.targets(features)
         equal = jnp.full(plan.M, 1 / plan.M, targets.dtype)
         mean, bases, coefficients = decoder.STARTS["pca"](key, targets, equal, targets, plan.V)
@@ -283,7 +282,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
 
 def _trials(plan: Sizes, stand: StandIns) -> list[Trial]:
     """Trial of the teacher's features of composed images, almost all of the method's work."""
-    count = min(BATCH, plan.M)
+    count = min(teacher.batch_of(stand.backbone, stand.run.problem.image_shape), plan.M)
 
     @jax.jit
     def extract(network: Any, images: Array) -> Array:
@@ -300,4 +299,5 @@ DEFINITION = Definition(
     network=True,
     forward=True,
     coded=True,
+    lower="config.teacher.input_size or config.data.image_size",
 )

@@ -14,8 +14,6 @@ from ssdd_jax.methods.subset import State
 
 Array = jax.Array
 
-# Images per forward pass of the teacher.
-BATCH = 256
 TITLE = "Gaussian noise"
 
 
@@ -38,7 +36,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         # Network inputs are normalised, so standard normal values have the data set's mean and deviation.
         images = jax.random.normal(state.key, shape)
         extract = functools.partial(teacher.features_of_inputs, source.teacher)
-        features = jax.lax.map(lambda image: extract(image[None])[0], images, batch_size=BATCH)
+        batch = teacher.batch_of(source.teacher, problem.image_shape)
+        features = jax.lax.map(lambda image: extract(image[None])[0], images, batch_size=batch)
         targets = source.preprocessing.targets(features)
         return distilled.from_pairs(images, targets, source.preprocessing)
 
@@ -52,4 +51,5 @@ DEFINITION = Definition(
     network=True,
     forward=True,
     floor=True,
+    lower="config.teacher.input_size or config.storage.N",
 )

@@ -10,7 +10,7 @@ from helpers import params
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ssdd_jax import approximate, decoder, distilled
+from ssdd_jax import approximate, decoder, distilled, methods
 from ssdd_jax import config as configuration
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
@@ -280,6 +280,38 @@ def test_bytes_that_hold_nothing_are_refused():
         budget.counted(config, Problem((8, 8, 1), 16, 5000))
     # How many coded ones there is room for is known once they are coded.
     assert budget.counted(config, Problem((8, 8, 1), 16, 5000), coded=True).storage.N == 1
+
+
+def test_bases_may_fit_where_no_image_does():
+    """Also in a precision that is coarser than the one that is planned with, if the data are to decide it."""
+    config, problem = configuration.default(), Problem((64, 64, 3), 512, 5000)
+    config.storage.update(bytes=8192, M=8, U=2, V=2)
+    assert methods.make(methods.counted(config, problem), problem).shapes
+    config.method = "krr_st"
+    with pytest.raises(UserError, match="holds not even one image"):
+        methods.counted(config, problem)
+    config.method, problem = "boost", Problem((32, 32, 3), 256, 5000)
+    config.storage.update(bytes=20_000, M=240, U=20, V=16)
+    assert boost.plan_of(methods.counted(config, problem), problem).image_precision != "int8"
+    config.storage.update(images="int8", targets="int8")
+    with pytest.raises(UserError, match="storage exceeds the budget"):
+        boost.plan_of(methods.counted(config, problem), problem)
+    with pytest.raises(UserError, match="needs at least two training images"):
+        boost.plan_of(configuration.edit(default_of(1), "boost"), problem._replace(images=1))
+
+
+def default_of(count):
+    config = configuration.default()
+    config.storage.N = count
+    return config
+
+
+def test_the_start_takes_fewer_of_larger_images():
+    for side, count in ((32, 50_000), (64, 50_000), (224, 4081)):
+        config, problem = default_of(10), Problem((side, side, 3), 64, 60_000)
+        config.storage.update(M=20, U=8, V=8)
+        look = methods.make(config, problem).look
+        assert jax.eval_shape(lambda key, look=look: look(key, 60_000), jax.random.key(0)).shape == (count,)
 
 
 @pytest.mark.parametrize(

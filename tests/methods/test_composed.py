@@ -152,6 +152,8 @@ def test_the_constants_of_a_small_file_take_nothing_from_the_bases():
     ("changes", "words"),
     [
         ({"storage.M": 1000}, "storage exceeds the budget: .*lower storage.M, U, V or base_size, or raise storage.N"),
+        # A code is fitted to a budget in bytes only.
+        ({"storage.M": 1000, "storage.images": "webp"}, "storage exceeds the budget"),
         ({"storage.bytes": 300}, "storage exceeds the budget|holds not even one"),
         ({"storage.V": 17}, "storage.V=17 is more than the 16 numbers of a feature"),
         ({"storage.U": 41, "storage.N": 40}, "storage.U=41 is more than the 40 images"),

@@ -237,6 +237,22 @@ def test_mkdt_learns_images_targets_and_the_rate(make):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_mkdt_stops_at_a_rate_that_is_not_positive(make):
+    """Where no student could be trained at it, though the loss that was measured before it is finite."""
+    made = make("mkdt")
+    state, item = made.start(), jax.tree.map(lambda leaf: leaf[0], made.method.feed(made.run)(0, 1))
+    assert np.isfinite(made.method.step(state, made.data, item)[1].loss)
+    params = state.matching.params._replace(rate=jnp.float32(-0.5))
+    state = state._replace(matching=state.matching._replace(params=params))
+    assert np.isnan(made.method.step(state, made.data, item)[1].loss)
+
+
+def test_losses_alone_do_not_make_mkdts_experts_done(make):
+    """High-loss subsets share the folder and leave no trajectories."""
+    (experts,) = [stage for stage in make("mkdt").method.stages if stage.name == "experts"]
+    assert experts.output == f"experts/expert_{make('mkdt').config.experts.count - 1:04d}.npy"
+
+
 def test_mkdt_is_fed_its_experts(make):
     """Pieces of the stored trajectories, `experts.epochs` apart; a resumed run sees the same items."""
     made = make("mkdt")

@@ -167,12 +167,12 @@ def neighbours(queries: np.ndarray, query_labels: np.ndarray, features: np.ndarr
         labels: Their classes, int `(n,)`.
 
     Returns:
-        Indices, int `(P,)`.
+        Indices, int `(P,)`; fewer if there is no image of a class.
     """
-    found = np.zeros(len(queries), np.int64)
-    for label in np.unique(query_labels):
+    found = np.full(len(queries), -1, np.int64)
+    for label in np.intersect1d(query_labels, labels):
         rows, chosen = np.flatnonzero(labels == label), np.flatnonzero(query_labels == label)
         own = np.asarray(features[rows], np.float32)
         own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
         found[chosen] = rows[(queries[chosen] @ own.T).argmax(1)]
-    return found
+    return found[found >= 0]

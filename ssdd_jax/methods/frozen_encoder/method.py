@@ -110,12 +110,19 @@ def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array],
             f"config.method={name} needs labels, and the data set has none: set config.encoder.clusters, such as 10, "
             "to use clusters of the teacher's features in their place"
         )
+    if problem.empty_class and not options.clusters:
+        raise UserError(
+            f"config.method={name} needs images of every class, and no training image is of the class "
+            f"{problem.empty_class}: raise config.data.train_limit, or set config.encoder.clusters"
+        )
     per_class = config.storage.N // classes
     if not per_class:
         raise UserError(
             f"config.method={name} stores at least one image of each of {classes} classes, and config.storage.N is "
             f"{config.storage.N}: set it to a multiple of {classes}"
         )
+    # Of the resolutions, as many as join before the last step.
+    joining = int(pyramid.used(config.distill.steps - 1, every=options.extend_every, most=1000))
     own, most = np.repeat(np.arange(classes), per_class), len(pyramid.sizes(*problem.image_shape[:2]))
     size = min(batch(len(own)), problem.images)
     optimizer = optax.adam(config.distill.learning_rate)
@@ -197,7 +204,10 @@ def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array],
         ),
         show=lambda state: {"pixels": images_of(state)},
         pairs=(len(own), problem.dim),
-        shapes=(("distilled images", f"{len(own)}, {per_class} of each of {classes} classes"),),
+        shapes=(
+            ("distilled images", f"{len(own)}, {per_class} of each of {classes} classes"),
+            ("resolutions", f"{min(joining, most)} of {most}, one more after every {options.extend_every:,} steps"),
+        ),
         example=lambda stand: stages.Prepared(jnp.arange(problem.images) % classes),
     )
 
@@ -243,16 +253,23 @@ def _closed_form(
     )
 
 
-def _definition(name: str, make: Callable[[ConfigDict, Problem], Method], changes: Mapping[str, object]) -> Definition:
+def _definition(
+    name: str, make: Callable[[ConfigDict, Problem], Method], changes: Mapping[str, object], lower: str
+) -> Definition:
     return Definition(
         make,
         titles={name: TITLES[name]},
         editions={name: {"method": name, "distill.learning_rate": 2e-3, "distill.save_every": 500, **changes}},
         network=True,
         cpu_steps=(600, 1500),
-        lower="config.encoder.copies",
+        lower=lower,
     )
 
 
-LGM = _definition("lgm", make_lgm, {"distill.steps": 5000})
-CLP_DD = _definition("clp_dd", make_clp_dd, {"distill.steps": 5000, "distill.batch_size": 1024})
+LGM = _definition("lgm", make_lgm, {"distill.steps": 5000}, "config.encoder.copies")
+CLP_DD = _definition(
+    "clp_dd",
+    make_clp_dd,
+    {"distill.steps": 5000, "distill.batch_size": 1024},
+    "config.storage.N or config.distill.batch_size",
+)

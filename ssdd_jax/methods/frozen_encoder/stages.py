@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from ssdd_jax import distilled
 from ssdd_jax.data.preprocess import Preprocessing
+from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Run, Stage, StandIns, Trial
 from ssdd_jax.methods.frozen_encoder import distortions, heads
 from ssdd_jax.models import frozen
@@ -72,6 +73,12 @@ def _cluster(run: Run) -> None:
     with threadpool_limits(1):  # so that floating-point sums have the same order on every machine
         found = MiniBatchKMeans(run.config.encoder.clusters, n_init=3, random_state=seed).fit(features.train)
         train, test = found.predict(features.train), found.predict(features.test)
+    empty = run.config.encoder.clusters - len(np.unique(train))
+    if empty:
+        raise UserError(
+            f"clusters: {empty} of the {run.config.encoder.clusters} clusters have no training image: lower "
+            "config.encoder.clusters"
+        )
     files.write_array(folder / "train.npy", train.astype(np.int32))
     files.write_array(folder / "test.npy", test.astype(np.int32))
 

@@ -76,6 +76,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             trajectories.unflatten(item[end], students, problem.image_shape, problem.dim) for end in ("start", "target")
         )
         learned, info = matching.step(state.matching, start, target, indices, settings=settings)
+        # A student cannot be trained at a rate that is not positive: the loop stops where it became so.
+        info = info._replace(loss=jnp.where(learned.params.rate > 0, info.loss, jnp.nan))
         return State(state.step + 1, state.key, learned), info
 
     def export(key: Array, state: State, source: Source) -> distilled.DistilledSet:

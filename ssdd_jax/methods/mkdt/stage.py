@@ -59,7 +59,8 @@ def stage(config: ConfigDict, problem: Problem, *, keep: bool) -> Stage:
         NAME,
         train,
         shared=("data", "teacher", "precision", "experts"),
-        output=f"{NAME}/losses.npy",
+        # A run that needs the losses alone leaves no trajectories.
+        output=f"{NAME}/{trajectories.file_name(settings.count - 1) if keep else 'losses.npy'}",
         trials=trials,
         lower="config.experts.vectorize or config.experts.batch_size",
     )

@@ -95,6 +95,11 @@ def unflatten(vector: Array, settings: Settings, image_shape: tuple[int, ...], d
     return jax.tree.unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
 
 
+def file_name(expert: int) -> str:
+    """Name the file of the trajectory of one expert."""
+    return f"expert_{expert:04d}.npy"
+
+
 @dataclasses.dataclass(frozen=True)
 class Store:
     """Trajectories in a folder: `expert_0000.npy` and so on, float32 `(epochs+1,P)`, and `losses.npy`, float32 `(n,)`.
@@ -107,7 +112,7 @@ class Store:
 
     def path(self, expert: int) -> pathlib.Path:
         """Path of the trajectory of one expert."""
-        return self.folder / f"expert_{expert:04d}.npy"
+        return self.folder / file_name(expert)
 
     def count(self) -> int:
         """Number of trajectories in the folder; files are written atomically, so that each is complete."""

@@ -111,6 +111,7 @@ def _post_train(run: Run) -> None:
         mixup=options.mixup,
         padding=options.padding,
         flip=options.flip,
+        rate_epochs=max(options.post_epochs, post_training.Settings().rate_epochs),
     )
     train = jax.jit(post_training.train, static_argnames=("width", "blocks", "bottleneck", "classes", "settings"))
     values = []

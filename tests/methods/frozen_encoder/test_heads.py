@@ -1,12 +1,21 @@
 """Heads on a frozen encoder: they learn what can be learned, and the baselines are the images that they should be."""
 
+import pathlib
+import warnings
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 import tiny_runs
+from ml_collections import ConfigDict
 
-from ssdd_jax import main
-from ssdd_jax.methods.frozen_encoder import distortions, heads, ranking
+from ssdd_jax import config as configuration
+from ssdd_jax import main, methods
+from ssdd_jax.api import defaults
+from ssdd_jax.errors import UserError
+from ssdd_jax.methods.base import Problem
+from ssdd_jax.methods.frozen_encoder import distortions, heads, ranking, stages
 from ssdd_jax.runtime import files
 
 CLASSES = 3
@@ -69,6 +78,13 @@ def test_neighbours_are_of_the_same_class_and_direction():
     ]
 
 
+def test_a_class_without_images_has_no_neighbours():
+    features, labels = clusters(60)
+    rows = np.array([7, 3, 8])
+    found = heads.neighbours(features[rows], np.array([labels[7], CLASSES + 1, labels[8]]), features, labels)
+    np.testing.assert_array_equal(found, rows[[0, 2]])
+
+
 def test_dd_rankings_scores():
     """As its definition says: 1 for what recovers all images and beats random ones, 0 for the opposite."""
     assert ranking.label_robust_score(1.0, 0.0, 1.0, weight=1.0) == pytest.approx(1)
@@ -118,6 +134,45 @@ def test_too_few_images_are_refused(edition, changes, words, tmp_path, capsys):
     tiny_runs.write_data(tmp_path)
     assert main.main(tiny_runs.taught(tmp_path, edition, **changes)) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_class_without_a_training_image_is_named(tmp_path, capsys):
+    tiny_runs.write_data(tmp_path)
+    with np.load(tmp_path / "images.npz") as found:
+        arrays = dict(found)
+    arrays["train_labels"] = np.where(arrays["train_labels"] == 1, 0, arrays["train_labels"])
+    np.savez(tmp_path / "images.npz", **arrays)
+    line = tiny_runs.taught(tmp_path, "lgm")
+    assert main.main(line) == 2
+    assert "no training image is of the class 1" in capsys.readouterr().err
+    assert not (tmp_path / "shared" / "teacher").exists()
+    assert main.main(tiny_runs.taught(tmp_path, "random", "other")[:-1] + ["--stage=features"]) == 0
+
+
+def test_empty_clusters_are_refused():
+    features = np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
+    config = ConfigDict({"encoder": {"clusters": 5}})
+    run = SimpleNamespace(
+        config=config,
+        features=lambda: SimpleNamespace(train=features, test=features),
+        key=lambda *_, **__: jax.random.key(0),
+        work=SimpleNamespace(own=lambda *_, **__: pathlib.Path("nowhere")),
+    )
+    with pytest.raises(UserError, match="3 of the 5 clusters have no training image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's, of fewer points than clusters
+        stages._cluster(run)
+
+
+def test_resolutions_that_join_are_shown():
+    chosen = configuration.edit(configuration.default(), "lgm")
+    problem = Problem((16, 16, 3), 8, 100, 10, network=True)
+    chosen.storage.N, chosen.distill.steps = 10, 600
+    assert ("resolutions", "3 of 5, one more after every 200 steps") in methods.make(chosen, problem).shapes
+    # What is chosen for a few steps lets all of them join.
+    chosen = defaults.choose((16, 16, 3), 1000, method="lgm", accelerator=False)
+    shapes = dict(methods.make(chosen, problem).shapes)
+    assert shapes["resolutions"].startswith("5 of 5") and chosen.encoder.extend_every == 100
+    assert defaults.choose((64, 64, 3), 1000, method="lgm", accelerator=True).encoder.extend_every == 200
 
 
 def test_without_labels_clusters_are_named(tmp_path, capsys):
