@@ -89,6 +89,14 @@ NOT_RUN = {
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--config.distill.pairs_per_step=480 --config.storage.M=240 --vary=storage.M=480 --seeds=1 --by=feature_r2 "
     "--config.data.data_dir=DIR": MINUTES,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus,krr_st,random --N=50 "
+    '--references=1 --config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': (
+        MINUTES
+    ),
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus,boost,krr_st,random --N=20 "
+    "--references=1 --config.teacher.source=resnet56-4bfd9763.th --config.teacher.stem_padding=1 "
+    '--config.teacher.preprocessing=imagenet "--config.student.widths=(16,32,64)" --config.evaluate.seeds=1 '
+    '"--config.evaluate.weight_decays=(1e-3,)" --config.data.data_dir=DIR': MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus,random --N=50,100 "
     '--references=1 --config.evaluate.seeds=1 "--config.evaluate.weight_decays=(1e-3,)" '
     "--config.data.data_dir=DIR": MINUTES,
