@@ -180,6 +180,8 @@ def _checkpoints(run: pathlib.Path) -> int:
 def endure(options: Options) -> list[str]:
     """Do all of it; returns what is not as promised, and writes endurance.json."""
     base = pathlib.Path(options.workdir).expanduser().absolute()
+    if base.is_dir() and any(base.iterdir()) and not (base / "images.npz").exists():
+        raise UserError(f"{base} holds something else: choose an empty or a new --workdir, whose content is replaced")
     shutil.rmtree(base, ignore_errors=True)
     base.mkdir(parents=True)
     run, metrics = base / "run", base / "run" / "metrics.jsonl"

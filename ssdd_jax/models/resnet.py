@@ -15,6 +15,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ssdd_jax.models import layers, starts
@@ -199,5 +200,6 @@ def from_params(params: Mapping[str, Any]) -> ResNet:
 
 def _max_pool(x: Array) -> Array:
     """Max-pool over 3x3 pixels with stride 2 and padding 1: `(B,H,W,C)` to `(B,ceil(H/2),ceil(W/2),C)`."""
-    initial = jnp.asarray(-jnp.inf, x.dtype)
+    # A constant of NumPy's: of an array that is traced, JAX does not recognise the maximum, and has no gradient.
+    initial = np.asarray(-np.inf, x.dtype)
     return lax.reduce_window(x, initial, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))

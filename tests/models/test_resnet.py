@@ -106,3 +106,19 @@ def test_batch_norm_is_a_linen_module_without_state_in_evaluation():
     # Immutable statistics: this would raise if the module wrote to them.
     out = norm.apply(variables, jnp.ones((2, 3)), use_running_average=True)
     np.testing.assert_allclose(out, np.ones((2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_large_stem_has_a_gradient_in_a_compiled_program(dtype):
+    """That of a teacher of torchvision's kind, which the methods that invert a teacher need."""
+    network = ResNet(2, (1, 1), stem_size=7)
+    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3)).astype(dtype)
+    variables = network.init(jax.random.key(1), x, train=False)
+
+    def total(x):
+        return jnp.square(network.apply(variables, x, train=False)).sum().astype(jnp.float32)
+
+    found = np.asarray(jax.jit(jax.grad(total))(x), np.float32)
+    assert np.isfinite(found).all() and np.abs(found).max() > 0
+    if dtype == "float32":
+        np.testing.assert_allclose(found, jax.grad(total)(x), rtol=1e-3, atol=1e-4)
