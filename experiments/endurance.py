@@ -29,6 +29,8 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 from ssdd_jax.training import loop
 
+# What the command writes to its folder, and replaces.
+WRITTEN = {"run", "images.npz", "compiled", "endurance.json"}
 USAGE = "--steps=N, --restarts=N, --lines=N and --workdir=DIR are known"
 # Steps of a compiled call, which writes a line, and between checkpoints.
 PER_CALL, SAVE_EVERY = 20, 500
@@ -180,7 +182,7 @@ def _checkpoints(run: pathlib.Path) -> int:
 def endure(options: Options) -> list[str]:
     """Do all of it; returns what is not as promised, and writes endurance.json."""
     base = pathlib.Path(options.workdir).expanduser().absolute()
-    if base.is_dir() and any(base.iterdir()) and not (base / "images.npz").exists():
+    if base.exists() and (not base.is_dir() or {path.name for path in base.iterdir()} - WRITTEN):
         raise UserError(f"{base} holds something else: choose an empty or a new --workdir, whose content is replaced")
     shutil.rmtree(base, ignore_errors=True)
     base.mkdir(parents=True)

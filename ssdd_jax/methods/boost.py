@@ -117,12 +117,16 @@ def plan_of(config: ConfigDict, problem: Problem) -> budget.Sizes:
 
 def _stored(config: ConfigDict) -> list[dict[str, Any]]:
     """List the budget in bytes with the precisions, and with coarser ones in place of those that the data decide."""
-    own, storage = budget.precisions(config), config.storage
-    free = [storage.bytes > 0 and given == "auto" for given in (storage.images, storage.targets)]
-    pairs = [own, *([coarser if one else name for one, name in zip(free, own, strict=True)] for coarser in PRECISIONS)]
+    (images, targets), storage = budget.precisions(config), config.storage
+    pairs = [(images, targets)]
+    if storage.bytes:
+        pairs += [
+            (coarser if storage.images == "auto" else images, coarser if storage.targets == "auto" else targets)
+            for coarser in PRECISIONS[1:]
+        ]
     return [
         {"bytes": storage.bytes, "image_precision": images, "target_precision": targets}
-        for images, targets in (pairs if any(free) else pairs[:1])
+        for images, targets in dict.fromkeys(pairs)
     ]
 
 

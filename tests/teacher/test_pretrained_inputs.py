@@ -143,6 +143,7 @@ def test_preprocessing_that_is_not_supported_is_refused_in_one_line(kind):
     with pytest.raises(UserError, match=f"^here: .*{words}") as error:
         inputs.from_files(facts, "here")
     assert "\n" not in str(error.value)
+    assert ("is invalid" in str(error.value)) == ("is invalid" in words)  # what is not supported is not said to be that
 
 
 def test_entries_without_a_value_are_left_out():

@@ -121,9 +121,9 @@ def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array],
             f"config.method={name} stores at least one image of each of {classes} classes, and config.storage.N is "
             f"{config.storage.N}: set it to a multiple of {classes}"
         )
-    # Of the resolutions, as many as join before the last step.
-    joining = int(pyramid.used(config.distill.steps - 1, every=options.extend_every, most=1000))
     own, most = np.repeat(np.arange(classes), per_class), len(pyramid.sizes(*problem.image_shape[:2]))
+    # As many resolutions as have joined at the last step.
+    joined = int(pyramid.used(config.distill.steps - 1, every=options.extend_every, most=most))
     size = min(batch(len(own)), problem.images)
     optimizer = optax.adam(config.distill.learning_rate)
 
@@ -206,7 +206,7 @@ def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array],
         pairs=(len(own), problem.dim),
         shapes=(
             ("distilled images", f"{len(own)}, {per_class} of each of {classes} classes"),
-            ("resolutions", f"{min(joining, most)} of {most}, one more after every {options.extend_every:,} steps"),
+            ("resolutions", f"{joined} of {most}, one more after every {options.extend_every:,} steps"),
         ),
         example=lambda stand: stages.Prepared(jnp.arange(problem.images) % classes),
     )

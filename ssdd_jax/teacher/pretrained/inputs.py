@@ -66,6 +66,8 @@ def from_files(facts: Mapping[str, Any], path: str) -> Inputs:
     """
     try:
         return _from_files(facts, path)
+    except UserError:
+        raise
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise UserError(
             f"{path}: the preprocessing in the files beside the weights is invalid ({error}): restore or correct "

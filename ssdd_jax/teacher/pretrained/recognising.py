@@ -195,6 +195,8 @@ def network(given: Tensors, facts: Mapping[str, Any], *, stem_padding: int, head
         return _resnet(given, config, stem_padding)
     try:
         return _vit(given, config, heads)
+    except UserError:
+        raise
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{given.path}: its config.json is invalid ({error}): restore or correct it") from None
 
