@@ -65,6 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "notes": notes,
     }
     for stage, pairs, calls, flops in prepared(sides, options):
+        _log(f"{stage} {pairs or ''}: measuring {', '.join(calls)} in turns")
         rows = of_stage(stage, pairs, calls, flops, report["product_gflops"], options)
         report["rows"] += rows
         for row in rows:
@@ -143,10 +144,16 @@ def used_precision(stage: str, side: str, options: argparse.Namespace) -> str:
 
 
 def products(sides: Any, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Measure the rate of matrix products in GFLOP/s, by side and precision."""
+    """Measure the rate of matrix products in GFLOP/s, by side and precision.
+
+    Only in the precisions of the rows: where a processor has no instructions for bfloat16, as with AVX2, PyTorch's
+    product takes minutes on one core.
+    """
+    dtypes = list(dict.fromkeys(("float32", jax_loops.precision(options))))
+    _log(f"products of matrices in {' and '.join(dtypes)}")
     makers = {"jax": lambda dtype: machine.product(options.product, dtype)}
     makers |= {"torch": sides.product} if sides else {}
-    calls = {(side, dtype): make(dtype) for side, make in makers.items() for dtype in machine.DTYPES}
+    calls = {(side, dtype): make(dtype) for side, make in makers.items() for dtype in dtypes}
     results = timing.take_turns(list(calls.values()), max(options.repeats, 5))
     rates: dict[str, dict[str, float]] = {side: {} for side in makers}
     for (side, dtype), measured in zip(calls, results, strict=True):

@@ -5,7 +5,7 @@
 
 The error is the share of the variance of held-out images (at the bases' resolution) and targets (in all views) that the
 bases leave. A row is a number of decoded images M; the one in bold is what a run uses. Writes sizes.json and sizes.md
-to the work dir.
+to the work dir, which keeps the teacher and its features for other budgets of the same config.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.measure import command_line
+from ssdd_jax import config as configuration
 from ssdd_jax import pipeline
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.errors import UserError
@@ -94,14 +95,22 @@ def parse(arguments: Sequence[str]) -> tuple[Any, list[int], pathlib.Path]:
 def _measure(arguments: Sequence[str]) -> None:
     config, sizes, folder = parse(arguments)
     config.method = "boost"
-    config.storage.update(N=max(sizes), M=0, U=0, V=0)
-    run = pipeline.prepare(config, Workdir(folder), print)
-    teacher.train(run)
-    features.compute(run)
-    rows = measure(run, sizes)
-    words = table(rows)
-    files.write_json(folder / "sizes.json", {"config": config.data.name, "rows": rows, **budget.wishes(config)})
-    files.write_bytes(folder / "sizes.md", (words + "\n").encode())
+    # The folder is bound to the config, but not to the budgets of a table: teacher and features serve all.
+    config.storage.update(N=1, M=0, U=0, V=0)
+    configuration.validate(config)
+    config = configuration.resolved(config)
+    work = Workdir(folder)
+    with work.claim(config):
+        largest = config.copy_and_resolve_references()
+        largest.storage.N = max(sizes)
+        run = pipeline.prepare(largest, work, print)
+        work.record(config)
+        teacher.train(run)
+        features.compute(run)
+        rows = measure(run, sizes)
+        words = table(rows)
+        files.write_json(folder / "sizes.json", {"config": config.data.name, "rows": rows, **budget.wishes(config)})
+        files.write_bytes(folder / "sizes.md", (words + "\n").encode())
     print(f"\n{words}\n\nsizes.json and sizes.md are in {folder}", flush=True)
 
 

@@ -25,9 +25,7 @@ def default() -> ConfigDict:
     config.seed = 0
     config.method = "boost"  # boost | composed | krr_st | mkdt | scdd | lgm | clp_dd | subset | rela | noise
 
-    config.precision = (
-        "auto"  # for pool, teacher and evaluated networks: float32 | bfloat16 | auto (bfloat16 on accelerators)
-    )
+    config.precision = "auto"  # of pool, teacher and students: float32 | bfloat16 | auto (bfloat16 on accelerators)
 
     config.data = data = ConfigDict()
     data.name = "digits"  # digits | tfds:NAME | tiny_imagenet | aircraft | folder:PATH | npz:PATH | npy:PATH
@@ -246,11 +244,15 @@ def _one_of(names: Any) -> tuple[Callable[[Any], bool], str]:
 
 
 def _widths(value: Any) -> bool:
-    return len(value) > 0 and all(isinstance(width, int) and width > 0 for width in value)
+    return len(value) > 0 and all(
+        isinstance(width, int) and not isinstance(width, bool) and width > 0 for width in value
+    )
 
 
 def _decays(value: Any) -> bool:
-    return len(value) > 0 and all(isinstance(decay, int | float) and decay >= 0 for decay in value)
+    return len(value) > 0 and all(
+        isinstance(decay, int | float) and not isinstance(decay, bool) and decay >= 0 for decay in value
+    )
 
 
 def _hosts(value: str) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import jax
 import numpy as np
@@ -229,3 +230,12 @@ def test_every_key_is_listed(capsys):
     page = capsys.readouterr().out
     for key in config.flatten(config.default()):
         assert f"--config.{key} = " in page, key
+    for line in filter(None, page.splitlines()):
+        assert re.match(r"--config\.[\w.]+ = \S|# ", line), line
+
+
+@pytest.mark.parametrize("option", ["--dry_run=maybe", "--tensorboard=2", "--dry_run="])
+def test_a_switch_is_on_or_off(option, capsys):
+    assert main.main([option]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot read '{option}'" in said and "alone turns it on" in said and said.count("\n") == 1

@@ -22,6 +22,7 @@ FOLDER = "folder.py"  # its argument begins with a path
 NAMES = ("config", "workdir", "shared", "stage", "tensorboard", "dry_run")
 # Options that need no value: alone they mean `true`.
 SWITCHES = ("tensorboard", "dry_run")
+TRUE_OR_FALSE = ("true", "false", "t", "f", "1", "0")  # as absl reads them
 
 
 class Options(NamedTuple):
@@ -93,6 +94,8 @@ def _joined(arguments: list[str]) -> list[str]:
             if not remaining:
                 raise UserError(f"option {argument} needs a value: {argument}=...")
             argument = f"{argument}={remaining.pop(0)}"
+        if name in SWITCHES and argument.partition("=")[2].lower() not in TRUE_OR_FALSE:
+            raise UserError(f"cannot read {argument!r}: --{name} alone turns it on, and --{name}=false off")
         joined.append(argument)
     return joined
 

@@ -80,6 +80,11 @@ def answer(work: Callable[[], None], *, memory: str, name: str = "ssdd_jax") -> 
             return _report(name, f"the device's memory is full: lower {memory}; {INTACT}")
         if words := devices.backend_missing(error) or devices.lost(error):
             return _report(name, words)
+        if isinstance(error, PermissionError) and error.filename is not None:
+            path = os.fsdecode(error.filename)
+            return _report(
+                name, f"{path}: {error.strerror}: check who may read it, and enter its folders, or name another"
+            )
         if isinstance(error, RuntimeError) and "determine home directory" in str(error):
             return _report(name, "a path begins with ~ and a name that is no user's: check it, or write it in full")
         devices.report_failure(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")

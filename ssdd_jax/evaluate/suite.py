@@ -247,7 +247,7 @@ class _Run:
                 )
                 for target in self.request.targets:
                     lines = self._lines(row, target)
-                    words = ", ".join(f"{x['measure']} {x['mean']:.4g} ± {x['std']:.2g}" for x in lines)
+                    words = ", ".join(f"{x['measure']} {statistics.brief(x)}" for x in lines)
                     name = " ".join(filter(None, (model, entry.name)))
                     self.say(f"evaluate: {name} on {target.name}: {words or 'nothing to measure'}")
                     results += lines

@@ -77,7 +77,9 @@ def _values(rows: Rows) -> str:
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        cells.setdefault((row["model"] or "", label(row["entry"])), {})[row["measure"]] = _cell(row)
+        cells.setdefault((row["model"] or "", label(row["entry"])), {})[row["measure"]] = labels.value(
+            row["measure"], row["mean"], row["std"], row["seeds"]
+        )
     return _table(["architecture", "trained on"], measures, cells)
 
 
@@ -85,7 +87,7 @@ def _differences(rows: Rows) -> str:
     measures = list(dict.fromkeys(row["measure"] for row in rows))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        text = statistics.words(row, _digits(row["measure"]))
+        text = statistics.words(row, labels.digits(row["measure"]))
         names = f"{label(row['first'])} − {label(row['second'])}"
         cells.setdefault((row["model"], names), {})[row["measure"]] = text
     return _table(["architecture", "difference"], measures, cells)
@@ -100,19 +102,10 @@ def _table(heads: list[str], measures: list[str], cells: Mapping[tuple[str, str]
     return "\n".join(lines)
 
 
-def _cell(row: Mapping[str, Any]) -> str:
-    digits = _digits(row["measure"])
-    return f"{row['mean']:.{digits}f}" + (f" ± {row['std']:.{digits}f}" if row["seeds"] > 1 else "")
-
-
-def _digits(measure: str) -> int:
-    return 3 if measure.startswith("feature_r2") else 1
-
-
 def _caption(result: Mapping[str, Any]) -> str:
     sets = "; ".join(f"{item['name']}: {item['pairs']} pairs, {item['numbers']:,} numbers" for item in result["sets"])
     sizes = ", ".join(f"{item['name']} {item['parameters']:,} parameters" for item in result["models"])
-    return f"Mean ± standard deviation over {result['seeds']} networks. {sets}. {sizes}. {_trained(result)}"
+    return f"{statistics.over(result['seeds']).capitalize()}. {sets}. {sizes}. {_trained(result)}"
 
 
 def _trained(result: Mapping[str, Any]) -> str:

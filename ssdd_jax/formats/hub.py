@@ -18,6 +18,7 @@ from ssdd_jax import distilled as sets
 from ssdd_jax.errors import UserError
 from ssdd_jax.formats import card, constants, huggingface, safe_tensors, writing
 from ssdd_jax.formats.content import require
+from ssdd_jax.runtime import files
 from ssdd_jax.runtime.version import __version__
 
 # `pathlib` makes one slash of two.
@@ -83,14 +84,27 @@ def download(path: str | os.PathLike[str]) -> pathlib.Path:
         # The package's own form first: it is small and exact.
         folder = pathlib.Path(api.snapshot_download(address.repository, allow_patterns=_OWN, **options))
         if not (folder / sets.DESCRIPTION).is_file():
-            info = api.repo_info(address.repository, files_metadata=True, **options)
-            size = sum(file.size or 0 for file in info.siblings or ())
-            if size > MOST_BYTES:
-                raise UserError(
-                    f"hf://{address.repository} holds {size / 1e9:.0f} GB, which is no distilled set: check the name"
-                )
-            folder = pathlib.Path(api.snapshot_download(address.repository, allow_patterns=_OTHERS, **options))
+            folder = _download_others(api, address, options)
     return folder
+
+
+def _download_others(api: Any, address: Address, options: dict[str, Any]) -> pathlib.Path:
+    """Download a set in another form than the package's own, if it is small enough to be one."""
+    try:
+        info = api.repo_info(address.repository, files_metadata=True, **options)
+    except OSError:
+        # Without the hub there is what was downloaded before, whose size was checked then.
+        chosen = {"allow_patterns": _OTHERS, "local_files_only": True, **options}
+        folder = pathlib.Path(api.snapshot_download(address.repository, **chosen))
+        if not any(file.is_file() for file in folder.rglob("*")):
+            raise
+        return folder
+    size = sum(file.size or 0 for file in info.siblings or ())
+    if size > MOST_BYTES:
+        raise UserError(
+            f"hf://{address.repository} holds {size / 1e9:.0f} GB, which is no distilled set: check the name"
+        )
+    return pathlib.Path(api.snapshot_download(address.repository, allow_patterns=_OTHERS, **options))
 
 
 def upload(
@@ -232,6 +246,10 @@ def _explain(errors: Any, address: Address, error: BaseException) -> str:
         status = error.response.status_code if error.response is not None else 0
         advice = "log in with `hf auth login`, or set HF_TOKEN" if status in (401, 403) else "try again later"
         return f"{name}: the hub answered {status} ({_first_line(error)}): {advice}"
+    if files.is_full_disk(error):
+        return f"{name}: no space left on the disk: free some, or set HF_HOME to a folder on another one"
+    if isinstance(error, OSError) and error.errno in files.UNUSABLE:
+        return f"{name}: cannot write {error.filename}: {error.strerror}: set HF_HOME to a folder of your own"
     if isinstance(error, errors.HTTPError | OSError):
         advice = "check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
         return f"{name}: the hub cannot be reached ({_first_line(error)}): {advice}"

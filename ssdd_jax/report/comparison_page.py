@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssdd_jax import config as configuration
 from ssdd_jax.report import labels as words
 from ssdd_jax.report import measures, render, storage, svg
 from ssdd_jax.report.pictures import pictures
 from ssdd_jax.report.records import Record
+from ssdd_jax.runtime import inputs
+from ssdd_jax.runtime.workdir import CHANGES_NOTHING
 
 SHOWN = 30  # images of each side
 REFERENCES = ("random_real", "random_init", "full_data", "teacher")
@@ -84,7 +87,7 @@ def references(records: Sequence[Record]) -> dict[str, dict[str, list[float]]]:
     A baseline is left out if the runs differ in what it depends on. Runs of one seed have equal baselines, which count
     once: those of the first run that has them.
     """
-    if _differ(records, lambda key: key.startswith(GROUPS) and key != "evaluate.entries"):
+    if not _have_same_baselines(records):
         return {}
     pooled: dict[str, dict[str, list[float]]] = {}
     for name in REFERENCES:
@@ -103,14 +106,28 @@ def references(records: Sequence[Record]) -> dict[str, dict[str, list[float]]]:
     return pooled
 
 
-def _differ(records: Sequence[Record], chosen: Any) -> bool:
-    return any(chosen(key) for key in differences([record.config for record in records]))
+def _have_same_baselines(records: Sequence[Record]) -> bool:
+    """Return whether nothing that the baselines depend on differs between the runs.
+
+    Inputs count by their content if all runs have recorded it, else by their places.
+    """
+    keys = {key for key in differences([record.config for record in records]) if key.startswith(GROUPS)}
+    if all(record.inputs for record in records):
+        first = records[0].inputs
+        if any(record.inputs != first for record in records):
+            return False
+        keys -= set(inputs.PLACES)
+    return not keys - CHANGES_NOTHING - {"evaluate.entries"}
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return the keys in which configs differ, with the value in each config; `devices.*` is ignored."""
+    """Return the keys in which configs differ, with the value in each config; `devices.*` is ignored.
+
+    Configs of older versions lack the keys that were added since, which have their default's value.
+    """
+    defaults = configuration.flatten(configuration.default())
     keys = sorted({key for config in configs for key in config if not key.startswith("devices.")})
-    by_key = {key: [config.get(key, "") for config in configs] for key in keys}
+    by_key = {key: [config.get(key, defaults.get(key, "")) for config in configs] for key in keys}
     return {key: values for key, values in by_key.items() if any(value != values[0] for value in values)}
 
 
@@ -149,9 +166,10 @@ def content(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Collect the variables of the template `comparison.html`; see `compare` for the arguments."""
-    # Bars of all sides share one scale, so that their lengths compare.
-    sizes = [storage.of_results(side.results) for side in sides]
-    budget = max(max(size.budget, size.used) for size in sizes)
+    # Bars of one unit share a scale, so that their lengths compare.
+    scales: dict[str, int] = {}
+    for size in [storage.of_results(side.results) for side in sides]:
+        scales[size.unit] = max(scales.get(size.unit, 0), size.budget, size.used)
     stages = list(dict.fromkeys(name for side in sides for name in side.seconds))
     totals = [sum(side.seconds.values()) for side in sides]
     return {
@@ -161,7 +179,7 @@ def content(
         "sides": [
             {
                 "label": side.label,
-                "storage": storage.of_results(side.results, whole=budget),
+                "storage": storage.of_results(side.results, whole=scales[storage.used(side.results["storage"])[1]]),
                 "images": pictures(side.images[:SHOWN], f"{side.label}, image"),
                 "images_count": len(side.images),
                 "seconds": [side.seconds.get(name) for name in stages],
@@ -171,6 +189,7 @@ def content(
             }
             for side, total in zip(sides, totals, strict=True)
         ],
+        "units": list(scales),
         "stages": stages,
         "machines": list(dict.fromkeys(str(side.results["machine"]) for side in sides)),
         "has_memory": any(side.host is not None for side in sides),

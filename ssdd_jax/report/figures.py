@@ -141,8 +141,8 @@ def table(results: Mapping[str, Any]) -> str:
     for name in names:
         cells = []
         for measure in measures:
-            row, places = results[measure].get(name), digits(measure)
-            cells.append(f"{row['mean']:.{places}f} ± {row['std']:.{places}f}" if row else "")
+            row = results[measure].get(name)
+            cells.append(labels.value(measure, row["mean"], row["std"], row["seeds"]) if row else "")
         lines.append(f"| {labels.entry(name)} | " + " | ".join(cells) + " |")
     differences = {measure: _difference(results[measure], digits(measure)) for measure in measures}
     if any(differences.values()):

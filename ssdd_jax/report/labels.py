@@ -106,10 +106,10 @@ def parts(stored: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in totals.items() if count}
 
 
-def value(measure: str, mean: float, std: float) -> str:
-    """Format mean and standard deviation with the number of digits of the measure."""
+def value(measure: str, mean: float, std: float, count: int) -> str:
+    """Format mean and standard deviation with the number of digits of the measure; one value has no deviation."""
     places = digits(measure)
-    return f"{mean:.{places}f} ± {std:.{places}f}"
+    return f"{mean:.{places}f}" + (f" ± {std:.{places}f}" if count != 1 else "")
 
 
 def seconds(spent: float) -> str:
@@ -123,8 +123,10 @@ def seconds(spent: float) -> str:
 def size(count: float) -> str:
     """Format a number of bytes with decimal units."""
     for unit, large in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= large:
-            return f"{count / large:.3g} {unit}"
+        # Three digits that would be 1000 of a unit are 1 of the next.
+        if count >= 0.9995 * large:
+            number = count / large
+            return f"{number:,.0f} {unit}" if number >= 999.5 else f"{number:.3g} {unit}"
     return f"{count:.0f} bytes"
 
 

@@ -99,7 +99,7 @@ def table(name: str, entries: Sequence[Entry], *, near: Sequence[str] = ()) -> M
     scale = svg.scale_of(intervals[True] or intervals[False], intervals[False])
     rows = []
     for item in entries:
-        text = labels.value(name, item.mean, item.std)
+        text = labels.value(name, item.mean, item.std, len(item.values))
         drawing = svg.interval(item.mean, item.std, item.values, scale, strong=item.own, words=f"{item.label}: {text}")
         rows.append(Row(item.label, text, drawing, item.own))
     beyond = [item.label for item in entries if not scale.low <= item.mean <= scale.high]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +47,7 @@ class Record(NamedTuple):
         pairs: Number of pairs of the set, including all views.
         snapshots: Snapshots by step, see `snapshots.read`.
         stored: The stored images that others are composed of, uint8 `(U,h,w,C)`; None if there are none.
+        inputs: Hashes of the run's images, labels, features and weights by name; empty for runs of older versions.
     """
 
     folder: pathlib.Path
@@ -59,6 +61,7 @@ class Record(NamedTuple):
     pairs: int
     snapshots: Mapping[int, Mapping[str, np.ndarray]]
     stored: np.ndarray | None = None
+    inputs: Mapping[str, str] = MappingProxyType({})
 
 
 def read(folder: str | pathlib.Path) -> Record:
@@ -90,4 +93,5 @@ def read(folder: str | pathlib.Path) -> Record:
         pairs=len(distilled_set.pairs()[0]),
         snapshots=snapshots.read(work.snapshots),
         stored=None if stored is None else snapshots.as_bytes(np.asarray(stored)),
+        inputs=files.read_json(work.inputs) if work.inputs.is_file() else {},
     )

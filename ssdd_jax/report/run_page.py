@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from ssdd_jax.report import figures, labels, measures, render, storage, svg
+from ssdd_jax.report import figures, labels, measures, render, statistics, storage, svg
 from ssdd_jax.report.pictures import Picture, pictures
 from ssdd_jax.report.records import Record
 
@@ -66,7 +66,7 @@ def content(record: Record) -> dict[str, Any]:
         "facts": facts(record),
         "measures": [measures.table(name, rows, near=NEAR) for name, rows in measured.items()],
         "entry_notes": {label: note for label, note in labels.ENTRY_NOTES.items() if _is_in(label, measured)},
-        "seeds": max((len(row.values) for rows in measured.values() for row in rows), default=0),
+        "over": statistics.over(max((len(row.values) for rows in measured.values() for row in rows), default=0)),
         "images": pictures(record.images[: figures.SHOWN], "distilled image"),
         "images_count": len(record.images),
         "moments": moments(record),

@@ -30,6 +30,16 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def brief(one: Mapping[str, Any]) -> str:
+    """Format a summary for a line of progress: the mean and, of several values, their standard deviation."""
+    return f"{one['mean']:.4g}" + (f" ± {one['std']:.2g}" if one["seeds"] > 1 else "")
+
+
+def over(count: int) -> str:
+    """Say what the cells of a table are: mean and standard deviation over several networks, or values of one."""
+    return f"mean ± standard deviation over {count} networks" if count != 1 else "one network"
+
+
 def paired(first: Sequence[float], second: Sequence[float], *, level: float = LEVEL) -> dict[str, Any]:
     """Paired difference, first minus second, with a confidence interval of its mean (Student's t, by SciPy).
 

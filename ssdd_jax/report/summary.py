@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssdd_jax.formats.card import Evaluation
-from ssdd_jax.report import figures, labels
+from ssdd_jax.report import figures, labels, statistics
 from ssdd_jax.report.records import upgrade
 from ssdd_jax.runtime import files
 
@@ -52,8 +52,8 @@ def markdown(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     seeds = max(row["seeds"] for row in results[measured[0]].values()) if measured else 0
     rows = list(dict.fromkeys(name for measure in measured for name in results[measure]))
     lines = [
-        f"Measured with ssdd_jax {results['version']} on {images} of {results['dataset']}, mean ± standard deviation "
-        f"over {seeds} networks: {student} is trained from scratch by mean squared error, then frozen.",
+        f"Measured with ssdd_jax {results['version']} on {images} of {results['dataset']}, "
+        f"{statistics.over(seeds)}: {student} is trained from scratch by mean squared error, then frozen.",
         "",
         figures.table(results),
         "",

@@ -47,7 +47,10 @@ def _requirements() -> list[str]:
     """Return the requirements of the package, also of a checkout that is not installed."""
     project = pathlib.Path(__file__).parents[2] / "pyproject.toml"
     if project.is_file():
-        return list(tomllib.loads(project.read_text())["project"]["dependencies"])
+        # Beside an installed package lies whatever another one has put there.
+        about = tomllib.loads(project.read_text(encoding="utf-8")).get("project", {})
+        if _name(about.get("name", "-")) == _name(PACKAGE):
+            return list(about["dependencies"])
     return [text for text in metadata.requires(PACKAGE) or () if "extra ==" not in text]
 
 

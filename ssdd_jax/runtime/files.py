@@ -45,7 +45,7 @@ def saving(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNUSABLE:
-            raise StoredError(f"cannot write {path}: {error.strerror}; choose another --workdir") from error
+            raise StoredError(f"cannot write {path}: {error.strerror}; name another place") from error
         if is_full_disk(error):
             raise StoredError(
                 f"no space left on the disk while saving {path}: free some and start the same command again; "

@@ -1,5 +1,6 @@
 """Errors of every command: one line, status 2, nothing that a terminal cannot print."""
 
+import errno
 import gc
 import io
 import os
@@ -117,6 +118,20 @@ def test_a_work_dir_that_is_not_utf8(tmp_path, capsys):
         assert main.main(line) == 2
         assert "is not UTF-8, which checkpoints need: choose another --workdir" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_entered(capsys):
+    """Whoever runs the tests may be allowed everything, so that the error is raised here."""
+
+    def work():
+        raise PermissionError(errno.EACCES, "Permission denied", "/private/runs/digits/results.json")
+
+    assert console.answer(work, memory="nothing") == 2
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("ssdd_jax: /private/runs/digits/results.json: Permission denied: check")
+        and said.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,8 @@ def test_quick_report_has_every_row(tmp_path, capsys):
         assert row["gflops"] == pytest.approx(1e-9 * row["flops"] / row["seconds"])
         assert row["steps_per_second"] == pytest.approx(1 / row["seconds"])
         assert (row["memory_bytes"] or 0) > 0 if side == "jax" else row["jax_over_this"]["ratio"] > 0
-    assert {"float32", "bfloat16"} == report["product_gflops"]["jax"].keys()
+    # Of the precisions that the rows have, alone: a product in another can take minutes.
+    assert {"float32"} == report["product_gflops"]["jax"].keys() == report["product_gflops"]["torch"].keys()
     assert report["scan_overhead"]["ratio"] > 0
     assert json.loads(path.read_text())["options"]["pairs"] == [12]
     printed = capsys.readouterr().out

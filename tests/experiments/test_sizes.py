@@ -33,6 +33,16 @@ def test_rows_and_the_choice(tmp_path, capsys):
     assert text.count("**") == 4 and text in capsys.readouterr().out
 
 
+def test_the_folder_is_bound_to_its_config(tmp_path, capsys):
+    tiny_runs.write_data(tmp_path)
+    assert sizes.main(command(tmp_path, "--N=4")) == 0
+    # Other budgets use the teacher and the features that are there; those of another config would be wrong.
+    assert sizes.main(command(tmp_path, "--N=8")) == 0
+    assert sizes.main(command(tmp_path, "--N=4", "--config.teacher.seed=9")) == 2
+    said = capsys.readouterr().err
+    assert "was made with another config: teacher.seed (0 there, 9 now); choose another --workdir" in said
+
+
 def test_other_arguments_are_refused(tmp_path, capsys):
     assert sizes.main(["--M=3"]) == 2
     assert "cannot read '--M=3'" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Sets on the Hugging Face hub: a local server speaks its protocol, as nothing here may need a network."""
 
+import errno
 import os
 import re
 import subprocess
@@ -186,6 +187,30 @@ def test_what_was_loaded_before_needs_no_hub(hub, archive, monkeypatch):
     same(formats.read("hf://me/set"), formats.read(archive))
     with pytest.raises(UserError, match="hf://me/new"):
         formats.read("hf://me/new")
+
+
+def test_what_was_loaded_before_in_another_form_needs_no_hub(hub, archive, tmp_path):
+    formats.write(formats.read(archive), tmp_path / "out", "safetensors")
+    hub.repositories["you/pairs"] = [{file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}]
+    formats.read("hf://you/pairs")
+    hub.refuse = lambda command, path: 503
+    same(formats.read("hf://you/pairs"), formats.read(archive))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EROFS, "cannot write /cache/set.json: Read-only file system: set HF_HOME to a folder of your own"),
+        (errno.ENOSPC, "no space left on the disk: free some, or set HF_HOME to a folder on another one"),
+    ],
+)
+def test_a_cache_that_cannot_be_written(number, words, hub, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number), "/cache/set.json")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "snapshot_download", fail)
+    with pytest.raises(UserError, match=f"hf://me/set: {re.escape(words)}"):
+        formats.read("hf://me/set")
 
 
 def test_exports_what_it_downloads_here(hub, archive, tmp_path, monkeypatch, capsys):

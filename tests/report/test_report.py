@@ -20,7 +20,18 @@ from ssdd_jax import report
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.errors import UserError
 from ssdd_jax.report import __main__ as command
-from ssdd_jax.report import comparison_page, labels, measures, render, run_page, statistics, storage, svg
+from ssdd_jax.report import (
+    comparison_page,
+    figures,
+    labels,
+    measures,
+    render,
+    run_page,
+    statistics,
+    storage,
+    summary,
+    svg,
+)
 from ssdd_jax.report.pictures import picture
 from ssdd_jax.runtime import files, history, memory
 
@@ -157,6 +168,7 @@ def test_units():
         *("0.0 s", "99.0 s", "4.0 min", "50 min", "25.0 h")
     ]
     assert [labels.size(value) for value in (12, 3100, 2.5e9)] == ["12 bytes", "3.1 kB", "2.5 GB"]
+    assert [labels.size(value) for value in (999.4e6, 999.7e6, 1.2e13)] == ["999 MB", "1 GB", "12,000 GB"]
 
 
 def test_everything_measured_is_on_the_page(finished):
@@ -165,7 +177,7 @@ def test_everything_measured_is_on_the_page(finished):
         assert labels.MEASURES[measure] in said
         for entry in ENTRIES:
             row = results[measure][entry]
-            assert f"{labels.ENTRIES[entry]} {labels.value(measure, row['mean'], row['std'])}" in said
+            assert f"{labels.ENTRIES[entry]} {labels.value(measure, row['mean'], row['std'], row['seeds'])}" in said
     kept = results["storage"]
     for number in (*labels.parts(kept["parts"]).values(), kept["numbers"], kept["budget"], kept["bytes"]):
         assert f"{number:,}" in said
@@ -308,11 +320,11 @@ def test_side_by_side(record, tmp_path):
     said = text_of(tmp_path / "c.html")
     row = record.results["linear"]["distilled"]
     for name in names:
-        assert f"{name} {labels.value('linear', row['mean'], row['std'])}" in said
+        assert f"{name} {labels.value('linear', row['mean'], row['std'], row['seeds'])}" in said
         assert f"{name}: {record.results['storage']['numbers']:,} of 304 numbers" in said
     assert "distill.steps 40 7" in said and "python again" in said
     pooled = record.results["linear"]["random_init"]["values"] * 2
-    expected = labels.value("linear", np.mean(pooled), np.std(pooled, ddof=1))
+    expected = labels.value("linear", np.mean(pooled), np.std(pooled, ddof=1), len(pooled))
     assert f"untrained {expected}" in said
 
 
@@ -322,6 +334,50 @@ def test_references_are_for_like_runs_only(record):
     assert set(comparison_page.references([record, larger])) == {*ENTRIES[2:]}
     assert comparison_page.references([record, other(record, precision__x=1)]) == {}
     assert comparison_page.references([record, other(record, teacher__seed=9)]) == {}
+
+
+def test_references_do_not_depend_on_what_changes_nothing(record):
+    same = {
+        "data__data_dir": "/elsewhere",
+        "teacher__save_every": 7,
+        "teacher__gate": "off",
+        "data__name": "npz:/a.npz",
+    }
+    assert record.inputs and len(comparison_page.references([record, other(record, **same)])) == len(ENTRIES) - 1
+    # A config of an older version, which lacks a key.
+    older = record._replace(config={k: v for k, v in record.config.items() if k != "teacher.stem_padding"})
+    assert comparison_page.references([record, older]) and not comparison_page.differences(
+        [record.config, older.config]
+    )
+    # The same place with other images in it, and places whose content nobody has recorded.
+    moved = record._replace(inputs={**record.inputs, "training images": "other"})
+    assert comparison_page.references([record, moved]) == {}
+    unknown = other(record, data__name="npz:/a.npz")._replace(inputs={})
+    assert comparison_page.references([record, unknown]) == {}
+
+
+def test_one_network_has_no_deviation(record, tmp_path):
+    lone = {name: statistics.summary([value]) for name, value in (("distilled", 0.5), ("random_real", 0.25))}
+    results = {**record.results, **dict.fromkeys(labels.TITLES, {}), "feature_r2": lone}
+    assert "| distilled set | 0.500 |" in figures.table(results) and "±" not in figures.table(results)
+    results = {name: value for name, value in results.items() if value != {}}
+    one = record._replace(results=results)
+    report.write(tmp_path / "run.html", one)
+    side = report.side_of("lone", [one])
+    report.compare(tmp_path / "both.html", [side, side], beside={})
+    for page, words in (("run.html", "One network. Each short line"), ("both.html", "lone 0.500")):
+        assert "±" not in text_of(tmp_path / page) and words in text_of(tmp_path / page)
+    assert ", one network: a ConvNet" in summary.markdown(results, record.about)
+
+
+def test_bars_of_bytes_and_of_numbers_have_scales_of_their_own(record):
+    stored = record.results["storage"]
+    in_bytes = stored | {"unit": "bytes", "budget": 1000 * stored["budget"], "used": 1000 * stored["numbers"]}
+    sides = [report.side_of("N", [record]), report.side_of("B", [other(record, storage=in_bytes)])]
+    alone, beside = (
+        comparison_page.content(of, {}, "", "", ())["sides"][0]["storage"].bar for of in (sides[:1], sides)
+    )
+    assert alone == beside
 
 
 def test_references_of_one_seed_count_once(record):

@@ -20,6 +20,16 @@ def test_every_library_with_its_version(tmp_path):
         assert versions[name] == metadata.version(name)
 
 
+def test_a_stray_pyproject_beside_the_package_is_not_read(tmp_path, monkeypatch):
+    module = tmp_path / "site-packages" / "ssdd_jax" / "runtime" / "constraints.py"
+    monkeypatch.setattr(constraints, "__file__", str(module))
+    monkeypatch.setattr(constraints.metadata, "requires", lambda name: ["jax>=0.10"])
+    module.parent.mkdir(parents=True)
+    for text in ('[project]\nname = "other"\ndependencies = ["left-pad"]\n', "[tool.ruff]\n"):
+        (tmp_path / "site-packages" / "pyproject.toml").write_text(text)
+        assert constraints._requirements() == ["jax>=0.10"]
+
+
 @pytest.mark.parametrize(
     ("requirement", "name"),
     [

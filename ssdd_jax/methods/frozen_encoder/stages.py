@@ -138,7 +138,7 @@ def output(run: Run, name: str) -> pathlib.Path:
 def write(run: Run, name: str, values: Mapping[str, Sequence[float]], *, measure: str = "top-1 ") -> None:
     """Write the results of a stage, the summary of each row's values, and say them."""
     summaries = {row: statistics.summary(found) for row, found in values.items()}
-    words = ", ".join(f"{row} {one['mean']:.4g} ± {one['std']:.2g}" for row, one in summaries.items())
+    words = ", ".join(f"{row} {statistics.brief(one)}" for row, one in summaries.items())
     run.say(f"{name}: {measure}{words}")
     files.write_sealed(output(run, name), summaries)
 

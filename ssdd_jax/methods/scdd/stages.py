@@ -136,7 +136,7 @@ def _post_train(run: Run) -> None:
         values.append(float(accuracy))
         files.write_sealed(part, {"top1": values[-1]})
     summary = statistics.summary(values)
-    run.say(f"post_training: top-1 {summary['mean']:.4g} ± {summary['std']:.2g}, distilled from the teacher")
+    run.say(f"post_training: top-1 {statistics.brief(summary)}, distilled from the teacher")
     files.write_sealed(path, {"top1": summary})
 
 
