@@ -160,6 +160,8 @@ NOT_RUN = {
     "--pairs=100,400 --repeats=3": MINUTES,
     "python -m experiments.benchmark --stages=inner,outer,whole,approximation,evaluation --official=selfsup_dd "
     "--pairs=100,400 --repeats=3 --output=experiments/results/benchmark.json": MINUTES,
+    "python -m experiments.benchmark --stages=inner,outer,whole,evaluation --pairs=100,400 --repeats=2 "
+    "--output=experiments/results/benchmark-avx2.json": MINUTES,
     "python -m experiments.benchmark --stages=teacher --teacher-steps=25 --repeats=1 --no-compile "
     "--output=experiments/results/benchmark-teacher.json": MINUTES,
     "python -m experiments.compare --config=configs/cifar10.py:cpu --N=50 --seeds=1 --methods=boost,krr_st,random "
