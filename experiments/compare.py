@@ -20,7 +20,8 @@ With --equal_seconds a second table compares the first method with the others th
 with as many outer steps as take the first one's time on this machine. Their numbers of steps are kept in steps.json.
 
 With --beside=comparison.json the other rows of an earlier comparison stand in the table too, and its references in
-place of new ones: it must be of the same config, changes, sizes and seeds, by which the differences are paired.
+place of new ones: it must be of the same config, changes and seeds, by which the differences are paired, and have at
+least one of the sizes.
 
 With --bytes the budget is the size of the file instead of N images in numbers: methods store in the precisions that
 serve them best, and subsets code their images (docs/guides/bytes.md).
@@ -241,8 +242,9 @@ def _earlier(options: Options) -> Comparison | None:
             if theirs != ours:
                 raise UserError(f"{options.beside} is of other {name}: {theirs} there, {ours} here; they must agree")
         rows = [row for row in (Row(**row) for row in content["rows"]) if row.unit == _unit(options)]
-        if missing := [size for size in _sizes(options) if size not in {row.N for row in rows}]:
-            raise UserError(f"{options.beside} has no rows at {_at(options, missing[0])}: choose sizes that it has")
+        if not any(row.N in _sizes(options) for row in rows):
+            size = _at(options, _sizes(options)[0])
+            raise UserError(f"{options.beside} has no rows at {size}: choose at least one size that it has")
         known = {"teacher": content["teacher"], "checksum": content.get("teacher_checksum", "")}
         return Comparison(rows, content["references"], [], options.seeds, content["teacher_seconds"], **known)
     except UserError:
@@ -263,7 +265,7 @@ def _checksum(options: Options) -> str:
 
 
 def _joined(found: Comparison, earlier: Comparison, options: Options) -> Comparison:
-    """Add the rows of an earlier comparison, of the same teacher and sizes, and take its references."""
+    """Add the rows of an earlier comparison of the same teacher, also at other sizes, and take its references."""
     if found.teacher != earlier.teacher:
         raise UserError(f"{options.beside} is of another teacher: {earlier.teacher} there, {found.teacher} here")
     # Earlier versions did not keep the checksum.
@@ -272,7 +274,8 @@ def _joined(found: Comparison, earlier: Comparison, options: Options) -> Compari
             f"{options.beside} is of a teacher with other weights: share its folder of features, or make it anew"
         )
     others = [row for row in earlier.rows if row.method not in options.methods]
-    rows = [row for size in _sizes(options) for one in (found.rows, others) for row in one if row.N == size]
+    sizes = sorted({row.N for row in (*found.rows, *others)})
+    rows = [row for size in sizes for one in (found.rows, others) for row in one if row.N == size]
     return found._replace(rows=rows, references=earlier.references)
 
 

@@ -168,7 +168,10 @@ def make(
     # Schedules count whole steps: an incomplete last batch of an epoch is dropped.
     steps_per_epoch = images_count // settings.batch_size
     if steps_per_epoch < 1:
-        raise ValueError(f"batch_size is {settings.batch_size}, but there are only {images_count} images")
+        raise ValueError(
+            f"batch_size is {settings.batch_size}, but there are only {images_count} training images: lower it, or "
+            "take more images or a pretrained teacher"
+        )
     steps = settings.epochs * steps_per_epoch
     if settings.warmup_epochs >= settings.epochs:
         raise ValueError(f"warmup_epochs is {settings.warmup_epochs}: it must be below epochs, {settings.epochs}")

@@ -216,16 +216,22 @@ def test_rows_of_an_earlier_comparison_stand_beside(finished, folder, capsys):
     chosen = {"methods": "kmeans,random", "N": "4", "beside": earlier}
     assert compare.main(command(folder, "joined", **chosen)) == 0
     before, after = (json.loads(file.read_text()) for file in (earlier, folder / "joined" / "comparison.json"))
-    assert [row["method"] for row in after["rows"]] == ["kmeans", "random", "scdd"]
+    assert [row["method"] for row in after["rows"] if row["N"] == 4] == ["kmeans", "random", "scdd"]
     assert after["references"] == before["references"] and after["teacher"] == before["teacher"]
     rows = {row["method"]: row for row in before["rows"] if row["N"] == 4}
-    assert after["rows"][2] == rows["scdd"]
+    joined = {row["method"]: row for row in after["rows"] if row["N"] == 4}
+    assert joined["scdd"] == rows["scdd"]
     # Random images were asked for, so that they are measured here: the same ones.
-    assert after["rows"][1]["values"] == rows["random"]["values"]
+    assert joined["random"]["values"] == rows["random"]["values"]
     pairs = {(one["first"], one["second"]) for one in after["differences"]}
     assert pairs == {("kmeans", "random"), ("kmeans", "scdd"), ("scdd", "random")}
     made = {path.name for path in (folder / "joined").glob("*-seed*")}
     assert made == {f"{method}-N4-seed{seed}" for method in ("kmeans", "random") for seed in (0, 1)}
+    # With fewer sizes than the earlier one has, all of its other rows are there.
+    assert compare.main(command(folder, "joined", methods="kmeans", N="2", beside=earlier)) == 0
+    rows = json.loads((folder / "joined" / "comparison.json").read_text())["rows"]
+    assert [(row["N"], row["method"]) for row in rows] == [(2, "kmeans"), (2, "random"), (4, "random"), (4, "scdd")]
+    assert compare.main(command(folder, "joined", **chosen)) == 0
     # Another teacher's features cannot be compared.
     other = folder / "other.json"
     other.write_text(json.dumps(before | {"teacher_checksum": "of other weights"}))
@@ -241,7 +247,7 @@ def test_rows_of_an_earlier_comparison_stand_beside(finished, folder, capsys):
     ("changes", "words"),
     [
         ({"seeds": 1}, "is of other seeds: 2 there, 1 here; they must agree"),
-        ({"N": "3"}, "has no rows at N = 3: choose sizes that it has"),
+        ({"N": "3"}, "has no rows at N = 3: choose at least one size that it has"),
         ({"beside": "report.html"}, "report.html"),
         ({"beside": "nothing.json"}, "nothing.json"),
         ({"beside": "random-N4-seed0/results.json"}, "results.json is"),
