@@ -125,12 +125,13 @@ def run(
             stages = _stages_until(until, job)
             # A resumed run has announced its plan before.
             new = not work.config.exists()
-            work.record(config)
-        with devices.agreed():
-            history.note(work.calls, command or arguments.equivalent(config, workdir, shared))
+        # The folder is bound to a config that can run: settings that are too large can be lowered in the same folder.
         with devices.agreed():
             if config.devices.preflight != "off" and devices.is_first():
                 _preflight(job, stages)
+        work.record(config)
+        with devices.agreed():
+            history.note(work.calls, command or arguments.equivalent(config, workdir, shared))
         if new and announce is not None:
             _announce(announce, job, stages)
         for stage in stages:

@@ -229,13 +229,16 @@ def _of_features(shapes: Shapes) -> Iterator[Need]:
 
 def _of_distill(shapes: Shapes) -> Iterator[Need]:
     run, job = shapes.run, shapes.job
-    yield _need(job.method.init, job.key("distill"), shapes.start)
+    # The form that a run has chosen, or those that it will try: it leaves out the ones that are too large, and starts
+    # in the first that fits.
+    changes = [form.changes for form in run.method.forms] if forms.measured(run) else []
+    in_forms = [forms.method_of(job, one) for one in changes] or [job.method]
+    starts = [_need(method.init, job.key("distill"), shapes.start) for method in in_forms]
+    yield min(starts, key=lambda need: need.size)
     if job.method.step is None:
         return
-    # The form that a run has chosen, or those that it will try: it leaves out the ones that are too large.
-    chosen = forms.stored(run.work.folder)
-    tried = [chosen] if chosen else [form.changes for form in run.method.forms] if forms.measured(run) else []
-    methods_tried = [forms.method_of(job, changes) for changes in tried] or [job.method]
+    chosen = forms.stored(run) if changes else None
+    methods_tried = in_forms if chosen is None else [forms.method_of(job, chosen)]
     feed = job.method.feed(job) if job.method.feed else None
     item = None
     if feed is not None:

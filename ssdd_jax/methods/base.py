@@ -42,6 +42,8 @@ class Problem(NamedTuple):
         mesh: Devices to split the work over; None for a single device.
         batch_norm: Whether that network has batch norm.
         empty_class: Name of a class that no training image has; empty if there is none.
+        platform: Platform that the method's programs are for, such as `cpu`, `cuda` or `tpu`; empty for that of the
+            devices here. It decides the precision of the layers and the form of the convolutions.
     """
 
     image_shape: tuple[int, int, int]
@@ -52,6 +54,7 @@ class Problem(NamedTuple):
     mesh: Mesh | None = None
     batch_norm: bool = True
     empty_class: str = ""
+    platform: str = ""
 
     @property
     def image_numbers(self) -> int:

@@ -92,9 +92,9 @@ def make(
     size = config.distill.batch_size
     if size > problem.images:
         raise UserError(f"config.distill.batch_size={size} is more than the {problem.images} images")
-    settings = outer_settings(config)._replace(mesh=problem.mesh)
+    settings = outer_settings(config, problem.platform)._replace(mesh=problem.mesh)
     # Short ones are not worth a callback, with which XLA's programs are not kept on the disk.
-    pool_set = pool_settings(config)._replace(mesh=problem.mesh, counted=COUNTED)
+    pool_set = pool_settings(config, problem.platform)._replace(mesh=problem.mesh, counted=COUNTED)
 
     def init(key: Array, source: Source) -> State:
         # The unused key belongs to `key_of_look`, which splits the same way.
@@ -169,9 +169,9 @@ def spread(mesh: Mesh, like: State) -> Any:
     return devices.shardings(mesh, like)._replace(pool=pool.spread(mesh, like.pool))
 
 
-def pool_settings(config: ConfigDict) -> pool.Settings:
-    """Read the pool's settings from a config."""
-    vectorize, form = _form(config)
+def pool_settings(config: ConfigDict, platform: str = "") -> pool.Settings:
+    """Read the pool's settings from a config, for a platform as in `Problem`."""
+    vectorize, form = _form(config, platform)
     return pool.Settings(
         size=config.pool.size,
         steps=config.pool.steps,
@@ -179,25 +179,25 @@ def pool_settings(config: ConfigDict) -> pool.Settings:
         vectorize=vectorize,
         widths=tuple(config.student.widths),
         norm=config.student.norm,
-        inner=inner.Settings(**config.inner, precision=_precision(config), form=form),
+        inner=inner.Settings(**config.inner, precision=_precision(config, platform), form=form),
     )
 
 
-def outer_settings(config: ConfigDict) -> outer.Settings:
-    """Read the outer problem's settings from a config."""
-    vectorize, form = _form(config)
+def outer_settings(config: ConfigDict, platform: str = "") -> outer.Settings:
+    """Read the outer problem's settings from a config, for a platform as in `Problem`."""
+    vectorize, form = _form(config, platform)
     return outer.Settings(
         learning_rate=config.distill.learning_rate,
         steps=config.distill.steps,
         weight_decay=config.distill.weight_decay,
         ridge_scale=config.distill.ridge_scale,
         vectorize=vectorize,
-        precision=_precision(config),
+        precision=_precision(config, platform),
         form=form,
     )
 
 
-def forms(config: ConfigDict) -> tuple[Form, ...]:
+def forms(config: ConfigDict, platform: str = "") -> tuple[Form, ...]:
     """List the ways to compute an outer step on an accelerator, for those settings of the pool that are automatic.
 
     A vmap over models turns XLA's convolution into a grouped one, and a product over patches into a batched one. Which
@@ -207,14 +207,15 @@ def forms(config: ConfigDict) -> tuple[Form, ...]:
 
     Args:
         config: The run's config.
+        platform: As in `Problem`.
 
     Returns:
         The forms, the default first; none on a CPU, with one model a step, or if the config fixes all of them.
     """
     drawn = config.pool.models_per_step
-    if _platform() == "cpu" or drawn == 1:
+    if _platform(platform) == "cpu" or drawn == 1:
         return ()
-    candidates = [_form(config), (1, "lax"), (config.pool.size, "patches"), (config.pool.size, "lax")]
+    candidates = [_form(config, platform), (1, "lax"), (config.pool.size, "patches"), (config.pool.size, "lax")]
     allowed = [
         (vectorize, form)
         for vectorize, form in dict.fromkeys(candidates)
@@ -230,10 +231,10 @@ def forms(config: ConfigDict) -> tuple[Form, ...]:
     return found if len(found) > 1 else ()
 
 
-def _form(config: ConfigDict) -> tuple[int, str]:
+def _form(config: ConfigDict, platform: str) -> tuple[int, str]:
     """Return the number of models in parallel and the form of the convolutions that apply without a measurement."""
     vectorize, form = config.pool.vectorize, config.pool.form
-    if _platform() == "cpu":
+    if _platform(platform) == "cpu":
         return vectorize or 1, form
     # With one model a step, the pool's start alone could be parallel, and younger models would wait for the oldest.
     vectorize = vectorize or (config.pool.size if config.pool.models_per_step > 1 else 1)
@@ -241,13 +242,13 @@ def _form(config: ConfigDict) -> tuple[int, str]:
     return vectorize, form if form != "auto" else ("patches" if vectorize > 1 else "lax")
 
 
-def _precision(config: ConfigDict) -> str:
-    return precision.resolve(config.precision, _platform())
+def _precision(config: ConfigDict, platform: str) -> str:
+    return precision.resolve(config.precision, _platform(platform))
 
 
-def _platform() -> str:
-    """Return the platform that a run's settings are chosen for: that of its devices."""
-    return jax.default_backend()
+def _platform(platform: str) -> str:
+    """Return the platform that programs are for: the named one, or that of the devices."""
+    return platform or jax.default_backend()
 
 
 def shapes(config: ConfigDict, problem: Problem) -> tuple[tuple[str, str], ...]:
@@ -262,16 +263,17 @@ def shapes(config: ConfigDict, problem: Problem) -> tuple[tuple[str, str], ...]:
     )  # fmt: skip
 
 
-def trials(config: ConfigDict) -> dict[str, Callable[[StandIns], list[Trial]]]:
+def trials(config: ConfigDict, platform: str = "") -> dict[str, Callable[[StandIns], list[Trial]]]:
     """Trials of the initial training of the pool's models, which a resumed run skips.
 
     Args:
         config: The run's config, not that of the stand-in, whose pool is trained for a single step.
+        platform: As in `Problem`.
 
     Returns:
         Functions from stand-ins to trials, by stage.
     """
-    settings = pool_settings(config)
+    settings = pool_settings(config, platform)
     together = min(settings.vectorize, settings.size)
 
     @jax.jit

@@ -233,10 +233,10 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         advice=bilevel.ADVICE,
         show=_show,
         spread=bilevel.spread,
-        forms=bilevel.forms(config),
+        forms=bilevel.forms(config, problem.platform),
         parts=plan.parts,
         shapes=(*_shapes(plan, free), *bilevel.shapes(config, problem)),
-        trials=bilevel.trials(config) | ({} if joint else {"approximate": _fit_trials}),
+        trials=bilevel.trials(config, problem.platform) | ({} if joint else {"approximate": _fit_trials}),
     )
 
 

@@ -66,9 +66,9 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         advice=bilevel.ADVICE,
         show=lambda state: {"images": state.outer.params[0]},
         spread=bilevel.spread,
-        forms=bilevel.forms(config),
+        forms=bilevel.forms(config, problem.platform),
         shapes=bilevel.shapes(config, problem),
-        trials=bilevel.trials(config),
+        trials=bilevel.trials(config, problem.platform),
     )
 
 

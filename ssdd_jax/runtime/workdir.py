@@ -19,6 +19,8 @@ from ssdd_jax.runtime import devices, files, inputs, locks, memory
 
 # Config keys within the groups that outputs depend on which do not affect the outputs: paths, and how often to save.
 CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call", "teacher.gate"}
+# Keys that may change from one start of a run to the next: what is computed is the same up to rounding.
+FREE = ("teacher.gate", "pool.vectorize", "pool.form")
 
 
 class Workdir:
@@ -91,7 +93,7 @@ class Workdir:
         if not self.config.exists():
             return
         new, stored = (
-            {key: value for key, value in flat.items() if not key.startswith("devices.") and key != "teacher.gate"}
+            {key: value for key, value in flat.items() if not key.startswith("devices.") and key not in FREE}
             for flat in (configuration.flatten(config), files.read_json(self.config))
         )
         # Without a record of what lay there, as in folders of older versions, a place stands for its content.
@@ -116,7 +118,8 @@ class Workdir:
     def record(self, config: ConfigDict) -> None:
         """Bind the folder to its config and inputs; called once they work, so that mistakes can be corrected.
 
-        The new places of data that have moved are written down, so that an evaluation finds them.
+        The new places of data that have moved are written down, so that an evaluation finds them, and how many models
+        are computed in parallel.
         """
         if not devices.is_first():
             return
@@ -124,7 +127,7 @@ class Workdir:
         stored = files.read_json(self.config) if self.config.exists() else new
         if not self.inputs.exists() and self.current:
             files.write_json(self.inputs, dict(self.current))
-        placed = stored | {key: new[key] for key in inputs.PLACES if key in new}
+        placed = stored | {key: new[key] for key in (*inputs.PLACES, "pool.vectorize", "pool.form") if key in new}
         if placed != stored or not self.config.exists():
             files.write_json(self.config, placed)
 

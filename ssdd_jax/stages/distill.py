@@ -74,27 +74,30 @@ def learn(
         return jax.jit(run.method.init)(run.key("distill"), start)
     training = training_of(run, start)
     source = devices.place(run.problem.mesh, run.source())
-    folder = run.work.folder if checkpoints is not None else None
+    starts = [training.init]
+    if forms.measured(run):
+        # The items of a step do not depend on its form: one feed serves all.
+        trainings = [
+            training_of(run._replace(method=forms.method_of(run, form.changes)), start)._replace(feed=training.feed)
+            for form in run.method.forms
+        ]
+        # A resumed run takes the form that its first start has chosen, unless it goes on on another device.
+        changes = forms.stored(run) if checkpoints is not None else None
+        if changes is None:
+            stand_in = training_of(run._replace(method=forms.stand_in(run)), start)
+            changes, timings = forms.choose(run, trainings, stand_in.init(), source)
+            if checkpoints is not None and devices.is_first():
+                forms.keep(run.work.folder, changes, timings)
+        chosen = [form.changes for form in run.method.forms].index(changes)
+        training = trainings[chosen]
+        starts = [training.init, *(one.init for i, one in enumerate(trainings) if i != chosen)]
 
     def init() -> Any:
-        state = training.init()
+        state = forms.begin(run, starts)
         if on_start is not None:
             on_start(state)
         return state
 
-    # A resumed run takes the form that its first start has chosen.
-    changes = forms.stored(folder) if folder else None
-    if changes is None and forms.measured(run) and not (checkpoints and checkpoints.steps()):
-        state = init()
-        trainings = [
-            training_of(run._replace(method=forms.method_of(run, form.changes)), start) for form in run.method.forms
-        ]
-        changes, timings = forms.choose(run, trainings, state, source)
-        if folder and devices.is_first():
-            forms.keep(folder, changes, timings)
-        training, init = training._replace(init=lambda: state), lambda: state
-    if changes is not None:
-        training = training_of(run._replace(method=forms.method_of(run, changes)), start)
     return loop.run(
         training._replace(init=init), source, checkpoints=checkpoints, metrics=metrics, events=events, watch=watch
     )

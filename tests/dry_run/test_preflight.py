@@ -96,7 +96,7 @@ def test_a_size_that_is_too_large_is_found(folder, monkeypatch):
 @pytest.mark.medium
 def test_a_distillation_that_measures_its_forms_needs_the_memory_of_the_smallest(folder, monkeypatch):
     """Parallel models by patches take much more than one model after the other, and are left out if they do not fit."""
-    monkeypatch.setattr(bilevel, "_platform", lambda: "cuda")
+    monkeypatch.setattr(bilevel, "_platform", lambda platform: "cuda")
 
     def steps(least, **changes):
         job, _ = prepared(folder, "boost", pool__models_per_step=2, **changes)
@@ -134,6 +134,9 @@ def test_what_is_refused_and_what_is_said(backend, choice, status, tmp_path, mon
         assert err.strip().splitlines()[-1] == (
             "ssdd_jax: distill needs more, or set config.devices.preflight=warn to try"
         )
+        # What the message asks for is done in the same folder.
+        monkeypatch.setattr(dry_run, "shortages", lambda job, stages: [])
+        assert main.main([*line, "--config.distill.batch_size=5"]) == 0
     else:
         assert "memory: distill needs more" in out
 

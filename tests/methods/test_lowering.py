@@ -10,7 +10,6 @@ import pytest
 from ssdd_jax import config as configuration
 from ssdd_jax import methods
 from ssdd_jax.data import preprocess
-from ssdd_jax.methods import bilevel
 from ssdd_jax.training import loop
 
 SIDE, DIM, COUNT, MODELS = 8, 6, 40, 3
@@ -18,9 +17,8 @@ CONVOLUTION = re.compile(r"stablehlo\.convolution.*?feature_group_count = (\d+).
 PRODUCT = re.compile(r"stablehlo\.dot_general (.*?) : \((.*?)\) ->")
 
 
-def program(platform, monkeypatch, **changes):
+def program(platform, **changes):
     """The training loop's program for a platform, as text, with three models per step."""
-    monkeypatch.setattr(bilevel, "_platform", lambda: platform)
     config = configuration.default()
     config.update_from_flattened_dict(
         {
@@ -31,7 +29,7 @@ def program(platform, monkeypatch, **changes):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
     targets = generator.normal(size=(COUNT, DIM)).astype(np.float32)
-    method = methods.make(config, methods.Problem((SIDE, SIDE, 3), DIM, COUNT))
+    method = methods.make(config, methods.Problem((SIDE, SIDE, 3), DIM, COUNT, platform=platform))
     constants = preprocess.fit(images, targets)
     scaled = constants.targets(jnp.asarray(targets))
     rows = jnp.arange(method.samples)
@@ -45,8 +43,8 @@ def program(platform, monkeypatch, **changes):
 @pytest.mark.parametrize(
     "platform", [pytest.param("cuda", marks=pytest.mark.medium), pytest.param("tpu", marks=pytest.mark.slow)]
 )
-def test_one_model_after_the_other(platform, monkeypatch):
-    text = program(platform, monkeypatch, **{"pool.vectorize": 1})
+def test_one_model_after_the_other(platform):
+    text = program(platform, **{"pool.vectorize": 1})
     convolutions = CONVOLUTION.findall(text)
     # XLA's own convolutions, none of them grouped, all in bfloat16.
     assert len(convolutions) >= 2 * 3
@@ -57,9 +55,9 @@ def test_one_model_after_the_other(platform, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_models_in_parallel(platform, monkeypatch):
+def test_models_in_parallel(platform):
     """By default products of patches, batched over the models: no convolution is left."""
-    text = program(platform, monkeypatch)
+    text = program(platform)
     assert "stablehlo.convolution" not in text
     batched = [types for how, types in PRODUCT.findall(text) if "batching_dims" in how and types.count("bf16") == 2]
     assert batched and all(re.match(rf"tensor<({MODELS}|\d+x{MODELS})x", types.replace(" ", "")) for types in batched)
@@ -67,8 +65,8 @@ def test_models_in_parallel(platform, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_grouped_convolution_has_to_be_asked_for(monkeypatch):
-    text = program("cuda", monkeypatch, **{"pool.form": "lax"})
+def test_a_grouped_convolution_has_to_be_asked_for():
+    text = program("cuda", **{"pool.form": "lax"})
     assert str(MODELS) in {groups for groups, _ in CONVOLUTION.findall(text)}
 
 
