@@ -26,7 +26,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from experiments import benchmark, convolutions
@@ -98,10 +98,9 @@ def options_for(asked: argparse.Namespace, stages: Sequence[str], **changed: Any
     return benchmark.parse([*line, *disabled, "--no-scan", f"--stages={','.join(stages)}"])
 
 
-def forms(asked: argparse.Namespace, budget: Budget) -> list[dict[str, Any]]:
-    """Time whole steps in every form that fits into the time, in calls of about `FORM_SECONDS`."""
+def forms(asked: argparse.Namespace, budget: Budget) -> Iterator[dict[str, Any]]:
+    """Time whole steps in every form that fits into the time, in calls of about `FORM_SECONDS`; yield each row."""
     size = (QUICK if asked.quick else PAPER)["pool"]
-    rows: list[dict[str, Any]] = []
     for models, together, form in FORMS:
         row = {"models_per_step": size if models == "all" else models, "form": form}
         row["vectorize"] = size if together == "all" else together
@@ -111,8 +110,7 @@ def forms(asked: argparse.Namespace, budget: Budget) -> list[dict[str, Any]]:
         # One after the other: compilers that tune their choices on the device disturb each other.
         timed = budget.spend(name, lambda: _timed(options))  # noqa: B023, used at once
         if timed is not None:
-            rows.append(row | {"precision": asked.precision} | timed)
-    return rows
+            yield row | {"precision": asked.precision} | timed
 
 
 def _timed(options: argparse.Namespace) -> dict[str, Any]:
@@ -165,6 +163,9 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {"machine": machine.describe(), "minutes": asked.minutes, "steps": []}
     report |= {"kernel": None, "forms": None, "around": None, "convolutions": None, "notes": budget.notes}
 
+    def write() -> None:
+        output.write(asked.output, report, table(report))
+
     def add(part: str, work: Callable[[], Any], name: str = "") -> None:
         if part not in asked.parts:
             return
@@ -173,10 +174,15 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             report["steps"] += [result] if result else []
         else:
             report[part] = result
-        output.write(asked.output, report, table(report))
+        write()
 
     all_models = (QUICK if asked.quick else PAPER)["pool"]
-    add("forms", lambda: forms(asked, budget))
+    if "forms" in asked.parts:
+        # Each row is a part of its own: all together they would be the longest one, for which less time is left.
+        report["forms"] = []
+        for row in forms(asked, budget):
+            report["forms"].append(row)
+            write()
     add("kernel", lambda: kernel.measure(kernel.QUICK if asked.quick else kernel.PAPER))
     for models in (1, all_models):
         best = fastest(report["forms"], models)
@@ -187,7 +193,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     line = [*sizes, "--repeats=3", f"--minutes={max(0.0, budget.left() / 60 - 0.5)}"]
     add("convolutions", lambda: convolutions.measure(convolutions.parse(line)))
     report["device_peak_bytes"] = machine.device_peak_bytes()
-    output.write(asked.output, report, table(report))
+    write()
     return report
 
 

@@ -10,6 +10,10 @@
 # the repository holds; one run after the other, because processes that share a GPU wait for each other). Each ends
 # after the seconds in LIMIT_<PART>, keeps what it has, and writes its log to OUTPUT. The status is 1 if a part failed
 # or was cut off. FOLDER stays below 64 MB: CIFAR-10 in JPEG takes 50.
+#
+# The job takes longer than one call may: give JOB_STATE=FOLDER2, a folder that the machine keeps, and call again; the
+# run and the compiled programs are there, and it goes on from its last checkpoint. A checkpoint of ten models takes
+# about 130 MB, so that it is not in OUTPUT.
 set -uo pipefail
 verb=${1:?pack or run}
 folder=$(realpath -m "${2:?a folder}")
@@ -45,7 +49,8 @@ run() {
   python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" "$folder"/wheels/*.whl || exit 1
   export PYTHONPATH=$PWD:$site PYTHONUNBUFFERED=1 OPENBLAS_NUM_THREADS=1
   # Programs that two parts share are compiled once.
-  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$site/compiled}
+  state=$(realpath -m "${JOB_STATE:-$site}")
+  export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$state/compiled}
   data=${DATA:-$site/cifar10_images.npz}
   if [ -f "$folder/cifar10.npz" ]; then
     python3 -m experiments.offline_images unpack "$folder/cifar10.npz" "$data" || exit 1
@@ -67,11 +72,11 @@ run() {
         cp "$site/teacher/curve.jsonl" "$output/teacher_curve.jsonl" 2>/dev/null
         ;;
       job)
-        part job "${LIMIT_JOB:-400}" python3 -m ssdd_jax.main --config="${CONFIG:-configs/cifar10.py}" \
-          --config.data.name="npz:$data" --config.teacher.source="${TEACHER:-$output/teacher}" --workdir="$site/job" \
+        part job "${LIMIT_JOB:-900}" python3 -m ssdd_jax.main --config="${CONFIG:-configs/cifar10.py}" \
+          --config.data.name="npz:$data" --config.teacher.source="${TEACHER:-$output/teacher}" --workdir="$state/job" \
           ${JOB_ARGUMENTS:-} || failed=1
         mkdir -p "$output/job"
-        (cd "$site/job" && tar czf "$output/job/job.tgz" --exclude=checkpoints --exclude=features --exclude=data .)
+        (cd "$state/job" && tar czf "$output/job/job.tgz" --exclude=checkpoints --exclude=features --exclude=data .)
         ;;
       compare)
         # One network per set, and no time lost to tuning convolutions for each of the many small programs.

@@ -236,7 +236,8 @@ def _form(config: ConfigDict, platform: str) -> tuple[int, str]:
     vectorize, form = config.pool.vectorize, config.pool.form
     if _platform(platform) == "cpu":
         return vectorize or 1, form
-    # With one model a step, the pool's start alone could be parallel, and younger models would wait for the oldest.
+    # With one model a step, the pool's start alone could be parallel. On an H200 at the paper's sizes ten models take
+    # as long side by side as one after the other (docs/guides/speed.md), and the younger would wait for the oldest.
     vectorize = vectorize or (config.pool.size if config.pool.models_per_step > 1 else 1)
     # Under a vmap over models, XLA's convolution was the slowest.
     return vectorize, form if form != "auto" else ("patches" if vectorize > 1 else "lax")

@@ -227,17 +227,22 @@ def feature_batches(
     # Placed once: the variables would otherwise be transferred with every batch.
     arguments = devices.place(mesh, (jax.tree.map(jnp.asarray, network), *constants))
     batch_size = (batch_size or batch_of(network, images.shape[1:])) * (mesh.size if mesh else 1)
+    # Of several processes each reads the images of its own devices.
+    rows = devices.rows(mesh, batch_size, everywhere=True)
+    own = rows.own.stop - rows.own.start
     for begin in range(0, len(images), batch_size):
-        batch = np.asarray(images[begin : begin + batch_size])
-        padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        yield np.asarray(_features_of_bytes(devices.place(mesh, padded), *arguments, mesh=mesh))[: len(batch)]
+        batch = np.asarray(images[begin + rows.own.start : begin + rows.own.stop])
+        padded = np.pad(batch, ((0, own - len(batch)), (0, 0), (0, 0), (0, 0)))
+        found = _features_of_bytes(rows.place(padded[None]), *arguments, mesh=mesh)
+        yield np.asarray(found)[: len(images) - begin]
 
 
 @partial(jax.jit, static_argnames="mesh")
 def _features_of_bytes(
     images: Array, backbone: Variables | Frozen, mean: Array, std: Array, *, mesh: Mesh | None
 ) -> Array:
-    inputs = from_bytes(devices.over_all(mesh, images), mean, std)
+    """Features `(B,D)` of one batch, images `(1,B,H,W,C)`."""
+    inputs = from_bytes(devices.over_all(mesh, images[0]), mean, std)
     return devices.replicated(mesh, features_of_inputs(backbone, inputs))
 
 

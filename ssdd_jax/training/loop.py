@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_jax.errors import Stopped, UserError
 from ssdd_jax.runtime import devices, files, signs

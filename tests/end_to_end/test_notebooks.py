@@ -115,7 +115,10 @@ def test_installs_what_is_missing(repository, driver, plugin, expected, monkeypa
         def run_line_magic(self, name, line):
             lines.append((name, line))
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == plugin or None)
+    # The package is there once pip has installed it.
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: name == plugin or (name == "ssdd_jax" and lines) or None
+    )
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi" if driver else None)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], 0, f"{driver}\n"))
     monkeypatch.setattr("glob.glob", lambda pattern: [])
@@ -126,6 +129,10 @@ def test_installs_what_is_missing(repository, driver, plugin, expected, monkeypa
     assert names["requirement"] == expected.format(clone=ROOT)
     said = capsys.readouterr().out
     assert f"installing {names['requirement']}" in said and (driver is None or plugin or driver in said)
+    # IPython goes on after a `%pip` that failed.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="pip could not install "):
+        exec(TransformerManager().transform_cell(source), {"get_ipython": Shell})
 
 
 @pytest.mark.slow

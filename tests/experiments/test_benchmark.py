@@ -331,6 +331,23 @@ def test_cost_curves_are_measured_and_drawn(tmp_path, monkeypatch):
     assert "real images per step" in path.with_suffix(".md").read_text()
 
 
+def test_the_forms_take_time_one_by_one(monkeypatch):
+    """All together they would count as the longest part, and the parts that follow would be left out."""
+    clock = [0.0]
+    monkeypatch.setattr(accelerator.time, "monotonic", lambda: clock[0])
+
+    def timed(options):
+        clock[0] += 60.0
+        return {}
+
+    monkeypatch.setattr(accelerator, "_timed", timed)
+    budget = accelerator.Budget(9)
+    asked = accelerator.parse(["--quick", "--no-torch"])
+    assert len(list(accelerator.forms(asked, budget))) == len(accelerator.FORMS)
+    assert budget.longest == 60.0 and not budget.notes
+    assert budget.spend("kernel", lambda: "measured") == "measured"
+
+
 def test_an_accelerator_is_measured_within_its_time(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerator, "FORMS", ((1, 1, "lax"), ("all", "all", "patches")))
     monkeypatch.setattr(accelerator, "FORM_SECONDS", 0.01)
@@ -354,7 +371,7 @@ def test_an_accelerator_is_measured_within_its_time(tmp_path, monkeypatch):
     assert len(report["around"]["rows"]) == 3 and report["convolutions"]["rows"]
     assert json.loads(path.read_text())["forms"] == report["forms"]
     late = accelerator.main(["--quick", "--minutes=0", f"--output={path}"])
-    assert not late["steps"] and late["convolutions"] is None and len(late["notes"]) == 6
+    assert not late["steps"] and late["convolutions"] is None and len(late["notes"]) == 7
     assert "left out" in path.with_suffix(".md").read_text()
     chosen = accelerator.main(["--quick", "--no-torch", "--parts=kernel", f"--output={path}"])
     assert chosen["kernel"] and not chosen["forms"] and not chosen["notes"]

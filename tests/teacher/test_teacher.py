@@ -194,7 +194,7 @@ def test_normalize():
 
 @pytest.mark.medium
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="only 10 images"):
+    with pytest.raises(ValueError, match="only 10 training images: lower it"):
         make(SETTINGS, image_shape=SHAPE, images_count=10, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match="warmup_epochs is 11: it must be below epochs"):
         make(SETTINGS._replace(warmup_epochs=11), image_shape=SHAPE, images_count=COUNT, mean=MEAN, std=STD)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_jax import inner
 from ssdd_jax.data.preprocess import Preprocessing

@@ -360,3 +360,18 @@ def test_knn_weighs_its_neighbours():
     options = {"classes": 3, "neighbours": 3}
     np.testing.assert_allclose(probes.knn(train, test, **options), 50.0)
     np.testing.assert_allclose(probes.knn(train, test, temperature=10.0, **options), 0.0)
+
+
+@pytest.mark.parametrize("probe", ["linear", "linear_krr_st", "lbfgs"])
+def test_products_are_exact_on_accelerators(probe):
+    """Those of the test images too: in one pass of bfloat16, features with a large mean are all alike."""
+    data = blobs(0), blobs(1)
+    functions = {
+        "linear": lambda: probes.linear(*data, classes=CLASSES),
+        "linear_krr_st": lambda: probes.linear_krr_st(jax.random.key(0), *data, classes=CLASSES, settings=SETTINGS),
+        "lbfgs": lambda: probes.lbfgs(*data, classes=CLASSES),
+    }
+    text = jax.jit(functions[probe]).trace().lower(lowering_platforms=("cuda",)).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    # A step multiplies a vector with a matrix too, in the gradient.
+    assert len(products) >= 3 and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
