@@ -234,6 +234,11 @@ def test_every_key_is_listed(capsys):
         assert re.match(r"--config\.[\w.]+ = \S|# ", line), line
 
 
+def test_two_budgets_are_refused(capsys):
+    assert main.main(["--config.storage.bytes=4096", "--config.storage.N=50", "--stage=data"]) == 2
+    assert "config.storage.N and config.storage.bytes are two budgets: give one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--dry_run=maybe", "--tensorboard=2", "--dry_run="])
 def test_a_switch_is_on_or_off(option, capsys):
     assert main.main([option]) == 2

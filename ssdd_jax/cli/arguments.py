@@ -167,6 +167,9 @@ def _check_keys(arguments: list[str]) -> None:
         key = argument[2:].partition("=")[0].removeprefix("config.")
         if argument.startswith("--config.") and key not in keys:
             raise UserError(f"unknown config key config.{key}{_nearest(key, keys)}")
+    typed = dict(argument[2:].split("=", 1) for argument in arguments if argument.startswith("--config."))
+    if "config.storage.N" in typed and typed.get("config.storage.bytes", "0") != "0":
+        raise UserError("config.storage.N and config.storage.bytes are two budgets: give one of them")
 
 
 def _explain(arguments: list[str], error: Exception) -> str:

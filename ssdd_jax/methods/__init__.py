@@ -128,6 +128,11 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             f"config.storage.images={images!r} codes images of the data, and config.method={config.method} learns "
             "others: choose a precision, such as int8"
         )
+    if storage.quality and images not in mosaic.LOSSY:
+        raise UserError(
+            f"config.storage.quality={storage.quality} is of images in webp or jpeg, and these are stored in {images}: "
+            "leave it at 0, or set config.storage.images"
+        )
     method = definition.make(config, problem)
 
     def export(key: Array, state: Any, source: Source) -> DistilledSet:

@@ -180,10 +180,13 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
             f"storage exceeds the budget: {terms} take {fixed.used:,} of {fixed.budget:,} {unit}; lower storage.M, "
             f"U, V or base_size, or raise {key}"
         )
+    # Only what was chosen by hand can be lowered.
+    by_hand = [f"storage.{name}" for name in ("U", "V") if storage[name]]
+    given_sizes = f"lower {' or '.join(by_hand)}, or " if by_hand else ""
     if fixed.V >= fixed.M and not (storage.bytes and images in CODES and coded is None):
         raise UserError(
             f"storage.V={fixed.V} feature bases need more than {fixed.V} composed images, and there are {fixed.M}: "
-            f"lower storage.V or U, or raise {key}"
+            f"{given_sizes}raise {key}"
         )
     return fixed
 

@@ -191,5 +191,7 @@ def largest_quality(bytes_of: Callable[[int], int], limit: int, *, most: int = 1
         middle = -(-(low + high) // 2)
         low, high = (middle, high) if bytes_of(middle) <= limit else (low, middle - 1)
     if not low:
-        raise UserError(f"not even with the lowest quality do the coded images fit into {limit:,} bytes: raise them")
+        raise UserError(
+            f"not even with the lowest quality do the coded images fit into {limit:,} bytes: raise this budget"
+        )
     return low

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import make_run, prepare, problem, small_config
 
+from ssdd_jax import config as configuration
 from ssdd_jax import distilled, methods
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, budget
@@ -81,6 +82,13 @@ def test_rounded_parameters_are_learned(joint, tmp_path):
         losses[precision] = float(info.loss)
         assert float(info.gradient_norm) > 0
     assert abs(losses["int2"] - losses["float32"]) > 1e-3 * losses["float32"]
+
+
+def test_a_quality_is_of_lossy_codes():
+    config = configuration.default()
+    config.update_from_flattened_dict({"method": "krr_st", "storage.N": 4, "storage.quality": 90})
+    with pytest.raises(UserError, match="config.storage.quality=90 is of images in webp or jpeg.*stored in float32"):
+        methods.make(config, methods.Problem((8, 8, 1), 12, 1000))
 
 
 def test_a_subset_takes_the_quality_that_fits(tmp_path):

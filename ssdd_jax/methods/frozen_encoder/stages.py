@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from ssdd_jax import distilled
+from ssdd_jax import distilled, teacher
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Run, Stage, StandIns, Trial
@@ -107,22 +108,29 @@ class Entry(NamedTuple):
 
 
 def entries(run: Run, per_class: int, classes: int) -> Iterator[tuple[Array, dict[str, Entry]]]:
-    """Yield the key of each seed, with the distilled images and the real ones that they are compared with."""
+    """Yield the key of each seed, with the distilled images and the real ones that they are compared with.
+
+    The features of the distilled images are those of the images as they are stored, which rounding has changed. With a
+    budget in bytes there are as many real images of each class as the bytes hold.
+    """
     labels, features, pixels = labels_of(run).train, run.features().train, run.dataset.train_images
     constants, distilled_set = run.preprocessing(), distilled.load(run.work.distilled)
     own = np.repeat(np.arange(classes), per_class)
-    images, targets = distilled_set.pairs()
-    embedded = np.asarray(constants.features(targets))
+    decoded = constants.pixels(distilled_set.pairs()[0])
+    embedded = _embedded(run, decoded)
+    real = per_class
+    if run.config.storage.bytes:
+        real = max(per_class, distilled_set.about.get("random_images", 0) // classes)
     chosen = {
-        "centroids": heads.centroids(features, labels, per_class, classes),
+        "centroids": heads.centroids(features, labels, real, classes),
         "neighbours": heads.neighbours(embedded, own, features, labels),
     }
     for key in jax.random.split(run.key("linear_head"), run.config.evaluate.seeds):
         key_head, key_draw = jax.random.split(key)
-        drawn = {"random_real": heads.random_images(key_draw, labels, per_class, classes), **chosen}
+        drawn = {"random_real": heads.random_images(key_draw, labels, real, classes), **chosen}
         yield (
             key_head,
-            {"distilled": Entry(np.asarray(constants.pixels(images)), embedded, own)}
+            {"distilled": Entry(np.asarray(decoded), embedded, own)}
             | {
                 name: Entry(pixels[rows].astype(np.float32) / 255, np.asarray(features[rows]), labels[rows])
                 for name, rows in drawn.items()
@@ -130,14 +138,31 @@ def entries(run: Run, per_class: int, classes: int) -> Iterator[tuple[Array, dic
         )
 
 
+def _embedded(run: Run, pixels: Array) -> np.ndarray:
+    """Compute the encoder's features `(P,D)` of pixels `(P,H,W,C)`, a batch at a time."""
+    network, constants, embed = run.backbone(), run.preprocessing(), jax.jit(encode)
+    size = teacher.batch_of(network, pixels.shape[1:])
+    batches = [pixels[first : first + size] for first in range(0, len(pixels), size)]
+    return np.concatenate([np.asarray(embed(batch, network, constants)) for batch in batches])
+
+
 def output(run: Run, name: str) -> pathlib.Path:
     """Return the path of a stage's results."""
     return run.work.own(name, shared=False) / "results.json"
 
 
-def write(run: Run, name: str, values: Mapping[str, Sequence[float]], *, measure: str = "top-1 ") -> None:
-    """Write the results of a stage, the summary of each row's values, and say them."""
+def write(
+    run: Run,
+    name: str,
+    values: Mapping[str, Sequence[float]],
+    *,
+    measure: str = "top-1 ",
+    images: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Write the results of a stage, the summary of each row's values with its number of images, and say them."""
     summaries = {row: statistics.summary(found) for row, found in values.items()}
+    for row, count in images.items():
+        summaries[row]["images"] = count
     words = ", ".join(f"{row} {statistics.brief(one)}" for row, one in summaries.items())
     run.say(f"{name}: {measure}{words}")
     files.write_sealed(output(run, name), summaries)
@@ -152,10 +177,12 @@ def _stage(name: str, accuracy: Accuracy, per_class: int, classes: int, **option
         test = jnp.asarray(run.features().test), jnp.asarray(labels_of(run).test)
         of_entry = accuracy(run, test)
         values: dict[str, list[float]] = {}
+        counts: dict[str, int] = {}
         for key, by_name in entries(run, per_class, classes):
             for entry, labelled in by_name.items():
                 values.setdefault(entry, []).append(float(of_entry(key, labelled)))
-        write(run, name, values)
+                counts[entry] = len(labelled.labels)
+        write(run, name, values, images=counts)
 
     return Stage(name, measure, output=f"{name}/results.json", **options)
 

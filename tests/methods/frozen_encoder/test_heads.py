@@ -11,12 +11,14 @@ import tiny_runs
 from ml_collections import ConfigDict
 
 from ssdd_jax import config as configuration
-from ssdd_jax import main, methods
+from ssdd_jax import distilled, main, methods, pipeline
 from ssdd_jax.api import defaults
+from ssdd_jax.cli import arguments
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods.base import Problem
 from ssdd_jax.methods.frozen_encoder import distortions, heads, ranking, stages
 from ssdd_jax.runtime import files
+from ssdd_jax.runtime.workdir import Workdir
 
 CLASSES = 3
 RANKED = (ranking.PLAIN, ranking.AUGMENTED)
@@ -121,6 +123,30 @@ def test_a_run_with_clusters_in_place_of_labels(tmp_path, capsys):
     assert "ridge regression on the frozen teacher" in page and "label-robust score" in page
     assert files.read_array(tmp_path / "shared" / "clusters" / "train.npy").max() == 2
     assert main.main([*line, "--config.encoder.clusters=2"]) == 2
+
+
+@pytest.mark.slow
+def test_heads_see_the_images_as_they_are_stored(tmp_path):
+    """Not their targets, which are of the images before rounding; with as many real images as the bytes hold."""
+    tiny_runs.write_data(tmp_path)
+    changes = {"storage__images": "int2", "storage__targets": "float32", "storage__bytes": 3500}
+    line = tiny_runs.taught(tmp_path, "clp_dd", **changes, encoder__head_epochs=0, distill__steps=5)
+    line = [argument for argument in line if not argument.startswith("--config.storage.N")]
+    assert main.main(line) == 0
+    options = arguments.parse(line)
+    run = pipeline.prepare(configuration.resolved(options.config), Workdir(options.workdir, options.shared), print)
+    loaded = distilled.load(run.work.distilled)
+    own, classes = np.asarray(loaded.about["labels"]), run.problem.classes
+    _, found = next(iter(stages.entries(run, len(own) // classes, classes)))
+    entry, (images, targets) = found["distilled"], loaded.pairs()
+    expected = stages.encode(run.preprocessing().pixels(images), run.backbone(), run.preprocessing())
+    np.testing.assert_allclose(entry.features, expected, rtol=1e-4, atol=1e-4)
+    stored = np.asarray(run.preprocessing().features(targets))
+    assert np.abs(stored - entry.features).mean() > 0.1 * np.abs(stored - stored.mean(0)).mean()
+    room = loaded.about["random_images"] // classes
+    assert room > len(own) // classes and len(found["random_real"].labels) == room * classes
+    rows = files.read_sealed(options.workdir / "results.json")["ridge_head"]
+    assert rows["random_real"]["images"] == room * classes and rows["distilled"]["images"] == len(own)
 
 
 @pytest.mark.parametrize(
