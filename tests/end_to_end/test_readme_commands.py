@@ -60,6 +60,17 @@ NOT_RUN = {
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost_plus,random "
     '--bytes=4096,16384,65536,262144,1048576 --references=1 "--config.student.widths=(16,32,64)" '
     '"--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 --config.data.data_dir=DIR': MINUTES,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=kmeans --bytes=4096,16384,65536 "
+    "--references=1 "
+    '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--config.data.data_dir=DIR --workdir=runs/bytes-kmeans "
+    "--beside=experiments/results/compare-cifar10-bytes-plus/comparison.json": (MINUTES),
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=krr_st --bytes=16384,65536 --references=1 "
+    '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--config.data.data_dir=DIR --workdir=runs/bytes-krr_st --beside=runs/bytes-kmeans/comparison.json": (MINUTES),
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost --bytes=16384 --references=1 "
+    '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--config.data.data_dir=DIR --workdir=runs/bytes-boost --beside=runs/bytes-krr_st/comparison.json": (MINUTES),
     "python -m experiments.compare --methods=boost_plus,boost,krr_st,random,kmeans --bytes=2048,4096,8192,16384 "
     "--references=1 --config.evaluate.seeds=1": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,clp_dd --config.storage.N=10 --config.distill.steps=1000 "
