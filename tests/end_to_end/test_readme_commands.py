@@ -196,6 +196,8 @@ NOT_RUN = {
     "python -m experiments.choose --vary=distill.learning_rate=0.01,0.03,0.1 --vary=distill.steps=250,500,1000": (
         MINUTES
     ),
+    "python -m experiments.choose --vary=distill.learning_rate=0.01,0.03,0.1 --vary=distill.steps=250,500,1000 "
+    "--vary=storage.M=0,40,80 --vary=teacher.epochs=35,70 --config.evaluate.seeds=1": MINUTES,
     "python -m experiments.fuzz": MINUTES,
     "python -m experiments.torture": MINUTES,
     "python -m experiments.endurance": MINUTES,
