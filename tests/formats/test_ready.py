@@ -30,7 +30,9 @@ def published(name):
         return row["numbers"], row["budget"], comparison.label(row["method"]), measures
     results = report.upgrade(files.read_json(folder.parent / "results.json"))
     storage, entries = results["storage"], {measure: results[measure]["distilled"] for measure in LABELS}
-    measures = {measure: labels.value(measure, one["mean"], one["std"]) for measure, one in entries.items()}
+    measures = {
+        measure: labels.value(measure, one["mean"], one["std"], one["seeds"]) for measure, one in entries.items()
+    }
     return storage["numbers"], storage["budget"], labels.method(results), measures
 
 
