@@ -81,14 +81,17 @@ def learn(
             training_of(run._replace(method=forms.method_of(run, form.changes)), start)._replace(feed=training.feed)
             for form in run.method.forms
         ]
-        # A resumed run takes the form that its first start has chosen, unless it goes on on another device.
-        changes = forms.stored(run) if checkpoints is not None else None
-        if changes is None:
+        # A resumed run takes the form that its first start has chosen, unless it goes on on another device. The first
+        # of several processes decides: all have to measure, or none.
+        options = [form.changes for form in run.method.forms]
+        known = forms.stored(run) if checkpoints is not None else None
+        chosen = int(devices.from_first(options.index(known) if known is not None else -1))
+        if chosen < 0:
             stand_in = training_of(run._replace(method=forms.stand_in(run)), start)
             changes, timings = forms.choose(run, trainings, stand_in.init(), source)
             if checkpoints is not None and devices.is_first():
                 forms.keep(run.work.folder, changes, timings)
-        chosen = [form.changes for form in run.method.forms].index(changes)
+            chosen = options.index(changes)
         training = trainings[chosen]
         starts = [training.init, *(one.init for i, one in enumerate(trainings) if i != chosen)]
 

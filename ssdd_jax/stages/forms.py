@@ -134,7 +134,8 @@ def begin(run: Run, starts: Sequence[Callable[[], Any]]) -> Any:
         try:
             return jax.block_until_ready(start())
         except jax.errors.JaxRuntimeError as error:
-            if not memory.is_full(error) or i == len(starts) - 1:
+            # Of several processes the others may have room: they would go on without this one.
+            if not memory.is_full(error) or i == len(starts) - 1 or jax.process_count() > 1:
                 raise
         run.say("distill: the device's memory is too small for the start in this form: taking the next one")
     raise AssertionError("there is at least one form")
