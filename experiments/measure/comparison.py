@@ -200,9 +200,7 @@ def cell(measure: str, values: list[float] | None) -> str:
     """Format the mean and the sample standard deviation of a measure: one value alone, and nothing without values."""
     if not values:
         return ""
-    digits = report.digits(measure)
-    deviation = f" ± {_deviation(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
+    return words.value(measure, float(np.mean(values)), _deviation(values), len(values))
 
 
 def _deviation(values: Sequence[float]) -> float:

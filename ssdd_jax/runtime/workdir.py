@@ -20,7 +20,8 @@ from ssdd_jax.runtime import devices, files, inputs, locks, memory
 # Config keys within the groups that outputs depend on which do not affect the outputs: paths, and how often to save.
 CHANGES_NOTHING = {"data.data_dir", "data.cache_dir", "teacher.save_every", "teacher.steps_per_call", "teacher.gate"}
 # Keys that may change from one start of a run to the next: what is computed is the same up to rounding.
-FREE = ("teacher.gate", "pool.vectorize", "pool.form")
+PARALLEL = ("pool.vectorize", "pool.form")
+FREE = ("teacher.gate", *PARALLEL)
 
 
 class Workdir:
@@ -127,7 +128,7 @@ class Workdir:
         stored = files.read_json(self.config) if self.config.exists() else new
         if not self.inputs.exists() and self.current:
             files.write_json(self.inputs, dict(self.current))
-        placed = stored | {key: new[key] for key in (*inputs.PLACES, "pool.vectorize", "pool.form") if key in new}
+        placed = stored | {key: new[key] for key in (*inputs.PLACES, *PARALLEL) if key in new}
         if placed != stored or not self.config.exists():
             files.write_json(self.config, placed)
 
