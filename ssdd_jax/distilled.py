@@ -24,16 +24,17 @@ from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 from ssdd_jax.storage import mosaic, packing
+from ssdd_jax.storage.container import Part
 
 Array = jax.Array
-SCHEMA = 2  # of packed sets; all others are written, and can be read by earlier versions, as 1
+SCHEMA = 3  # of packed sets; all others are written, and can be read by earlier versions, as 1
 TENSORS, DESCRIPTION = "set.safetensors", "set.json"
 # Of WebP and JPEG, where neither a quality nor a number of bytes is given.
 DEFAULT_QUALITY = 80
 # Share of the scale of targets by which rounding to float16 may change their mean; else it stays in float32, if there
 # is no limit of bytes.
 MEAN_ERROR = 0.01
-# Key of the statics of a packed set: precision and shape of each array.
+# Key of the statics of packed sets of schema 2: precision and shape of each array.
 PACKED = "packed"
 # While a set is overwritten: the arrays of the former one.
 PREVIOUS = "previous.safetensors"
@@ -58,7 +59,7 @@ class DistilledSet:
     statics: Mapping[str, Any]
     preprocessing: Preprocessing
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    stored: Mapping[str, np.ndarray] | None = None
+    stored: Mapping[str, Part] | None = None
 
     def pairs(self) -> tuple[Array, Array]:
         """Decode the training pairs; the result is cached.
@@ -90,14 +91,9 @@ class DistilledSet:
         return len(files.tensors_content(self._tensors()))
 
     def _tensors(self) -> dict[str, Any]:
-        constants = self.preprocessing._asdict()
         if self.stored is not None:
-            # `pack` has rounded it, unless that would have lost too much.
-            mean = np.asarray(constants["target_mean"])
-            with np.errstate(over="ignore"):
-                half = mean.astype(np.float16)
-            constants["target_mean"] = half if np.array_equal(half.astype(np.float32), mean) else mean
-        return {"arrays": dict(self.arrays if self.stored is None else self.stored), "preprocessing": constants}
+            return packing.write(self.stored, self.preprocessing)
+        return {"arrays": dict(self.arrays), "preprocessing": self.preprocessing._asdict()}
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write the set.
@@ -161,20 +157,26 @@ def load(path: str | os.PathLike[str]) -> DistilledSet:
             kind = description["kind"]
             raise UserError(f"{folder} is of the unknown kind {kind!r}: known are {', '.join(KINDS)}")
         tensors = _tensors(folder, description["sha256"])
-        statics, constants = description["statics"], tensors["preprocessing"]
-        packed = PACKED in statics
-        # Constants of packed sets are stored in fewer bits.
-        preprocessing = Preprocessing(
-            **{name: jnp.asarray(value.astype(np.float32) if packed else value) for name, value in constants.items()}
-        )
-        arrays = {name: jnp.asarray(array) for name, array in tensors["arrays"].items() if not packed}
+        statics = dict(description["statics"])
+        facts = statics.pop(PACKED, None)
+        stored, arrays = None, {}
+        if packing.BLOCK in tensors:
+            stored, preprocessing = packing.read(tensors)
+        else:
+            constants = {name: jnp.asarray(value) for name, value in tensors["preprocessing"].items()}
+            if facts is None:
+                arrays = {name: jnp.asarray(array) for name, array in tensors["arrays"].items()}
+            else:
+                constants = {name: value.astype(jnp.float32) for name, value in constants.items()}
+                stored = packing.read_separate(tensors["arrays"], facts)
+            preprocessing = Preprocessing(**constants)
         return DistilledSet(
             kind=description["kind"],
-            arrays=packing.unpack(tensors["arrays"], statics[PACKED], preprocessing) if packed else arrays,
+            arrays=arrays if stored is None else packing.unpack(stored, preprocessing),
             statics=statics,
             preprocessing=preprocessing,
             about=description["about"],
-            stored=tensors["arrays"] if packed else None,
+            stored=stored,
         )
     except UserError:
         raise
@@ -236,14 +238,9 @@ def pack(
     rounded = constants._replace(target_mean=half) if kept else constants
 
     def at(quality: int) -> DistilledSet:
-        stored, facts = packing.pack(distilled.arrays, rounded, images=images, targets=targets, quality=quality)
-        return dataclasses.replace(
-            distilled,
-            arrays=packing.unpack(stored, facts, rounded),
-            statics={**distilled.statics, PACKED: facts},
-            preprocessing=rounded,
-            stored=stored,
-        )
+        stored = packing.pack(distilled.arrays, rounded, images=images, targets=targets, quality=quality)
+        arrays = packing.unpack(stored, rounded)
+        return dataclasses.replace(distilled, arrays=arrays, preprocessing=rounded, stored=stored)
 
     if images in mosaic.LOSSY and limit:
         quality = packing.largest_quality(lambda q: at(q).bytes_stored(), limit, most=quality or 100)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from helpers import DIM, normal, pairs, params
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_runs import ROOT
 
 from ssdd_jax import approximate, distilled
 from ssdd_jax.data import preprocess
@@ -178,7 +180,7 @@ DAMAGES = {
     "a bit": (flip_a_bit, "damaged: its checksum"),
     "no tensors": (lambda folder: (folder / distilled.TENSORS).unlink(), "set.safetensors cannot be read"),
     "no description": (lambda folder: (folder / distilled.DESCRIPTION).unlink(), "holds no distilled set"),
-    "newer schema": (lambda folder: describe(folder, schema=3), "schema 3, this version reads up to 2: update"),
+    "newer schema": (lambda folder: describe(folder, schema=4), "schema 4, this version reads up to 3: update"),
     "unknown kind": (
         lambda folder: describe(folder, kind="zip"),
         "unknown kind 'zip': known are bases, composed, pairs",
@@ -271,7 +273,7 @@ def test_a_packed_set_comes_back_as_it_was(images, targets, tmp_path):
         assert (tmp_path / "set.safetensors").stat().st_size == packed.bytes_stored() < made.bytes_stored() + 1000
         back = distilled.load(tmp_path)
         same(packed, back)
-        assert json.loads((tmp_path / "set.json").read_text())["schema"] == 2
+        assert json.loads((tmp_path / "set.json").read_text())["schema"] == 3
         # What is read and written again has the same bytes.
         content = (tmp_path / "set.safetensors").read_bytes()
         back.save(tmp_path / "again")
@@ -289,7 +291,7 @@ def test_images_of_pairs_are_coded_as_one_picture(code, tmp_path):
     back = distilled.load(tmp_path)
     same(packed, back)
     error = np.abs(255 * np.asarray(back.images()) - pixels).mean()
-    assert error < (0.01 if code == "png" else 12) and back.stored["images"].dtype == np.uint8
+    assert error < (0.01 if code == "png" else 12) and back.stored["images"].precision == code
 
 
 def test_the_highest_quality_that_fits():
@@ -345,18 +347,23 @@ def test_what_is_not_packed_is_written_as_before():
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda facts: facts["images"].update(precision="int9"),
-        lambda facts: facts["images"].update(shape=[2**40, 2**20]),
-        lambda facts: facts["images"].update(shape="much"),
-        lambda facts: facts["images"].update(precision="webp"),
+        lambda facts: facts["targets"].update(precision="int9"),
+        lambda facts: facts["targets"].update(precision="int5"),
+        lambda facts: facts["targets"].update(shape=[2**40, 2**20]),
+        lambda facts: facts["targets"].update(shape="much"),
+        lambda facts: facts["images"].update(precision="int8"),
+        lambda facts: facts["images"].update(shape=[10, 32, 32, 3]),
         lambda facts: facts.update(more={"precision": "int8", "shape": [3]}),
         lambda facts: facts["targets"].pop("shape"),
     ],
 )
 def test_a_description_of_other_arrays_is_refused(damage, tmp_path):
-    distilled.pack(plain(), images="int8", targets="int4").save(tmp_path)
+    """Sets of schema 2 describe their arrays in set.json."""
+    published = ROOT / "experiments/results/compare-cifar10-b65536/sets/random"
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
     description = files.read_sealed(tmp_path / "set.json")
+    assert description["schema"] == 2
     damage(description["statics"]["packed"])
     files.write_sealed(tmp_path / "set.json", description)
-    with pytest.raises(UserError, match="not the description of a distilled set|cannot be decoded"):
+    with pytest.raises(UserError, match="not the description of a distilled set|are a picture of"):
         distilled.load(tmp_path)

@@ -169,12 +169,14 @@ def pairs(config: ConfigDict, problem: Problem, dim: int = 0, *, coded: float = 
     dim = dim or problem.dim
     if not config.storage.bytes:
         return config.storage.N * (problem.image_numbers + problem.dim) // (problem.image_numbers + dim)
-    images, targets = precisions(config)
+    images, targets = precisions(config, coded=coded > 0)
     constants = {"channels": problem.image_shape[-1], "dim": problem.dim}
+    # The quality of a lossy code takes up what an estimate is off.
+    expected = coded > 0 and images in mosaic.LOSSY
 
     def too_many(count: int) -> bool:
         shapes = {"images": (count, *problem.image_shape), "targets": (count, dim)}
-        size = packing.size(shapes, images=images, targets=targets, coded=coded, **constants)
+        size = packing.size(shapes, images=images, targets=targets, coded=coded, expected=expected, **constants)
         return size > config.storage.bytes
 
     # Each pair takes a byte at least.

@@ -101,12 +101,15 @@ class Sizes:
 
     @property
     def used(self) -> int:
-        """The part of the budget that is used: numbers, or a bound of the bytes from above."""
+        """The part of the budget that is used: numbers, or the bytes, an estimate where a quality makes them fit."""
         if not self.bytes:
             return sum(self.parts.values())
         images, targets = self.precisions
         constants = {"channels": self.low[-1], "dim": self.dim}
-        return packing.size(self.shapes, images=images, targets=targets, coded=self.coded, **constants)
+        expected = images in mosaic.LOSSY
+        return packing.size(
+            self.shapes, images=images, targets=targets, coded=self.coded, expected=expected, **constants
+        )
 
 
 def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, int]], float] | None = None) -> Sizes:

@@ -19,6 +19,7 @@ from ssdd_jax.models import architectures, precision
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.version import __version__
 from ssdd_jax.stages import samples
+from ssdd_jax.storage import container
 
 # Version of `results.json`. 2: `linear` is the scale-free probe, and untrained networks are calibrated; without the
 # number: `linear` is KRR-ST's.
@@ -104,8 +105,7 @@ def _storage(run: Run, distilled_set: distilled.DistilledSet) -> dict[str, Any]:
     parts = {name: int(np.prod(array.shape)) for name, array in distilled_set.arrays.items()}
     budget = storage.N * (run.problem.image_numbers + run.problem.dim)
     if storage.bytes:
-        stored = distilled_set.stored or {}
-        parts = {name: sum(a.nbytes for key, a in stored.items() if key in (name, f"{name}.scale")) for name in parts}
+        parts = {name: len(container.code(part)[0]) for name, part in (distilled_set.stored or {}).items()}
         parts["constants, header"] = file - sum(parts.values())
         budget = storage.bytes
     return {
@@ -117,9 +117,7 @@ def _storage(run: Run, distilled_set: distilled.DistilledSet) -> dict[str, Any]:
         "N": sources.count_of(distilled_set),
         "images": len(distilled_set.images()),
         "parts": parts,
-        "precisions": {
-            name: fact["precision"] for name, fact in distilled_set.statics.get(distilled.PACKED, {}).items()
-        },
+        "precisions": {name: part.precision for name, part in (distilled_set.stored or {}).items()},
     }
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.errors import UserError
-from ssdd_jax.storage import mosaic, quantize
+from ssdd_jax.storage import container, mosaic, quantize
+from ssdd_jax.storage.container import Part
 
 Array = jax.Array
 
@@ -35,10 +36,12 @@ AXES = {
 }
 _IMAGES = ("image_bases", "image_coefficients", "images")
 _TARGETS = ("feature_bases", "feature_coefficients", "targets")
-# Type names of safetensors, for the size of a header.
-_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "U16", "int8": "I8"}
 # The data set's constants, with their precisions beside packed arrays.
 CONSTANTS = {"image_mean": "float32", "image_std": "float32", "target_mean": "float16", "target_scale": "float32"}
+# Prefix of their names in a block; an array of a set may have the same name.
+CONSTANT = "data."
+# The only tensor of a packed set's file.
+BLOCK = "set"
 
 
 def precision_of(name: str, *, images: str, targets: str) -> str:
@@ -66,7 +69,7 @@ def rounded(name: str, array: Array, *, images: str, targets: str) -> Array:
 
 def pack(
     arrays: Mapping[str, Array], preprocessing: Preprocessing, *, images: str, targets: str, quality: int = 100
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+) -> dict[str, Part]:
     """Pack the arrays of a set.
 
     Args:
@@ -77,31 +80,25 @@ def pack(
         quality: Of coded images, 1 to 100.
 
     Returns:
-        The stored arrays by name, scales as `NAME.scale`, and what `unpack` needs to know of them, JSON values.
+        The stored arrays by name.
     """
-    stored, facts = {}, {}
+    stored = {}
     for name, array in arrays.items():
-        precision = precision_of(name, images=images, targets=targets)
-        facts[name] = {"precision": precision, "shape": list(array.shape)}
+        precision, shape = precision_of(name, images=images, targets=targets), tuple(array.shape)
         if precision in mosaic.CODES:
             pixels = np.asarray(jnp.round(255 * preprocessing.pixels(array))).astype(np.uint8)
-            stored[name] = np.frombuffer(mosaic.encode(pixels, precision, quality), np.uint8)
+            picture = mosaic.encode(pixels, precision, quality)
+            stored[name] = Part(precision, shape, np.frombuffer(picture, np.uint8))
             continue
-        packed = quantize.pack(array, precision, axis=AXES.get(name, 0))
-        stored[name] = packed.values
-        if packed.scale is not None:
-            stored[f"{name}.scale"] = packed.scale
-    return stored, facts
+        stored[name] = Part(precision, shape, *quantize.pack(array, precision, axis=AXES.get(name, 0)))
+    return stored
 
 
-def unpack(
-    stored: Mapping[str, np.ndarray], facts: Mapping[str, Any], preprocessing: Preprocessing
-) -> dict[str, Array]:
+def unpack(stored: Mapping[str, Part], preprocessing: Preprocessing) -> dict[str, Array]:
     """Invert `pack` up to its rounding.
 
     Args:
         stored: The stored arrays by name.
-        facts: What `pack` returned beside them.
         preprocessing: The data set's constants.
 
     Returns:
@@ -109,25 +106,80 @@ def unpack(
 
     Raises:
         UserError: If coded images are damaged.
-        ValueError: If the stored arrays are not those that the facts describe.
-        KeyError: If one is missing.
+        ValueError: If the stored values are not those of such arrays.
     """
     arrays = {}
-    for name, fact in facts.items():
-        precision, shape = fact["precision"], tuple(int(size) for size in fact["shape"])
-        if precision in mosaic.CODES:
-            pixels = mosaic.decode(stored[name].tobytes(), shape)  # type: ignore[arg-type]
+    for name, part in stored.items():
+        if part.precision in mosaic.CODES:
+            pixels = mosaic.decode(part.values.tobytes(), part.shape)  # type: ignore[arg-type]
             arrays[name] = preprocessing.images(jnp.asarray(pixels))
             continue
-        packed = quantize.Packed(stored[name], stored.get(f"{name}.scale"))
-        arrays[name] = quantize.unpack(packed, precision, shape, axis=AXES.get(name, 0))
+        packed = quantize.Packed(part.values, part.scale)
+        arrays[name] = quantize.unpack(packed, part.precision, part.shape, axis=AXES.get(name, 0))
     return arrays
 
 
+def write(stored: Mapping[str, Part], preprocessing: Preprocessing) -> dict[str, np.ndarray]:
+    """Return the tensors of the file of a packed set: one block of bytes, with the data set's constants.
+
+    Args:
+        stored: What `pack` returned.
+        preprocessing: The data set's constants. The mean of the features is written in float16 if it is one.
+    """
+    constants: dict[str, np.ndarray] = {
+        name: np.asarray(value, np.float32) for name, value in preprocessing._asdict().items()
+    }
+    with np.errstate(over="ignore"):
+        half = constants["target_mean"].astype(np.float16)
+    if np.array_equal(half.astype(np.float32), constants["target_mean"]):
+        constants["target_mean"] = half
+    parts = {f"{CONSTANT}{name}": Part(str(value.dtype), value.shape, value) for name, value in constants.items()}
+    return {BLOCK: np.frombuffer(container.write({**parts, **stored}), np.uint8)}
+
+
+def read(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Part], Preprocessing]:
+    """Invert `write`.
+
+    Raises:
+        ValueError: If the tensors are not those of a packed set.
+        KeyError: If a constant is missing.
+    """
+    parts = container.read(tensors[BLOCK].tobytes(), AXES)
+    constants = {name: jnp.asarray(parts.pop(f"{CONSTANT}{name}").values.astype(np.float32)) for name in CONSTANTS}
+    return parts, Preprocessing(**constants)
+
+
+def read_separate(stored: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict[str, Part]:
+    """Read the arrays of a set of schema 2, in which each was a tensor: whole numbers of fewer than 8 bits bit by bit.
+
+    Args:
+        stored: The tensors by name, scales as `NAME.scale`.
+        facts: Precision and shape by name.
+
+    Raises:
+        ValueError: If a tensor is too short.
+        KeyError: If one is missing.
+    """
+    parts = {}
+    for name, fact in facts.items():
+        precision, shape, values = fact["precision"], tuple(int(size) for size in fact["shape"]), stored[name]
+        if precision.startswith("int") and precision != "int8":
+            values = container.unpacked_bits(values, quantize.BITS[precision], shape)
+        parts[name] = Part(precision, shape, values, stored.get(f"{name}.scale"))
+    return parts
+
+
 def size(
-    shapes: Mapping[str, Sequence[int]], *, images: str, targets: str, channels: int, dim: int, coded: float = 0.0
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    images: str,
+    targets: str,
+    channels: int,
+    dim: int,
+    coded: float = 0.0,
+    expected: bool = False,
 ) -> int:
-    """Bound the bytes of the file of a set from above; it has a few hundred fewer at most.
+    """Bound the bytes of the file of a set from above, or say about how many they will be.
 
     Args:
         shapes: Shapes of its arrays by name.
@@ -136,40 +188,36 @@ def size(
         channels: Number of channels of an image.
         dim: Length of a target.
         coded: Bytes of each of the images that are coded; until they are known (0), these count as int8.
+        expected: Whether numbers of the feature part count with the bits that entropy coding is expected to leave of
+            them, instead of all their bits.
     """
+    picture = images
     images = "int8" if images in mosaic.CODES else images
-    pictures = math.ceil(coded * shapes["images"][0]) if coded else 0
-    if coded:
-        # A code is one array of bytes, about as long in the header as the images would be.
-        shapes = {**shapes, "images": (0, 1, 1, channels)}
-    constants = {"image_mean": (channels,), "image_std": (channels,), "target_mean": (dim,), "target_scale": ()}
-    payload, names = 0, {}
+    stored, payload = {}, 0
     for name, shape in shapes.items():
-        precision, axis = precision_of(name, images=images, targets=targets), AXES.get(name, 0)
-        payload += quantize.size(tuple(shape), precision, axis=axis)
-        names[f"arrays/{name}"] = (_TYPES.get(precision, "U8"), len(shape))
-        if precision.startswith("int"):
-            names[f"arrays/{name}.scale"] = ("F16", 1)
+        precision, axis, shape = precision_of(name, images=images, targets=targets), AXES.get(name, 0), tuple(shape)
+        if coded and name == "images":
+            stored[name], payload = (picture, shape), payload + math.ceil(coded * shape[0])
+            continue
+        stored[name], size = (precision, shape), quantize.size(shape, precision, axis=axis)
+        if expected and name in _TARGETS:
+            count = math.prod(shape)
+            saved = quantize.BITS[precision] - quantize.expected_bits(precision, count // max(shape[axis], 1))
+            size -= math.floor(saved * count / 8)
+        payload += size
+    constants = {"image_mean": (channels,), "image_std": (channels,), "target_mean": (dim,), "target_scale": ()}
     for name, shape in constants.items():
+        stored[f"{CONSTANT}{name}"] = (CONSTANTS[name], shape)
         payload += quantize.size(shape, CONSTANTS[name])
-        names[f"preprocessing/{name}"] = (_TYPES[CONSTANTS[name]], len(shape))
-    return payload + header(names, payload) + pictures
+    return _file_size(container.size(stored, payload))
 
 
-def header(names: Mapping[str, tuple[str, int]], payload: int) -> int:
-    """Bound the bytes of a file's header from above: every size and offset as long as that of the payload.
-
-    Args:
-        names: Type and number of axes of each tensor, by name.
-        payload: Bytes of all tensors.
-    """
-    longest = int("9" * len(str(payload)))
-    entries = {
-        name: {"dtype": kind, "shape": [longest] * axes, "data_offsets": [longest, longest]}
-        for name, (kind, axes) in names.items()
-    }
-    # Its length in 8 bytes, and spaces up to a multiple of 8.
-    return 8 + len(json.dumps(entries, separators=(",", ":"))) + 7
+def _file_size(block: int) -> int:
+    """Return the bytes of a safetensors file that holds a block of so many bytes."""
+    entry = {BLOCK: {"dtype": "U8", "shape": [block], "data_offsets": [0, block]}}
+    text = len(json.dumps(entry, separators=(",", ":")))
+    # The header's length takes 8 bytes, and spaces fill it up to a multiple of 8.
+    return 8 + -(-text // 8) * 8 + block
 
 
 def largest_quality(bytes_of: Callable[[int], int], limit: int, *, most: int = 100) -> int:

@@ -1,4 +1,4 @@
-"""Precisions of stored arrays: what is learned is rounded as it will be stored, and packed when it is.
+"""Precisions of stored arrays: what is learned is rounded as it will be stored.
 
 A set costs bytes, not numbers. Arrays are stored as float32, as floats of 16 bits, or as whole numbers of 2 to 8 bits
 with one scale per basis or column. Rounding has the gradient of the identity (straight-through estimator; Bengio,
@@ -8,6 +8,7 @@ Léonard and Courville, arXiv:1308.3432), so that an optimisation sees the set a
 from __future__ import annotations
 
 import math
+import statistics
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,10 @@ Array = jax.Array
 # Bits of a stored number.
 BITS = {"float32": 32, "bfloat16": 16, "float16": 16} | {f"int{bits}": bits for bits in range(8, 1, -1)}
 NAMES = tuple(BITS)
+# Types of the stored values.
+TYPES = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16} | {
+    name: np.int8 for name in NAMES if name.startswith("int")
+}
 _FLOATS = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 # The smallest positive float16: the scale of a column of zeros.
 _LEAST_SCALE = 2.0**-24
@@ -30,9 +35,7 @@ class Packed(NamedTuple):
     """An array as it is stored.
 
     Attributes:
-        values: float32 or float16 in the array's shape; bfloat16 as the uint16 of the same bits; whole numbers of 8
-            bits as int8 in the array's shape, and those of fewer bits as uint8 `(bytes,)`, one after the other, each as
-            its distance from the most negative one.
+        values: In the array's shape: float32, float16, bfloat16 as the uint16 of the same bits, whole numbers as int8.
         scale: Scales of whole numbers, float16, one per index of the axis; None for floats.
     """
 
@@ -86,8 +89,7 @@ def pack(array: Array, precision: str, *, axis: int = 0) -> Packed:
         values = np.asarray(array.astype(_FLOATS[precision]))
         return Packed(values.view(np.uint16) if precision == "bfloat16" else values, None)
     codes, scale = _codes(array, bits, axis)
-    whole, scales = np.asarray(codes).astype(np.int8), np.asarray(scale).astype(np.float16)
-    return Packed(whole if bits == 8 else _packed_bits(whole, bits), scales)
+    return Packed(np.asarray(codes).astype(np.int8), np.asarray(scale).astype(np.float16))
 
 
 def unpack(packed: Packed, precision: str, shape: tuple[int, ...], *, axis: int = 0) -> Array:
@@ -106,7 +108,7 @@ def unpack(packed: Packed, precision: str, shape: tuple[int, ...], *, axis: int 
         ValueError: If the precision is unknown, or the stored form is not that of such an array.
     """
     bits, values = _bits(precision), packed.values
-    expected = _layout(shape, precision)
+    expected = np.dtype(TYPES[precision]), tuple(shape)
     if (values.dtype, values.shape) != expected:
         raise ValueError(f"an array {shape} in {precision} is stored as {expected}, not {(values.dtype, values.shape)}")
     if bits == 32 or precision == "float16":
@@ -115,12 +117,11 @@ def unpack(packed: Packed, precision: str, shape: tuple[int, ...], *, axis: int 
         return jnp.asarray(values.view(ml_dtypes.bfloat16).astype(np.float32))
     if packed.scale is None or packed.scale.shape != (shape[axis],):
         raise ValueError(f"an array {shape} in {precision} needs {shape[axis]} scales")
-    whole = values if bits == 8 else _unpacked_bits(values, bits, math.prod(shape)).reshape(shape)
-    return _values(jnp.asarray(whole, jnp.float32), jnp.asarray(packed.scale, jnp.float32), axis)
+    return _values(jnp.asarray(values, jnp.float32), jnp.asarray(packed.scale, jnp.float32), axis)
 
 
 def size(shape: tuple[int, ...], precision: str, *, axis: int = 0) -> int:
-    """Count the bytes of an array `(*shape)` in its stored form, scales included.
+    """Count the bytes of an array `(*shape)` with as many bits for each number as its precision has, and its scales.
 
     Raises:
         ValueError: If the precision is unknown.
@@ -130,18 +131,28 @@ def size(shape: tuple[int, ...], precision: str, *, axis: int = 0) -> int:
     return -(-math.prod(shape) * bits // 8) + scales
 
 
+def expected_bits(precision: str, count: int) -> float:
+    """Return the bits that entropy coding is expected to leave of a whole number.
+
+    That is the entropy of normal numbers, of which the largest of `count` has set the scale, and 3 % for the code.
+
+    Args:
+        precision: A name in `NAMES`.
+        count: Numbers that have a scale in common.
+    """
+    bits = _bits(precision)
+    if not precision.startswith("int"):
+        return bits
+    # About the mean of the largest of so many, in deviations.
+    largest = statistics.NormalDist().inv_cdf(1 - 0.28 / max(count, 1))
+    deviation = (2 ** (bits - 1) - 1) / largest
+    return min(bits, max(1.0, 1.03 * math.log2(math.sqrt(2 * math.pi * math.e) * deviation)))
+
+
 def _bits(precision: str) -> int:
     if precision not in BITS:
         raise ValueError(f"unknown precision {precision!r}: known are {', '.join(NAMES)}")
     return BITS[precision]
-
-
-def _layout(shape: tuple[int, ...], precision: str) -> tuple[np.dtype, tuple[int, ...]]:
-    """Type and shape of the stored values of an array."""
-    types = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
-    if precision in types:
-        return np.dtype(types[precision]), tuple(shape)
-    return np.dtype(np.uint8), (size(shape, precision) - 2 * shape[0],)
 
 
 def _codes(array: Array, bits: int, axis: int) -> tuple[Array, Array]:
@@ -161,14 +172,3 @@ def _values(codes: Array, scale: Array, axis: int) -> Array:
 
 def _along(scale: Array, ndim: int, axis: int) -> Array:
     return scale.reshape([-1 if k == axis % ndim else 1 for k in range(ndim)])
-
-
-def _packed_bits(whole: np.ndarray, bits: int) -> np.ndarray:
-    shifted = (whole.astype(np.int16).reshape(-1, 1) + 2 ** (bits - 1)).astype(np.uint8)
-    return np.packbits(np.unpackbits(shifted, axis=1)[:, 8 - bits :].reshape(-1))
-
-
-def _unpacked_bits(values: np.ndarray, bits: int, count: int) -> np.ndarray:
-    digits = np.unpackbits(values)[: count * bits].reshape(count, bits)
-    padded = np.concatenate([np.zeros((count, 8 - bits), np.uint8), digits], axis=1)
-    return np.packbits(padded, axis=1).reshape(-1).astype(np.int16) - 2 ** (bits - 1)

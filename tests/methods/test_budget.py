@@ -223,21 +223,24 @@ def test_a_plan_in_bytes_bounds_the_file(problem, limit, images, targets):
         decoder.Params(
             generator.normal(size=(plan.U, *low)),
             generator.normal(size=(plan.M, plan.U)),
-            np.zeros(low),
+            generator.normal(size=low),
             generator.normal(size=(plan.V, plan.dim)),
             generator.normal(size=(plan.views, plan.M, plan.V)),
-            np.zeros(plan.dim),
+            generator.normal(size=plan.dim),
             image_size=plan.image_shape[:2],
             views=tuple(f"view{k}" for k in range(plan.views)),
         ),
         networks,
         preprocess.Preprocessing(
-            np.ones(low[2], np.float32), np.ones(low[2], np.float32), np.zeros(plan.dim, np.float32), np.float32(1)
+            np.ones(low[2], np.float32),
+            np.ones(low[2], np.float32),
+            np.float32(generator.normal(size=plan.dim)),
+            np.float32(1),
         ),
     )
     assert made.arrays["networks.out_bias"].shape == (others, plan.V)
     size = distilled.pack(made, images=images, targets=targets).bytes_stored()
-    assert plan.file_size - 600 <= size <= plan.file_size
+    assert 0.7 * plan.file_size - 300 <= size <= plan.file_size
 
 
 def test_precisions_are_chosen_by_what_they_lose():

@@ -9,6 +9,7 @@ from ssdd_jax import config as configuration
 from ssdd_jax import distilled, methods
 from ssdd_jax.errors import UserError
 from ssdd_jax.methods import boost, budget
+from ssdd_jax.storage import quantize
 
 pytestmark = pytest.mark.medium
 
@@ -37,12 +38,13 @@ def test_the_file_keeps_to_the_budget(name, tmp_path):
     exported.save(tmp_path / "set")
     size = (tmp_path / "set" / "set.safetensors").stat().st_size
     assert size <= LIMIT and exported.stored is not None
-    # More than in float32, and most of the budget.
-    assert size > 0.6 * LIMIT and exported.numbers_stored() > LIMIT / 4
+    # More than in float32; most of the budget, if nothing could be shortened as smooth images can.
+    raw = sum(quantize.size(p.shape, p.precision) for p in exported.stored.values() if p.precision in quantize.BITS)
+    assert max(size, raw) > 0.6 * LIMIT and exported.numbers_stored() > LIMIT / 4
     back = distilled.load(tmp_path / "set")
     for one, other in zip(exported.pairs(), back.pairs(), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
-    codes = {fact["precision"] for fact in exported.statics["packed"].values()}
+    codes = {part.precision for part in exported.stored.values()}
     assert ("webp" in codes) == (name in ("composed", "subset", "rela"))
 
 
@@ -113,7 +115,7 @@ def test_a_code_without_a_quality_fits_too(name, limit, tmp_path):
 
 def test_no_method_fits_into_nothing():
     chosen = small_config("boost")
-    chosen.storage.bytes = 1400
+    chosen.storage.bytes = 300
     counted = methods.counted(chosen, problem(chosen))
-    with pytest.raises(UserError, match=r"exceeds the budget even with .* bytes > 1,400 = storage.bytes"):
+    with pytest.raises(UserError, match=r"exceeds the budget even with .* bytes > 300 = storage.bytes"):
         methods.make(counted, problem(counted))

@@ -31,8 +31,9 @@ def test_rounded_is_what_is_stored(seed, shape, precision, axis, scale):
     packed = quantize.pack(array, precision, axis=axis)
     stored = np.asarray(quantize.unpack(packed, precision, shape, axis=axis))
     np.testing.assert_array_equal(stored, np.asarray(quantize.rounded(array, precision, axis=axis)))
-    size = packed.values.nbytes + (0 if packed.scale is None else packed.scale.nbytes)
-    assert quantize.size(shape, precision, axis=axis) == size
+    bits = quantize.BITS[precision] * packed.values.size
+    scales = 0 if packed.scale is None else packed.scale.nbytes
+    assert quantize.size(shape, precision, axis=axis) == -(-bits // 8) + scales
 
 
 @pytest.mark.parametrize("precision", quantize.NAMES)
@@ -68,16 +69,6 @@ def test_the_gradient_is_that_of_the_identity(precision):
     np.testing.assert_array_equal(np.asarray(gradient), weights)
 
 
-def test_bits_lie_one_after_the_other():
-    array = np.array([[-3, -2, -1, 0, 1, 2, 3]], np.float32)
-    packed = quantize.pack(array, "int3")
-    # Distances from -4, of three bits each: 1 to 7.
-    assert np.unpackbits(packed.values)[:21].reshape(7, 3).tolist() == [
-        [0, 0, 1], [0, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1], [1, 1, 0], [1, 1, 1],
-    ]  # fmt: skip
-    assert packed.scale.tolist() == [1.0]
-
-
 def test_scales_are_those_of_the_axis():
     array = np.array([[1.0, 100.0], [-0.5, 25.0]], np.float32)
     assert quantize.pack(array, "int8", axis=1).scale.shape == (2,)
@@ -98,12 +89,26 @@ def test_zeros_stay_zeros():
         (quantize.Packed(np.zeros(4, np.float32), None), "int8", (4,)),
         (quantize.Packed(np.zeros(4, np.int8), None), "int8", (4,)),
         (quantize.Packed(np.zeros(4, np.int8), np.ones(3, np.float16)), "int8", (4,)),
-        (quantize.Packed(np.zeros(9, np.uint8), np.ones(4, np.float16)), "int4", (4, 4)),
+        (quantize.Packed(np.zeros(16, np.int8), np.ones(4, np.float16)), "int4", (4, 4)),
     ],
 )
 def test_another_form_is_refused(packed, precision, shape):
     with pytest.raises(ValueError, match=r"is stored as|needs \d+ scales"):
         quantize.unpack(packed, precision, shape)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int5", "int3"])
+@pytest.mark.parametrize("count", [100, 3000])
+def test_expected_bits_are_those_of_normal_numbers(precision, count):
+    """Beside the entropy of rounded ones."""
+    whole = quantize.pack(drawn(3, (count, 12)), precision, axis=1).values
+    share = np.unique(whole, return_counts=True)[1] / whole.size
+    entropy = -(share * np.log2(share)).sum()
+    assert entropy - 0.1 < quantize.expected_bits(precision, count) < min(entropy + 0.5, quantize.BITS[precision])
+
+
+def test_floats_are_expected_to_keep_their_bits():
+    assert quantize.expected_bits("float16", 100) == 16 and quantize.expected_bits("int2", 1) <= 2
 
 
 def test_the_config_knows_all_names():
