@@ -20,13 +20,13 @@ With --equal_seconds a second table compares the first method with the others th
 with as many outer steps as take the first one's time on this machine. Their numbers of steps are kept in steps.json.
 
 With --beside=comparison.json the other rows of an earlier comparison stand in the table too, and its references in
-place of new ones: it must be of the same config, changes and seeds, by which the differences are paired, and have at
-least one of the sizes.
+place of new ones: it must be of the same data, teacher, config, changes and seeds, by which the differences are paired,
+and have at least one of the sizes.
 
 With --bytes the budget is the size of the file instead of N images in numbers: methods store in the precisions that
 serve them best, and subsets code their images (docs/guides/bytes.md).
 
-If the config sets M, the number of decoded images, M is scaled in proportion to N.
+If the config sets M, the number of decoded images, M is scaled in proportion to N. With --bytes the plan chooses it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from ssdd_jax import methods, pipeline, report
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.errors import StoredError, UserError
 from ssdd_jax.report import storage
-from ssdd_jax.runtime import constraints, files
+from ssdd_jax.runtime import constraints, files, workdir
 
 _say = command_line.warnings_once()
 SCHEMA = 2  # of comparison.json; without the number the measure `linear` is KRR-ST's
@@ -112,9 +112,10 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def _check(options: Options) -> None:
-    for change in options.changes:
-        key = change.partition("=")[0].removeprefix("--config.")
+    for key in _settings(options.changes):
         owner = "--N" if key in _size_keys() else OWNED.get(key)
+        if key == "storage.M" and options.bytes:
+            owner = "the plan for --bytes"
         if owner is not None:
             raise UserError(f"config.{key} differs between the runs of a comparison: {owner} chooses it")
     editions = set(options.config.partition(":")[2].split(",")) & set(configuration.EDITIONS)
@@ -159,8 +160,9 @@ def config_of(options: Options, method: str, size: int, seed: int, *, in_bytes: 
     config = commandline.parse(line).config
     config.seed = seed
     if bool(options.bytes) if in_bytes is None else in_bytes:
-        config.storage.bytes = size
+        config.storage.update(bytes=size, M=0)
     else:
+        config.storage.bytes = 0
         if config.storage.M:
             config.storage.M = max(1, config.storage.M * size // config.storage.N)
         config.storage.N = size
@@ -217,6 +219,8 @@ def run_all(options: Options) -> Comparison:
         max(seconds["teacher"] + seconds["features"] for seconds in seconds_by_run),
         of_teacher,
         _checksum(options),
+        options.methods,
+        _inputs(_folder(options, _name(options, *next(iter(completed))), 0)),
     )
     return _joined(found, earlier, options) if earlier else found
 
@@ -240,28 +244,51 @@ def _earlier(options: Options) -> Comparison | None:
         }
         for name, (theirs, ours) in same.items():
             if theirs != ours:
-                raise UserError(f"{options.beside} is of other {name}: {theirs} there, {ours} here; they must agree")
+                words = [
+                    " ".join(f"--config.{key}={value}" for key, value in one.items()) if isinstance(one, dict) else one
+                    for one in (theirs, ours)
+                ]
+                raise UserError(
+                    f"{options.beside} is of other {name}: {words[0] or 'none'} there, {words[1] or 'none'} here; they "
+                    "must agree"
+                )
         rows = [row for row in (Row(**row) for row in content["rows"]) if row.unit == _unit(options)]
         if not any(row.N in _sizes(options) for row in rows):
             size = _at(options, _sizes(options)[0])
             raise UserError(f"{options.beside} has no rows at {size}: choose at least one size that it has")
-        known = {"teacher": content["teacher"], "checksum": content.get("teacher_checksum", "")}
-        return Comparison(rows, content["references"], [], options.seeds, content["teacher_seconds"], **known)
+        return Comparison(
+            rows,
+            content["references"],
+            list(content["refused"]),
+            options.seeds,
+            content["teacher_seconds"],
+            content["teacher"],
+            content.get("teacher_checksum", ""),
+            tuple(dict.fromkeys(row.method for row in rows)),
+            content.get("inputs", {}),
+        )
     except UserError:
         raise
     except (KeyError, TypeError) as error:
         raise UserError(f"{options.beside} is not the comparison.json of a comparison: {error}") from None
 
 
-def _settings(changes: Sequence[str]) -> list[str]:
-    """Return changes of the config, in order, without the place of the data."""
-    return sorted(change for change in changes if not change.startswith("--config.data.data_dir="))
+def _settings(changes: Sequence[str]) -> dict[str, str]:
+    """Return changes of the config by key, of which the last one counts, without the place of the data."""
+    pairs = (change.removeprefix("--config.").partition("=") for change in changes)
+    return {key: value for key, _, value in pairs if key != "data.data_dir"}
 
 
 def _checksum(options: Options) -> str:
     """Return the checksum of the weights of the shared teacher; empty for precomputed features."""
     path = options.folder / "shared" / "teacher" / "teacher.json"
     return str(files.read_json(path).get("sha256", "")) if path.exists() else ""
+
+
+def _inputs(folder: pathlib.Path) -> dict[str, str]:
+    """Return the hashes of a run's images, labels, features and weights, by name; of older versions there are none."""
+    path = workdir.Workdir(folder).inputs
+    return files.read_json(path) if path.exists() else {}
 
 
 def _joined(found: Comparison, earlier: Comparison, options: Options) -> Comparison:
@@ -273,10 +300,20 @@ def _joined(found: Comparison, earlier: Comparison, options: Options) -> Compari
         raise UserError(
             f"{options.beside} is of a teacher with other weights: share its folder of features, or make it anew"
         )
-    others = [row for row in earlier.rows if row.method not in options.methods]
+    other = [name for name, mark in earlier.inputs.items() if found.inputs.get(name, mark) != mark]
+    if other:
+        raise UserError(f"{options.beside} is of other {' and '.join(other)}: choose the same, or make it anew")
+    asked = {(method, size) for method in options.methods for size in _sizes(options)}
+    others = [row for row in earlier.rows if (row.method, row.N) not in asked]
     sizes = sorted({row.N for row in (*found.rows, *others)})
     rows = [row for size in sizes for one in (found.rows, others) for row in one if row.N == size]
-    return found._replace(rows=rows, references=earlier.references)
+    again = tuple(f"{label(method)} at {_at(options, size)}: " for method, size in asked)
+    return found._replace(
+        rows=rows,
+        references=earlier.references,
+        refused=[*(line for line in earlier.refused if not line.startswith(again)), *found.refused],
+        order=tuple(dict.fromkeys((*found.order, *earlier.order))),
+    )
 
 
 def run_equal(options: Options, found: Comparison) -> tuple[Comparison, list[str]]:
@@ -376,6 +413,7 @@ def write(options: Options, found: Comparison, equal: tuple[Comparison, list[str
         "teacher_seconds": found.teacher_seconds,
         "teacher": found.teacher,
         "teacher_checksum": found.checksum,
+        "inputs": dict(found.inputs),
     }
     words = table(found)
     if equal is not None and len(equal[0].rows) > 1:

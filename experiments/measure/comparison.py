@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,8 @@ class Row(NamedTuple):
 
 class Comparison(NamedTuple):
     """Rows, values of the reference entries by measure, reasons of methods that cannot run, the teacher's time, its
-    summary, and the checksum of its weights where there are any."""
+    summary, the checksum of its weights where there are any, the methods in the order in which they were given, and the
+    hashes of the inputs by name."""
 
     rows: list[Row]
     references: dict[str, dict[str, list[float]]]
@@ -52,6 +54,8 @@ class Comparison(NamedTuple):
     teacher_seconds: float
     teacher: str = ""
     checksum: str = ""
+    order: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = MappingProxyType({})
 
 
 def values(results: Sequence[Mapping[str, Any]], entry: str) -> dict[str, list[float]]:
@@ -103,12 +107,9 @@ def differences(found: Comparison) -> list[dict[str, Any]]:
 
 
 def _order(found: Comparison) -> list[str]:
-    """Return the methods as they were given, also where one cannot run at the first size."""
-    by_size: dict[int, list[str]] = {}
-    for row in found.rows:
-        by_size.setdefault(row.N, []).append(row.method)
-    longest_first = sorted(by_size.values(), key=len, reverse=True)
-    return list(dict.fromkeys(method for methods in longest_first for method in methods))
+    """Return the methods that have rows, as they were given, also where one cannot run at the first size."""
+    present = dict.fromkeys(row.method for row in found.rows)
+    return [*(method for method in found.order if method in present), *(m for m in present if m not in found.order)]
 
 
 def _by_set(values: Sequence[float], sets: int) -> list[float]:
@@ -163,7 +164,8 @@ def table(found: Comparison) -> str:
             lines.append(f"| {label(name)} | | | {cells}|")
     lines.append(
         f"\nMean ± standard deviation over all networks trained on {found.seeds} set{'s' * (found.seeds > 1)} of each "
-        "kind. Seconds: to make a set, and after the plus what is made once for all sets (MKDT's experts, whose first "
+        f"kind{_reference_words(found)}. "
+        "Seconds: to make a set, and after the plus what is made once for all sets (MKDT's experts, whose first "
         "epoch is all that the high-loss subset needs, and SC-DD's probe). The teacher and its features, which all "
         f"share, took {found.teacher_seconds:.0f} seconds."
     )
@@ -180,6 +182,15 @@ def table(found: Comparison) -> str:
                 "in its own post-training, in which networks of the teacher's kind learn from the teacher itself."
             )
     return "\n".join([*lines, *(f"\nNot measured: {line}" for line in found.refused)])
+
+
+def _reference_words(found: Comparison) -> str:
+    """Say over how many networks the rows without a set are, if these are fewer than those of a method."""
+    counts = {len(one) for values in found.references.values() for one in values.values()}
+    networks = max((len(one) for row in found.rows for one in row.values.values()), default=0)
+    if not counts or max(counts) >= networks:
+        return ""
+    return f"; the rows without a set: {max(counts)} network{'s' * (max(counts) > 1)}"
 
 
 def _heading(found: Comparison) -> str:

@@ -109,15 +109,18 @@ def references(records: Sequence[Record]) -> dict[str, dict[str, list[float]]]:
 def _have_same_baselines(records: Sequence[Record]) -> bool:
     """Return whether nothing that the baselines depend on differs between the runs.
 
-    Inputs count by their content if all runs have recorded it, else by their places.
+    Inputs count by their content where all runs have recorded it, else by their places.
     """
     keys = {key for key in differences([record.config for record in records]) if key.startswith(GROUPS)}
-    if all(record.inputs for record in records):
-        # A network may be gone once it has been converted: what one of them lacks is not compared.
-        first = records[0].inputs
-        if any(record.inputs.get(name, mark) != mark for record in records for name, mark in first.items()):
-            return False
-        keys -= set(inputs.PLACES)
+    marks: dict[str, list[str]] = {}
+    for record in records:
+        for name, mark in record.inputs.items():
+            marks.setdefault(name, []).append(mark)
+    if any(len(set(found)) > 1 for found in marks.values()):
+        return False
+    # A network may be gone once it has been converted, and a teacher that was trained was never a file.
+    by_all = {name for name, found in marks.items() if len(found) == len(records)}
+    keys -= {key for key, parts in inputs.CONTENT.items() if by_all.issuperset(parts)}
     return not keys - CHANGES_NOTHING - {"evaluate.entries"}
 
 

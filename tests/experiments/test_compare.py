@@ -238,6 +238,10 @@ def test_rows_of_an_earlier_comparison_stand_beside(finished, folder, capsys):
     assert before["teacher_checksum"] == after["teacher_checksum"] != ""
     said = refusal(capsys, command(folder, "joined", **chosen | {"beside": other}))
     assert "is of a teacher with other weights" in said
+    # Nor can other images.
+    other.write_text(json.dumps(before | {"inputs": before["inputs"] | {"test images": "others"}}))
+    said = refusal(capsys, command(folder, "joined", **chosen | {"beside": other}))
+    assert "is of other test images: choose the same, or make it anew" in said
     page = (folder / "joined" / "report.html").read_text()
     assert "k-means subset, N = 4" in page and "teacher: 1.000" in page
 
@@ -290,10 +294,14 @@ def refusal(capsys, line):
         ("--config.seed=1", "config.seed differs between the runs"),
         ("--bytes=4096", "--N and --bytes are two budgets: give one of them"),
         ("--config.storage.bytes=4096", "config.storage.bytes differs between the runs of a comparison: --bytes"),
+        ("--config.storage.M=40 --bytes=4096", "config.storage.M differs between the runs .*: the plan for --bytes"),
     ],
 )
 def test_refuses_before_any_work(argument, words, folder, capsys):
-    assert words in refusal(capsys, [*command(folder, "refused"), argument])
+    line = [*command(folder, "refused"), *argument.split(" ")]
+    if "--bytes" in argument and "M=" in argument:
+        line = [one for one in line if not one.startswith("--N=")]
+    assert re.search(re.escape(words).replace(r"\.\*", ".*"), refusal(capsys, line))
     assert not (folder / "refused").exists()
 
 
@@ -323,6 +331,60 @@ def test_M_grows_with_N(folder):
 
 def row(method, N, seconds, values, **changes):
     return comparison.Row(method, N, 80 * N, 80 * N, values, [], seconds, 0.0)._replace(**changes)
+
+
+@pytest.mark.parametrize("budget", ["--N=5,10", "--bytes=5000,9000"])
+def test_the_budget_is_the_one_that_is_asked_for(budget, tmp_path):
+    """Also of a config file that names one in bytes, or M."""
+    path = tmp_path / "bytes.py"
+    path.write_text(
+        "from ssdd_jax import config\n\n\ndef get_config(edition=''):\n"
+        "    chosen = config.edit(config.default(), edition)\n"
+        "    chosen.storage.update(N=10, bytes=4096, M=30)\n    return chosen\n"
+    )
+    options = compare.parse([f"--config={path}", "--methods=boost", budget])
+    found = [compare.config_of(options, "boost", size, 0).storage for size in options.bytes or options.sizes]
+    in_bytes = "bytes" in budget
+    assert [one.bytes for one in found] == ([5000, 9000] if in_bytes else [0, 0])
+    assert [one.M for one in found] == ([0, 0] if in_bytes else [15, 30])
+    assert in_bytes or [one.N for one in found] == [5, 10]
+
+
+def test_earlier_rows_are_left_out_only_where_they_were_measured_again():
+    """With their reasons of not being measured, and after the methods of this command."""
+    none = {name: {} for name in comparison.REFERENCES}
+    options = compare.parse(["--methods=rela,random", "--N=4"])
+    values = {"linear": [1.0, 2.0]}
+    earlier = comparison.Comparison(
+        [row(name, N, 1.0, values) for name, N in (("random", 4), ("kmeans", 4), ("random", 9), ("mkdt", 9))],
+        none,
+        ["random subset at N = 4: too small", "SC-DD at N = 4: too small"],
+        2,
+        0.0,
+        order=("random", "kmeans", "mkdt"),
+    )
+    found = comparison.Comparison(
+        [row(name, 4, 2.0, values) for name in options.methods], none, ["nothing"], 2, 0.0, order=options.methods
+    )
+    joined = compare._joined(found, earlier, options)
+    names = [(one.method, one.N, one.seconds) for one in joined.rows]
+    assert names == [("rela", 4, 2.0), ("random", 4, 2.0), ("kmeans", 4, 1.0), ("random", 9, 1.0), ("mkdt", 9, 1.0)]
+    assert joined.refused == ["SC-DD at N = 4: too small", "nothing"]
+    pairs = [(one["first"], one["second"]) for one in comparison.differences(joined) if one["N"] == 4]
+    assert pairs == [("rela", "random"), ("rela", "kmeans"), ("kmeans", "random")]
+
+
+def test_of_repeated_changes_the_last_one_counts():
+    lines = ["--config.distill.steps=9", "--config.data.data_dir=/a", "--config.distill.steps=7"]
+    assert compare._settings(lines) == {"distill.steps": "7"} != compare._settings(lines[::-1])
+
+
+def test_the_table_says_that_rows_without_a_set_are_of_fewer_networks():
+    rows, few = [row("random", 4, 1.0, {"linear": [1.0] * 6})], {"linear": [1.0, 2.0]}
+    found = comparison.Comparison(rows, dict.fromkeys(comparison.REFERENCES, few), [], 3, 0.0)
+    assert "3 sets of each kind; the rows without a set: 2 networks. Seconds" in comparison.table(found)
+    whole = dict.fromkeys(comparison.REFERENCES, {"linear": [1.0] * 6})
+    assert "3 sets of each kind. Seconds" in comparison.table(found._replace(references=whole))
 
 
 def test_preparation_is_told_for_every_size(monkeypatch, tmp_path):
@@ -382,7 +444,7 @@ def test_differences_are_paired_by_distillation():
     rows = [row(name, 4, 1.0, {"linear": [float(x) for one in sets for x in one]}) for name, sets in values.items()]
     # At the first size only one of them can run, which does not make it the first method.
     rows.insert(0, row("random", 2, 1.0, {"linear": [1.0] * 6}))
-    found = comparison.Comparison(rows, {name: {} for name in comparison.REFERENCES}, [], 3, 0.0)
+    found = comparison.Comparison(rows, {name: {} for name in comparison.REFERENCES}, [], 3, 0.0, order=tuple(values))
     lines = comparison.differences(found)
     pairs = [("boost", "krr_st"), ("boost", "random"), ("krr_st", "random")]
     assert [(line["N"], line["first"], line["second"]) for line in lines] == [(4, *pair) for pair in pairs]

@@ -356,6 +356,18 @@ def test_references_do_not_depend_on_what_changes_nothing(record):
     assert comparison_page.references([record, unknown]) == {}
 
 
+def test_references_are_for_one_teacher(record):
+    """One run has trained it, others were given features: what only some have recorded is not the same."""
+    given = other(record, teacher__features="/f.npz")
+    first, second = (given._replace(inputs={**record.inputs, "features": mark}) for mark in ("f", "g"))
+    same = other(first, teacher__features="/elsewhere/f.npz")
+    images = {name: mark for name, mark in record.inputs.items() if name != "features"}
+    trained = other(record, teacher__features="")._replace(inputs=images)
+    assert comparison_page.references([first, same]) and comparison_page.references([trained, trained])
+    for records in ([trained, first], [first, trained], [first, second], [trained, first, second]):
+        assert comparison_page.references(records) == {}
+
+
 def test_one_network_has_no_deviation(record, tmp_path):
     lone = {name: statistics.summary([value]) for name, value in (("distilled", 0.5), ("random_real", 0.25))}
     results = {**record.results, **dict.fromkeys(labels.TITLES, {}), "feature_r2": lone}
