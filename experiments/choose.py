@@ -21,6 +21,7 @@ import os
 import pathlib
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,8 +57,10 @@ class Choice(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """A name for the folder of its runs."""
-        return re.sub(r"[^\w.=-]+", "_", f"{self.key}={self.value}").strip("_")
+        """A name for the folder of its runs; a checksum tells values apart whose names are the same otherwise."""
+        text = f"{self.key}={self.value}"
+        name = re.sub(r"[^\w.=-]+", "_", text).strip("_")
+        return name if name == text else f"{name}-{zlib.crc32(text.encode()):08x}"
 
 
 class Options(NamedTuple):
@@ -87,8 +90,14 @@ def parse(arguments: Sequence[str]) -> Options:
     choices = tuple(dict.fromkeys(choice for argument in varied for choice in _choices(argument)))
     config = values.get("config", commandline.DEFAULT)
     folder = command_line.folder(values.get("workdir", ""), "choose", config)
-    by = values.get("by", ("few_shot",))[0]
-    options = Options(config, tuple(changes), choices, values.get("seeds", 3), by, folder)
+    by = values.get("by", ("few_shot",))
+    if len(by) > 1:
+        raise UserError(f"--by={','.join(by)}: name one measure")
+    for change in changes:
+        key = change.partition("=")[0].removeprefix("--config.")
+        if key in OWNED:
+            raise UserError(f"config.{key} differs between the runs: this command sets it")
+    options = Options(config, tuple(changes), choices, values.get("seeds", 3), by[0], folder)
     for choice in (None, *choices):  # a mistake in the last value is found before the first run
         if _parsed(options, choice).teacher.features:
             raise UserError("config.teacher.features are of all images, and a part is held out here: name the network")
@@ -164,6 +173,9 @@ def measure(options: Options) -> list[dict[str, Any]]:
     prepare(options)
     seeds = range(options.seeds)
     base = [run(options, None, seed) for seed in seeds]
+    measured = comparison.values(base, "distilled")
+    if options.by not in measured:
+        raise UserError(f"{options.by} is not measured on these data: choose --by={', '.join(measured) or 'nothing'}")
     plain = configuration.flatten(_parsed(options, None))
     rows = []
     for key in dict.fromkeys(choice.key for choice in options.choices):

@@ -180,10 +180,13 @@ def _config(overrides: Mapping[str, Any] | ConfigDict | None, named: dict[str, A
 
 def _set(config: ConfigDict, changes: Mapping[str, Any]) -> None:
     for key, value in changes.items():
+        kind = type(configuration.get(configuration.default(), key)).__name__
         try:
+            # True is an integer to Python.
+            if isinstance(value, bool) and kind != "bool":
+                raise TypeError
             config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError):
-            kind = type(configuration.get(configuration.default(), key)).__name__
             raise UserError(
                 f"{ARGUMENTS.get(key, key)}={value!r} is not {'an' if kind == 'int' else 'a'} {kind}"
             ) from None

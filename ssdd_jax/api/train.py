@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from ssdd_jax import config, inner, models
 from ssdd_jax.data import conversion
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import UserError, whole
 from ssdd_jax.evaluate import extraction, training
 
 
@@ -83,24 +84,27 @@ def train(
         UserError: If there is no such architecture, it does not suit the images, a value is out of range, or the
             training diverges.
     """
+    if not isinstance(distilled, DistilledSet):
+        raise UserError(f"{distilled!r} is not a set: read one with ssdd_jax.load")
+    epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 2)
+    seed = whole("seed", seed, 0, config.LARGEST_SEED)
     inputs, targets = distilled.pairs()
     height, width, channels = inputs.shape[1:]
     try:
-        network = models.make(model, targets.shape[-1], (height, width, channels))
+        network = models.make(str(model), targets.shape[-1], (height, width, channels))
     except ValueError as error:
         raise UserError(str(error)) from None
-    if epochs < 1 or batch_size < 2:
-        raise UserError(f"epochs={epochs}, batch_size={batch_size}: train for at least one epoch, two pairs at a time")
-    if not hasattr(seed, "__index__") or not 0 <= seed <= config.LARGEST_SEED:
-        raise UserError(f"seed={seed} is out of range: it must be a whole number between 0 and {config.LARGEST_SEED}")
     if learning_rate is None:
         learning_rate = float(distilled.statics.get("learning_rate", inner.Settings().learning_rate))
-    rate = float(learning_rate)
-    if rate <= 0:
-        raise UserError(f"learning_rate={rate:g} must be above 0")
+    try:
+        rate = float(learning_rate)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise UserError(f"learning_rate={learning_rate!r} is out of range: it must be a number above 0")
     # `training.train` trains networks side by side: here one, whose leading axis is dropped below.
     stacked = training.train(
-        jax.random.split(jax.random.key(int(seed)), 1),
+        jax.random.split(jax.random.key(seed), 1),
         network,
         (inputs, targets),
         preprocessing=distilled.preprocessing,

@@ -14,9 +14,10 @@ from threadpoolctl import threadpool_limits
 
 from ssdd_jax import data, formats
 from ssdd_jax.distilled import DistilledSet
-from ssdd_jax.errors import UserError
+from ssdd_jax.errors import UserError, whole
 from ssdd_jax.evaluate import entries, options, sources, suite, tables
 from ssdd_jax.evaluate.protocols.probes import too_few
+from ssdd_jax.evaluate.protocols.table import PROTOCOLS
 from ssdd_jax.evaluate.store import Store
 from ssdd_jax.models import architectures
 from ssdd_jax.runtime import constraints, devices, files, inputs
@@ -90,7 +91,8 @@ def evaluate(
     preset = options.edition(name)
     resolved = options.make(preset, settings)
     models, protocols, references = map(_as_list, (models, protocols, references))
-    _check(references, seeds)
+    _check(references)
+    seeds = whole("seeds", seeds, 0)
     height, width, channels = first.pairs()[0].shape[1:]
     shape = (height, width, channels)
     run = _run_of(next(iter(named_sets.values())))
@@ -144,6 +146,12 @@ def _notes(request: suite.Request) -> list[str]:
             few = too_few(dataset.train_labels, dataset.class_names)
             if few:
                 notes.append(f"few_shot is left out on {target.name}: {few}")
+    notes += [
+        f"{name} is left out on {target.name}: the teacher's features of its images are not known"
+        for target in request.targets
+        for name in request.protocols
+        if name in PROTOCOLS and PROTOCOLS[name].teacher and not suite.has_teacher(request, target)
+    ]
     return notes
 
 
@@ -156,7 +164,10 @@ def _targets(
 ) -> list[str | data.Dataset]:
     if isinstance(requested, Mapping):
         return [sources.of_arrays(name, arrays) for name, arrays in requested.items()]
-    return [requested] if isinstance(requested, str | data.Dataset) else list(requested)
+    given = [requested] if isinstance(requested, str | data.Dataset) else list(requested)
+    if not all(isinstance(one, str | data.Dataset) for one in given):
+        raise UserError("targets are names of data sets, or arrays by name: {NAME: (images, labels, images, labels)}")
+    return given
 
 
 def _warn(distilled_sets: Mapping[str, DistilledSet], say: Callable[[str], None]) -> None:
@@ -168,12 +179,10 @@ def _warn(distilled_sets: Mapping[str, DistilledSet], say: Callable[[str], None]
             say(f"evaluate: the sets differ in their {key} ({words}); the baselines are those of the first set")
 
 
-def _check(references: Sequence[str], seeds: int) -> None:
+def _check(references: Sequence[str]) -> None:
     unknown = [name for name in references if name not in entries.REFERENCES]
     if unknown:
         raise UserError(f"unknown reference {unknown[0]!r}: there are {', '.join(entries.REFERENCES)}")
-    if seeds < 0:
-        raise UserError(f"seeds={seeds} is out of range: it must be at least 1")
 
 
 def _result(request: suite.Request, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -225,6 +234,8 @@ def _source(
     if isinstance(requested, entries.SourceData):
         return requested
     if isinstance(requested, tuple):
+        if len(requested) != 2:
+            raise UserError("a source in memory is a pair: images and the teacher's features of them")
         return sources.of_features_in_memory(*requested)
     if requested == "none":
         return None

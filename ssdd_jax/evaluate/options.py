@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -166,6 +167,8 @@ def make(chosen: Edition, changes: Mapping[str, Any]) -> Options:
             raise UserError(f"{name}={value!r} is out of range: it must be at least {least}")
         if kind is float and name not in _FROM_ZERO and value <= 0:
             raise UserError(f"{name}={value!r} is out of range: it must be above 0")
+        if kind is float and not value < _BELOW.get(name, math.inf):  # also NaN
+            raise UserError(f"{name}={value!r} is out of range: it must be below {_BELOW.get(name, math.inf):g}")
     return Options(**{**chosen.changes, **changes})
 
 
@@ -176,10 +179,14 @@ _FROM_ZERO = {
 }  # fmt: skip
 
 
+# Settings with an upper limit.
+_BELOW = {"momentum": 1.0}
+
+
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
     """Check a setting that holds several numbers; a single number stands for itself."""
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    if not values or not all(isinstance(one, (int, float)) and one >= 0 for one in values):
+    if not values or not all(isinstance(one, (int, float)) and 0 <= one < math.inf for one in values):
         raise UserError(f"{name}={value!r} is out of range: it must be one or several numbers of at least 0")
     if name == "fractions" and not set(values) <= set(probes.FRACTIONS):
         raise UserError(f"{name}={value!r}: there are {', '.join(map(str, probes.FRACTIONS))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from ssdd_jax.errors import UserError
 from ssdd_jax.evaluate.entries import REFERENCES, SourceData, Target, content
 from ssdd_jax.evaluate.store import mark
 from ssdd_jax.models.frozen import Judged
+from ssdd_jax.report import labels as entry_labels
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.workdir import Workdir, fingerprint
 
@@ -42,6 +44,8 @@ def name_sets(
     if isinstance(given, DistilledSet):
         return {"distilled": given}
     if not isinstance(given, Mapping):
+        if not isinstance(given, str | os.PathLike | Sequence):
+            raise UserError(f"{given!r} is not a set, nor sets or paths by name: read one with ssdd_jax.load")
         paths = [given] if isinstance(given, str | os.PathLike) else list(given)
         names = ["distilled"] if len(paths) == 1 else [_name(path) for path in paths]
         twice = [name for name in names if names.count(name) > 1]
@@ -50,7 +54,8 @@ def name_sets(
         given = dict(zip(names, paths, strict=True))
     if not given:
         raise UserError("no distilled set is given: name one with --set=PATH")
-    reserved = [name for name in given if name in ("chance", *REFERENCES)]
+    known = ("chance", *REFERENCES, *entry_labels.ENTRIES.values())
+    reserved = [name for name in given if name in known or re.fullmatch(r"random_real_\d+|\d+ random images", name)]
     if reserved:
         raise UserError(f"a set cannot be called {reserved[0]}: that is the name of a baseline; choose another name")
     return dict(given)

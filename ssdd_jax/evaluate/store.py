@@ -18,7 +18,7 @@ from ssdd_jax.runtime import files
 Values = dict[int, dict[str, float]]
 
 # To be increased when the computation changes but its settings do not, so that older entries are not used any more.
-VERSION = 2
+VERSION = 3
 
 
 def mark(*parts: Any) -> str:

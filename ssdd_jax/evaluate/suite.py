@@ -421,7 +421,7 @@ class _Run:
         if source is None:
             return None
         if target.mark not in self.teachers:
-            if source.features.test is not None and entries.content(source.dataset) == entries.content(target.dataset):
+            if source.features.test is not None and _has_features(source, target):
                 self.teachers[target.mark] = source.features.train, source.features.test
             else:
                 adapted = _for_teacher(target, source)
@@ -474,6 +474,17 @@ def _calibrated(network: tuple[nn.Module, Any], target: Target) -> tuple[nn.Modu
     # Drawn, because data may be sorted by class; the same images for every network.
     drawn = images[np.sort(np.random.default_rng(0).permutation(len(images))[:CALIBRATION_IMAGES])]
     return network[0], extraction.calibrate(*network, drawn, mean=target.mean, std=target.std)
+
+
+def has_teacher(request: Request, target: Target) -> bool:
+    """Return whether the teacher's features of a target are known, or can be computed."""
+    source = request.source
+    return source is not None and (source.teacher is not None or _has_features(source, target))
+
+
+def _has_features(source: entries.SourceData, target: Target) -> bool:
+    """Return whether a target is the source, of both of whose splits there are features."""
+    return source.features.test is not None and entries.content(source.dataset) == entries.content(target.dataset)
 
 
 def _for_teacher(target: Target, source: entries.SourceData) -> Target:

@@ -46,6 +46,8 @@ def locate(path: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
         UserError: If there is nothing at the path, or the download fails.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{path!r} is not a path, a name or an address of a set")
     if hub.is_address(path):
         return hub.download(path)
     location = pathlib.Path(path).expanduser()

@@ -208,6 +208,8 @@ def test_an_error_of_the_function_is_not_buried():
         ({"N": 61}, "storage.N=61 asks for more images than the 60"),
         ({"config": {"storage.bytes": 4000}}, "N and config storage.bytes are two budgets"),
         ({"N": "ten"}, "N='ten' is not an int"),
+        ({"N": True}, "N=True is not an int"),
+        ({"seed": True}, "seed=True is not an int"),
         ({"steps": -1}, "distill.steps=-1 is out of range"),
         ({"method": "magic"}, "method='magic' is out of range"),
         ({"method": "scdd"}, "method='scdd' runs the teacher's network, but only its features"),
@@ -313,8 +315,13 @@ def test_a_student_learns_the_pairs():
             trained.features(np.zeros(shape, np.uint8))
     for changes, words in [
         ({"model": "resnet99"}, "resnet99"),
-        ({"epochs": 0}, "at least one epoch"),
+        ({"model": None}, "None"),
+        ({"epochs": 0}, "epochs=0 is out of range: it must be a whole number of at least 1"),
+        ({"epochs": 1.5}, r"epochs=1\.5 is out of range"),
+        ({"batch_size": 1}, "batch_size=1 is out of range: it must be a whole number of at least 2"),
         ({"learning_rate": 1e20}, "diverged at the learning_rate 1e"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan is out of range: it must be a number above 0"),
+        ({"learning_rate": "a"}, "learning_rate='a' is out of range"),
     ]:
         with pytest.raises(UserError, match=words):
             ssdd_jax.train(distilled, **{**options, "epochs": 2, **changes})

@@ -1,12 +1,14 @@
 """Choosing settings on held-out training images: which images the runs see, and which values they compare."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import tiny_runs
 
 from experiments import choose
+from ssdd_jax.errors import UserError
 from ssdd_jax.runtime import files
 
 
@@ -65,6 +67,24 @@ def test_the_best_is_the_highest_and_the_first_of_equal_ones():
     assert choose.best(rows(3.0), "linear") == {}
 
 
+def test_every_value_has_a_folder_of_its_own():
+    values = ("(8,16)", "(8,16,)", "8_16", "0.01", "a=b")
+    folders = [choose.Choice("student.widths", value).folder for value in values]
+    assert len(set(folders)) == len(values) and folders[3] == "student.widths=0.01"
+    assert all(re.fullmatch(r"[\w.=-]+", folder) for folder in folders)
+
+
+def test_a_measure_that_there_is_not_ends_after_the_first_runs(tmp_path, monkeypatch):
+    options = choose.parse(["--vary=storage.N=2,3", f"--workdir={tmp_path}", "--by=few_shot"])
+    tried = []
+    results = {"linear": {"distilled": {"values": [1.0]}}}
+    monkeypatch.setattr(choose, "prepare", lambda options: None)
+    monkeypatch.setattr(choose, "run", lambda options, choice, seed: tried.append(choice) or results)
+    with pytest.raises(UserError, match="few_shot is not measured on these data: choose --by=linear"):
+        choose.measure(options)
+    assert tried == [None] * 3
+
+
 def test_what_runs_share_is_shared_unless_it_varies(tmp_path, monkeypatch):
     """As the record of the shared folder says, which depends on the method."""
     taken = []
@@ -87,6 +107,8 @@ def test_what_runs_share_is_shared_unless_it_varies(tmp_path, monkeypatch):
         (["--vary=distill.stepps=1"], "distill.stepps"),
         (["--vary=distill.steps=1,0"], "distill.steps"),
         (["--vary=distill.steps=1", "--by=loss"], "unknown measure 'loss'"),
+        (["--vary=distill.steps=1", "--by=linear,few_shot"], "--by=linear,few_shot: name one measure"),
+        (["--vary=distill.steps=1", "--config.seed=7"], "config.seed differs between the runs"),
         (["--vary=distill.steps=1", "--config.teacher.features=f.npz"], "config.teacher.features are of all images"),
     ],
 )

@@ -166,10 +166,10 @@ def test_feature_r2_of_a_linear_map_and_of_noise():
 
 @pytest.mark.parametrize(("noise", "count", "width"), [(0.5, 100, 6), (20.0, 50, 40)])
 def test_feature_r2_equals_sklearn(noise, count, width):
-    """The ridge chosen on every tenth training row, then `r2_score(variance_weighted)`."""
+    """The ridge chosen on a tenth of the training rows, then `r2_score(variance_weighted)`."""
     data = [regression(k, noise, count, width) for k in (0, 1)]
     (x, y), (x_test, y_test) = (tuple(array.astype(np.float64) for array in pair) for pair in data)
-    held = np.arange(count) % 10 == 0
+    held = common.held_out(count, 0.1)
 
     def fit(ridge, x, y):
         centred = x - x.mean(0)
@@ -183,6 +183,23 @@ def test_feature_r2_equals_sklearn(noise, count, width):
     expected = r2_score(y_test, predicted, multioutput="variance_weighted")
     found = float(feature_r2(*data).plain)
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_the_ridge_of_r2_does_not_depend_on_the_order_of_the_images():
+    """Labels in turn: every tenth image would be of one class, here of one with little noise."""
+    generator = np.random.default_rng(0)
+    weights = generator.normal(size=(150, 10))
+
+    def data(count):
+        first = (np.arange(count) % 10 == 0)[:, None]
+        x = generator.normal(size=(count, 150))
+        y = x @ weights * np.where(first, 1, 0.1) + generator.normal(size=(count, 10)) * np.where(first, 0.1, 3.0)
+        return x.astype(np.float32), y.astype(np.float32)
+
+    (x, y), test = data(400), data(1000)
+    in_turn = float(feature_r2((x, y), test).plain)
+    shuffled = generator.permutation(400)
+    np.testing.assert_allclose(in_turn, float(feature_r2((x[shuffled], y[shuffled]), test).plain), atol=0.02)
 
 
 def test_whitened_r2_weighs_all_components_alike():

@@ -7,14 +7,17 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_solve
+
+from ssdd_jax.evaluate.protocols.probes import common
 
 Array = jax.Array
 
 # Candidates for the ridge, relative to the mean of the covariance's diagonal.
 RIDGES = tuple(10.0**power for power in range(-6, 3))
+# Share of the training images that the ridge is chosen on.
+HELD_OUT = 0.1
 # Smallest variance of a principal component of the teacher's features, relative to the largest, that is scaled to 1.
 FLOOR = 1e-3
 
@@ -34,7 +37,7 @@ class R2(NamedTuple):
 def feature_r2(train: tuple[Array, Array], test: tuple[Array, Array]) -> R2:
     """Compute the R2 of ridge regression from features to the teacher's features of test images.
 
-    The ridge is chosen on every tenth training image; the regression is then fitted to all training images. The
+    The ridge is chosen on a tenth of the training images; the regression is then fitted to all training images. The
     whitened features are the principal components of the teacher's features of the training images, scaled to unit
     variance; components with less than `FLOOR` of the largest variance keep a smaller one, since they may be noise.
 
@@ -48,7 +51,7 @@ def feature_r2(train: tuple[Array, Array], test: tuple[Array, Array]) -> R2:
     train, test = jax.tree.map(jnp.asarray, (train, test))
     chex.assert_equal_shape_prefix(train, 1)
     chex.assert_equal_shape_prefix(test, 1)
-    held_out, ridges = np.arange(len(train[0])) % 10 == 0, jnp.array(RIDGES)
+    held_out, ridges = common.held_out(len(train[0]), HELD_OUT), jnp.array(RIDGES)
     centred = train[1] - train[1].mean(0)[None]
     whitening_ = whitening(_product(centred.T, centred) / len(centred))
     fitted, rest = Regression.of(train[0][~held_out], train[1][~held_out]), (train[0][held_out], train[1][held_out])

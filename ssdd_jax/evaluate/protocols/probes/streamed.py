@@ -181,9 +181,10 @@ def _unit(x: Array) -> Array:
 def feature_r2(train: tuple[Table, Table], test: tuple[Table, Table]) -> R2:
     """Compute the R2 of ridge regression to the teacher's features; see `probes.feature_r2`."""
     width = train[0].shape[1]
+    held_back = jnp.asarray(common.held_out(len(train[0]), regression.HELD_OUT), jnp.float32)
 
     def held(piece: Piece) -> Array:
-        return jnp.where(piece.positions % 10 == 0, piece.valid, 0.0)
+        return held_back[piece.positions] * piece.valid
 
     # The moments of all images follow from those of the two parts.
     rest = moments(train, lambda piece: piece.valid - held(piece), products=True)
