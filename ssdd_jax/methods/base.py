@@ -16,6 +16,7 @@ from ssdd_jax import data, teacher
 from ssdd_jax.data import features, preprocess
 from ssdd_jax.data.preprocess import Preprocessing
 from ssdd_jax.distilled import DistilledSet
+from ssdd_jax.errors import UserError
 from ssdd_jax.models import frozen
 from ssdd_jax.runtime.workdir import Workdir, fingerprint
 from ssdd_jax.training import streaming
@@ -61,6 +62,22 @@ class Problem(NamedTuple):
         """Number of values in an image, `H W C`."""
         height, width, channels = self.image_shape
         return height * width * channels
+
+    def check_classes(self, method: str, *, instead: str = "") -> None:
+        """Check that every class has a training image, for a method whose images are of classes.
+
+        Args:
+            method: The method's name in the config.
+            instead: What else the user can do, beside raising the number of images.
+
+        Raises:
+            UserError: If a class has none; the message names it.
+        """
+        if self.empty_class:
+            raise UserError(
+                f"config.method={method} needs images of every class, and no training image is of the class "
+                f"{self.empty_class}: raise config.data.train_limit{instead}"
+            )
 
 
 class Source(NamedTuple):
@@ -218,6 +235,7 @@ class Method(NamedTuple):
             distillation, the default first; empty if there is no choice.
         example: Random output of the method-specific stages for the dry run, as `load` returns it.
         example_feed: A feed of random items for the dry run, in place of `feed`.
+        notes: What a user should know of the sizes and steps that were chosen, said before the first step.
     """
 
     init: Callable[[Array, Source], Any]
@@ -243,6 +261,7 @@ class Method(NamedTuple):
     forms: tuple[Form, ...] = ()
     example: Callable[[StandIns], Any] | None = None
     example_feed: Callable[[Run], Feed] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Definition(NamedTuple):

@@ -69,6 +69,8 @@ def learn(
     Returns:
         The method's state after the last step.
     """
+    for note in run.method.notes:
+        run.say(f"distill: {note}")
     # Subsets and noise: the initial state is the result.
     if run.method.step is None:
         return jax.jit(run.method.init)(run.key("distill"), start)

@@ -3,8 +3,9 @@
 Published with Linear Gradient Matching (`distillation/eval.py`): 1,000 epochs of Adam at 0.001 for a batch of 256,
 scaled with the batch, down to 0 along a cosine; batches of 100; images mirrored and cropped at random, without noise.
 Nothing is chosen by the test images. With few images, so few steps of so small a rate measure the scale of the
-features; the head of ridge regression does not. The baselines are real images: random ones, the nearest to the mean of
-each class, and the nearest to each distilled image.
+features; the head of ridge regression does not. Different here: the last batch of an epoch is filled up with others of
+the images instead of smaller, and everything is float32. The baselines are real images: random ones, the nearest to the
+mean of each class, and the nearest to each distilled image.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ features of them: it can also train a network from scratch. Without labels, clus
 (`config.encoder.clusters`), which is not in the papers.
 
 LGM: `gradient_matching` between 10 augmented copies of each distilled image and as many real images, 5,000 steps of
-Adam at 0.002, a level of the pyramid more after every 200, from then on with fresh moments (published code). Different
-here: images are optimised and encoded at the size of the data (published: crops of 224 pixels out of 256), real images
-are drawn with replacement, and everything is float32 (published: automatic mixed precision).
+Adam at 0.002 (the published loop takes one more), a level of the pyramid more after every 200, from then on with fresh
+moments (published code). Different here: images are optimised and encoded at the size of the data (published: crops of
+224 pixels out of 256); real images are drawn with replacement, at most as many as there are; and everything, heads too,
+is float32 (published: automatic mixed precision).
 
 CLP-DD: `closed_form` on the features of real images, which are computed once; no code is published. Taken from the
 paper's abstract: the solver in sample space and the cross-entropy with a temperature, whose sizes are chosen here. The
@@ -110,11 +111,8 @@ def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array],
             f"config.method={name} needs labels, and the data set has none: set config.encoder.clusters, such as 10, "
             "to use clusters of the teacher's features in their place"
         )
-    if problem.empty_class and not options.clusters:
-        raise UserError(
-            f"config.method={name} needs images of every class, and no training image is of the class "
-            f"{problem.empty_class}: raise config.data.train_limit, or set config.encoder.clusters"
-        )
+    if not options.clusters:
+        problem.check_classes(name, instead=", or set config.encoder.clusters")
     per_class = config.storage.N // classes
     if not per_class:
         raise UserError(
@@ -187,6 +185,17 @@ def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array],
 
         return streaming.feed(read, steps=config.distill.steps)
 
+    notes = []
+    if per_class * classes < config.storage.N:
+        notes.append(
+            f"{per_class * classes} images, {per_class} of each of {classes} classes, are stored of the "
+            f"{config.storage.N} that there is room for: {classes * (per_class + 1)} are the next multiple"
+        )
+    if joined < most:
+        notes.append(
+            f"only {joined} of {most} resolutions join in {config.distill.steps:,} steps, so that the images stay "
+            f"coarse: set config.encoder.extend_every to {max(1, (config.distill.steps - 2) // (most - 1))} or less"
+        )
     return Method(
         init,
         step,
@@ -209,6 +218,7 @@ def _make(config: ConfigDict, problem: Problem, objective: Callable[..., Array],
             ("resolutions", f"{joined} of {most}, one more after every {options.extend_every:,} steps"),
         ),
         example=lambda stand: stages.Prepared(jnp.arange(problem.images) % classes),
+        notes=tuple(notes),
     )
 
 
@@ -228,7 +238,7 @@ def _matching(
     augmentation = stages.augmentation(config, noise=True)
     dim = source.preprocessing.target_mean.shape[0]
     head = objectives.random_head(key_head, dim, classes)
-    pixels = jnp.asarray(real.images, jnp.float32) / 255
+    pixels = jnp.asarray(real.images, images.dtype) / 255
     augmented = distortions.apply(pixels, distortions.draw(key_real, pixels.shape, augmentation))
     aim = objectives.head_gradient(head, stages.encode(augmented, source.teacher, constants), jnp.asarray(real.labels))
     several = jnp.tile(images, (copies, 1, 1, 1))

@@ -55,8 +55,9 @@ def gradient_matching(real: tuple[Array, Array], distilled: tuple[Array, Array])
         distilled: Gradient on distilled images.
     """
     first, second = (jnp.concatenate([jnp.ravel(part) for part in pair]) for pair in (real, distilled))
-    norms = jnp.linalg.norm(first) * jnp.linalg.norm(second)
-    return 1 - jnp.vdot(first, second, precision="highest") / jnp.maximum(norms, 1e-8)  # PyTorch's bound
+    # PyTorch's bound, of each.
+    norms = [jnp.maximum(jnp.linalg.norm(vector), 1e-8) for vector in (first, second)]
+    return 1 - jnp.vdot(first / norms[0], second / norms[1], precision="highest")
 
 
 def ridge_scores(features: Array, labels: Array, others: Array, *, classes: int, ridge_scale: float = 1e-3) -> Array:

@@ -66,9 +66,9 @@ def extend(key: Array, levels: Levels, count: Array) -> Levels:
     Returns:
         The levels, of which `count + 1` are in use.
     """
-    before = jnp.asarray(count, jnp.float32)
 
     def one(number: int, level: Array) -> Array:
+        before = jnp.asarray(count, level.dtype)
         noise = jax.random.normal(jax.random.fold_in(key, number), level.shape, level.dtype) / (before + 1)
         kept = jnp.where(number < count, level * before / (before + 1), 0)
         return jnp.where(number == count, noise, kept)

@@ -5,12 +5,14 @@ Networks are trained from scratch on images and their classes: on the distilled 
 class, and on all images. Settings of the training are those of the benchmark's package (SGD with momentum 0.9 and decay
 5e-4, batches of 256; 300 steps are its 300 epochs of a set within a batch). Different here: the rate is 0.01 for all,
 where the package takes the best of five on the test images, as is the best of the tested epochs; the augmentation is a
-crop and a flip; every seed counts once (the package lists each score of hard labels twice).
+crop and a flip; every seed counts once (the package lists each score of hard labels twice). Random images are as many
+as the distilled ones also where the bytes of these would hold more.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -95,9 +97,9 @@ def _measure(run: Run, name: str, per_class: int, classes: int) -> None:
     labels, test_labels = stages.labels_of(run)
     assert dataset.test_images is not None
     test = dataset.test_images, np.asarray(test_labels, np.int32)
-    accuracies: dict[str, list[float]] = {}
-    for seed, (key, by_name) in enumerate(stages.entries(run, per_class, classes)):
-        key_init, key_train = jax.random.split(jax.random.fold_in(key, 1))
+
+    def measured(seed: int, key: Array, by_name: Mapping[str, stages.Entry]) -> dict[str, float]:
+        key_init, key_train = jax.random.split(key)
         trained = {
             entry: (_bytes(by_name[entry].pixels), np.asarray(by_name[entry].labels, np.int32), settings)
             for entry in ("distilled", "random_real")
@@ -107,6 +109,7 @@ def _measure(run: Run, name: str, per_class: int, classes: int) -> None:
             trained["full_data"] = dataset.train_images, np.asarray(labels, np.int32), most
         # All rows of a seed share their initial network.
         initial = jax.tree.map(lambda leaf: leaf[None], initialize(key_init, network, run.problem.image_shape))
+        found = {}
         for entry, (images, own, chosen) in trained.items():
             (accuracy,) = finetune.run(
                 key_train[None],
@@ -120,7 +123,16 @@ def _measure(run: Run, name: str, per_class: int, classes: int) -> None:
                 settings=chosen,
                 name=f"{name} {entry} {seed}",
             )
-            accuracies.setdefault(entry, []).append(float(accuracy))
+            found[entry] = float(accuracy)
+        return found
+
+    # Both stages train the same initial networks, with keys of their own beside those of the heads.
+    keys = jax.random.split(run.key(PLAIN), config.evaluate.seeds)
+    accuracies: dict[str, list[float]] = {}
+    for seed, (_, by_name) in enumerate(stages.entries(run, per_class, per_class, classes)):
+        found = stages.part(run, name, seed, lambda: measured(seed, keys[seed], by_name))  # noqa: B023
+        for entry, accuracy in found.items():
+            accuracies.setdefault(entry, []).append(accuracy)
     stages.write(run, name, accuracies)
 
 

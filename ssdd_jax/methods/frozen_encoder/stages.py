@@ -107,20 +107,22 @@ class Entry(NamedTuple):
     labels: np.ndarray
 
 
-def entries(run: Run, per_class: int, classes: int) -> Iterator[tuple[Array, dict[str, Entry]]]:
+def entries(run: Run, per_class: int, real: int, classes: int) -> Iterator[tuple[Array, dict[str, Entry]]]:
     """Yield the key of each seed, with the distilled images and the real ones that they are compared with.
 
-    The features of the distilled images are those of the images as they are stored, which rounding has changed. With a
-    budget in bytes there are as many real images of each class as the bytes hold.
+    The features of the distilled images are those of the images as they are stored, which rounding has changed.
+
+    Args:
+        run: The run.
+        per_class: Distilled images of each class.
+        real: Real images of each class.
+        classes: Number of classes.
     """
     labels, features, pixels = labels_of(run).train, run.features().train, run.dataset.train_images
     constants, distilled_set = run.preprocessing(), distilled.load(run.work.distilled)
     own = np.repeat(np.arange(classes), per_class)
     decoded = constants.pixels(distilled_set.pairs()[0])
     embedded = _embedded(run, decoded)
-    real = per_class
-    if run.config.storage.bytes:
-        real = max(per_class, distilled_set.about.get("random_images", 0) // classes)
     chosen = {
         "centroids": heads.centroids(features, labels, real, classes),
         "neighbours": heads.neighbours(embedded, own, features, labels),
@@ -136,6 +138,21 @@ def entries(run: Run, per_class: int, classes: int) -> Iterator[tuple[Array, dic
                 for name, rows in drawn.items()
             },
         )
+
+
+def real_images(run: Run, per_class: int, classes: int) -> int:
+    """Return the number of real images of each class to compare with: as many, or what a budget in bytes holds."""
+    if not run.config.storage.bytes:
+        return per_class
+    return max(per_class, distilled.load(run.work.distilled).about.get("random_images", 0) // classes)
+
+
+def part(run: Run, name: str, seed: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return what a stage has measured for a seed; it is kept as soon as it is done, so that a stage resumes there."""
+    path = output(run, name).with_name(f"seed{seed}.json")
+    if not path.exists():
+        files.write_sealed(path, measure())
+    return {key: value for key, value in files.read_sealed(path).items()}
 
 
 def _embedded(run: Run, pixels: Array) -> np.ndarray:
@@ -168,8 +185,13 @@ def write(
     files.write_sealed(output(run, name), summaries)
 
 
-def _stage(name: str, accuracy: Accuracy, per_class: int, classes: int, **options: Any) -> Stage:
-    """Build a stage that measures heads on the set and on its baselines, and writes their accuracies."""
+def _stage(
+    name: str, accuracy: Accuracy, per_class: int, classes: int, *, drawn: bool = False, **options: Any
+) -> Stage:
+    """Build a stage that measures heads on the set and on its baselines, and writes their accuracies.
+
+    Where only the random images depend on the seed (`drawn`), all others are measured once.
+    """
 
     def measure(run: Run) -> None:
         if output(run, name).exists():
@@ -178,10 +200,13 @@ def _stage(name: str, accuracy: Accuracy, per_class: int, classes: int, **option
         of_entry = accuracy(run, test)
         values: dict[str, list[float]] = {}
         counts: dict[str, int] = {}
-        for key, by_name in entries(run, per_class, classes):
-            for entry, labelled in by_name.items():
-                values.setdefault(entry, []).append(float(of_entry(key, labelled)))
-                counts[entry] = len(labelled.labels)
+        real = real_images(run, per_class, classes)
+        for seed, (key, by_name) in enumerate(entries(run, per_class, real, classes)):
+            asked = [entry for entry in by_name if not (drawn and seed and entry != "random_real")]
+            found = part(run, name, seed, lambda: {e: float(of_entry(key, by_name[e])) for e in asked})  # noqa: B023
+            for entry in asked:
+                values.setdefault(entry, []).append(found[entry])
+                counts[entry] = len(by_name[entry].labels)
         write(run, name, values, images=counts)
 
     return Stage(name, measure, output=f"{name}/results.json", **options)
@@ -206,7 +231,7 @@ def ridge_head(per_class: int, classes: int) -> Stage:
 
         return lambda key, entry: of_entry(jnp.asarray(entry.features), jnp.asarray(entry.labels), *test)
 
-    return _stage("ridge_head", accuracy, per_class, classes)
+    return _stage("ridge_head", accuracy, per_class, classes, drawn=True)
 
 
 def linear_head(per_class: int, classes: int) -> Stage:

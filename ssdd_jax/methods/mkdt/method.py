@@ -3,13 +3,13 @@ Self-Supervised Pre-training of Deep Networks", ICLR 2025): images, targets and 
 matching trajectories of experts.
 
 Published: 100 experts (instance-norm ConvNet of width 128, SGD 0.1, momentum 0.9, decay 1e-4, batch 256), the
-high-loss subset as the start, 40 steps unrolled (10 on Tiny ImageNet), 5,000 outer steps; image rate 1e3 and starts
-before epoch 2 at 2 % of CIFAR, 1e4 and 5 at 5 %. Its students are then trained at the learned rate
-(`config.evaluate.own_rate`).
+high-loss subset as the start, 40 steps unrolled, 5,000 outer steps; image rate 1e3 and starts before epoch 2 at 2 % of
+CIFAR, 1e4 and 5 at 5 %; on Tiny ImageNet 10 steps unrolled, 10,000 outer steps and an image rate of 1e5. Its students
+are then trained at the learned rate (`config.evaluate.own_rate`).
 
 Differences: targets are centred and scaled as everywhere in this package instead of the teacher's raw features, so
 that equal rates do not give exactly equal steps; the last batch of an epoch is filled up instead of smaller; every step
-draws from all experts.
+draws from all experts, where the published code reads one file of them for a run, in which there is one.
 """
 
 from __future__ import annotations

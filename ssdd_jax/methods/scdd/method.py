@@ -83,7 +83,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
         The method.
 
     Raises:
-        UserError: If there are no labels, no teacher with batch norm, or the budget does not hold the images.
+        UserError: If there are no labels, or none of a class, no teacher with batch norm, or the budget does not hold
+            the images.
     """
     # The method inverts class predictions and batch statistics: it needs labels, and a network with batch norm.
     if not problem.classes:
@@ -93,6 +94,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             "config.method=scdd inverts a teacher with batch norm, and the network of config.teacher.source has none: "
             "use a ResNet, or choose another method"
         )
+    problem.check_classes(config.method)
     per_class = images_per_class(config, problem)
     stored = per_class * problem.classes
     labels = inversion.group_labels(per_class, problem.classes, config.scdd.group_size)

@@ -1,8 +1,11 @@
 """SC-DD's post-training: distil the inverted network into a new one on the recovered images.
 
 Zhou, Yin, Shao and Shen, "Self-supervised Dataset Distillation: A Good Compression Is All You Need", 2024, arXiv
-2404.07976, as the published code for CIFAR-100 computes it, with one difference: the weights after the last epoch are
-evaluated, whereas that code reports the best accuracy on the test images over all epochs.
+2404.07976, as the published code for CIFAR-100 computes it, but for four differences. The weights after the last epoch
+are evaluated, whereas that code reports the best accuracy on the test images over all epochs. The teacher normalises by
+its running statistics; there it is left in training mode, so that soft labels depend on the batch, and the statistics
+drift (the code for ImageNet-1K does as this one). The last batch of an epoch is filled up instead of smaller. And the
+images are not written as JPEG in between.
 """
 
 from __future__ import annotations
