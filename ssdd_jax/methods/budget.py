@@ -219,9 +219,13 @@ def counted(config: ConfigDict, problem: Problem, *, coded: bool = False, bases:
     """
     if not config.storage.bytes:
         return config
-    count = pairs(config, problem)
-    if bases or precisions(config, coded=coded)[0] in CODES:
-        count = max(count, 1)  # until the data, or the plan, say how many
+    count, code = pairs(config, problem), precisions(config, coded=coded)[0]
+    # There may be room for coded images, or for bases, where there is none for images as they are; the data, or the
+    # plan, say for how many.
+    if bases:
+        count = max(count, 1)
+    elif code in CODES and not count and problem.image_shape[-1] in mosaic.CHANNELS:
+        count = min(1, pairs(config, problem, coded=mosaic.least_bytes(problem.image_shape, code)))
     if not count:
         raise UserError(f"storage.bytes={config.storage.bytes:,} holds not even one image with its target: raise it")
     changed = config.copy_and_resolve_references()

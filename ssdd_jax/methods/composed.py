@@ -176,6 +176,15 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
             break
         fixed = more
     unit, key = ("bytes", "storage.bytes") if fixed.bytes else ("numbers", "storage.N")
+    if storage.bytes and images in CODES and channels in mosaic.CHANNELS:
+        # The least that a set takes, whatever the data.
+        small = mosaic.least_bytes((*fixed.low[:2], channels), images)
+        least = dataclasses.replace(fixed, U=1, V=1, M=2, coded=small).used
+        if least > fixed.budget:
+            raise UserError(
+                f"storage.bytes={storage.bytes:,} holds no set: one image, one feature basis and two pairs take about "
+                f"{least:,} bytes; raise it"
+            )
     # Coded images take the quality at which they fit.
     if fixed.used > fixed.budget and not (storage.bytes and images in CODES):
         terms = " + ".join(f"{count:,} ({part})" for part, count in fixed.parts.items())
@@ -305,5 +314,6 @@ DEFINITION = Definition(
     network=True,
     forward=True,
     coded=True,
+    bases=True,
     lower="config.teacher.input_size or config.data.image_size",
 )

@@ -41,6 +41,11 @@ def bytes_each(images: np.ndarray, code: str, quality: int = 0) -> float:
     return len(encode(images, code, quality or QUALITY)) / len(images)
 
 
+def least_bytes(shape: tuple[int, int, int], code: str) -> int:
+    """Return the bytes of a black image `(H,W,C)` at the lowest quality: no image takes much less."""
+    return len(encode(np.zeros((1, *shape), np.uint8), code, 1))
+
+
 def room_each(images: np.ndarray, code: str, quality: int, *, held: Callable[[float], int]) -> float:
     """Return the bytes to reckon with for each of the images that will be chosen from among some.
 

@@ -278,11 +278,26 @@ def test_as_many_pairs_as_the_bytes_hold(images, targets):
 
 def test_bytes_that_hold_nothing_are_refused():
     config = configuration.default()
-    config.storage.bytes = 300
-    with pytest.raises(UserError, match="storage.bytes=300 holds not even one image with its target"):
-        budget.counted(config, Problem((8, 8, 1), 16, 5000))
-    # How many coded ones there is room for is known once they are coded.
-    assert budget.counted(config, Problem((8, 8, 1), 16, 5000), coded=True).storage.N == 1
+    problem = Problem((32, 32, 3), 16, 5000, network=True)
+    config.storage.bytes = 400
+    with pytest.raises(UserError, match="storage.bytes=400 holds not even one image with its target"):
+        budget.counted(config, problem)
+    # How many coded ones there is room for is known once they are coded, but that there is none before.
+    assert budget.counted(config, problem, coded=True).storage.N == 1
+    for code in ("webp", "png", "jpeg"):
+        config.storage.update(bytes=200, images=code)
+        with pytest.raises(UserError, match="storage.bytes=200 holds not even one image with its target"):
+            budget.counted(config, problem, coded=True)
+
+
+def test_bytes_that_hold_no_composed_set_are_refused_before_any_work():
+    """A basis and the mean of the features are as long as these, and the data can say nothing else."""
+    config = configuration.edit(configuration.default(), "boost_plus")
+    config.storage.bytes, problem = 2400, Problem((32, 32, 3), 512, 5000, network=True)
+    with pytest.raises(UserError, match=r"storage.bytes=2,400 holds no set: .* take about 2,\d\d\d bytes; raise it"):
+        methods.make(methods.counted(config, problem), problem)
+    config.storage.bytes = 2800
+    assert methods.make(methods.counted(config, problem), problem).shapes
 
 
 def test_bases_may_fit_where_no_image_does():
