@@ -78,7 +78,7 @@ def default() -> ConfigDict:
     storage.bytes = 0  # budget in bytes of the file instead, headers included; 0: the numbers of N images
     storage.images = "auto"  # precision of images: float32 | bfloat16 | float16 | int8 to int2; real images: png | webp
     # | jpeg too; auto: float32, and for a budget in bytes what is measured (Boost-SSDD), int8, or webp (real images)
-    storage.targets = "auto"  # likewise of targets, without the codes; auto is int5 for Boost-SSDD+ in bytes
+    storage.targets = "auto"  # likewise of targets, without the codes; auto in bytes is int5 beside coded images
     storage.quality = 0  # of webp and jpeg, 1 to 100; 0: 80, and for a budget in bytes the highest that fits
     storage.M = 0  # decoded or composed images; 0, also for U and V: chosen so that the budget is used
     storage.U = 0  # image bases, or images that Boost-SSDD+ stores

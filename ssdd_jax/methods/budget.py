@@ -24,6 +24,8 @@ from ssdd_jax.storage import mosaic, packing
 
 # Without data a set is planned to decode into this many images per image of the budget.
 IMAGES_PER_N = 4
+# Precision of the targets beside coded images, for a budget in bytes (docs/guides/bytes.md).
+CODED_TARGETS = "int5"
 # With data, into one of these many.
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
@@ -142,16 +144,17 @@ def precisions(config: ConfigDict, coded: bool = False) -> tuple[str, str]:
 
     Returns:
         Names of the precisions of images and of targets. `auto` is float32 for a budget in numbers. For one in bytes
-        it is int8, and WebP for images that can be coded.
+        it is int8, and for images that can be coded WebP, with `CODED_TARGETS`.
     """
     storage = config.storage
-    images, targets = ("int8", "int8") if storage.bytes else ("float32", "float32")
+    images = targets = "int8" if storage.bytes else "float32"
     if coded and storage.bytes:
         images = "webp"
-    return (
-        images if storage.images == "auto" else storage.images,
-        targets if storage.targets == "auto" else storage.targets,
-    )
+    if storage.images != "auto":
+        images = storage.images
+    if images in CODES and storage.bytes:
+        targets = CODED_TARGETS
+    return images, targets if storage.targets == "auto" else storage.targets
 
 
 def pairs(config: ConfigDict, problem: Problem, dim: int = 0, *, coded: float = 0.0) -> int:
@@ -193,7 +196,7 @@ def random_images(config: ConfigDict, problem: Problem, images: np.ndarray) -> i
 
     Returns:
         N, or for a budget in bytes the number that a subset of the data stores, whatever the method: images coded as
-        WebP, where that holds more than int8, and targets in int8.
+        WebP with targets in `CODED_TARGETS`, where that holds more than both in int8.
     """
     if not config.storage.bytes:
         return int(config.storage.N)

@@ -38,8 +38,6 @@ IMAGE_SHARE, LEAST_IMAGES, LEAST_SIDE = 0.3, 8, 12
 FEATURE_BASES, PAIRS_PER_BASE, BASES_SHARE = 12, 100, 0.15
 # Bytes of a coded image for each of its numbers, before the data say how many.
 BYTES_PER_NUMBER = 0.1
-# Precision of the targets for a budget in bytes.
-TARGETS = "int5"
 TITLE = "Boost-SSDD+"
 
 
@@ -147,7 +145,7 @@ def plan_of(config: ConfigDict, problem: Problem, coded: Callable[[tuple[int, in
             N=storage.N,
             image_numbers=problem.image_numbers,
             bytes=storage.bytes,
-            precisions=(images, TARGETS if storage.bytes and storage.targets == "auto" else targets),
+            precisions=(images, budget.CODED_TARGETS if storage.bytes and storage.targets == "auto" else targets),
             coded=nominal if coded is None else coded(low),
         )
 

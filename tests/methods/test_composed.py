@@ -11,7 +11,7 @@ from helpers import CHANNELS, SIZE, make_run, prepare, problem, small_config
 from ssdd_jax import methods, teacher
 from ssdd_jax.data import preprocess
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods import composed
+from ssdd_jax.methods import budget, composed
 
 pytestmark = pytest.mark.medium
 
@@ -170,11 +170,11 @@ def test_what_does_not_fit_is_refused(changes, words):
 
 def test_bytes_code_the_images_and_spend_the_rest_on_pairs(tmp_path):
     """More images and pairs than in int8, in a file within the budget."""
-    budget = {"storage.bytes": 6000, "storage.base_size": 0}
-    run, coded = made(tmp_path / "coded", **budget)
-    _, plain = made(tmp_path / "plain", **budget, **{"storage.images": "int8", "storage.targets": "int8"})
+    limit = {"storage.bytes": 6000, "storage.base_size": 0}
+    run, coded = made(tmp_path / "coded", **limit)
+    _, plain = made(tmp_path / "plain", **limit, **{"storage.images": "int8", "storage.targets": "int8"})
     precisions = [{name: part.precision for name, part in one.stored.items()} for one in (coded, plain)]
-    assert precisions[0]["images"] == "webp" and precisions[0]["feature_coefficients"] == composed.TARGETS
+    assert precisions[0]["images"] == "webp" and precisions[0]["feature_coefficients"] == budget.CODED_TARGETS
     assert precisions[1]["images"] == precisions[1]["feature_coefficients"] == "int8"
     assert all(0.8 * 6000 < one.bytes_stored() <= 6000 for one in (coded, plain))
     assert len(coded.arrays["feature_coefficients"]) > len(plain.arrays["feature_coefficients"])
