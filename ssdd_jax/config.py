@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import pathlib
@@ -213,6 +214,8 @@ def edit(config: ConfigDict, edition: str, own: Mapping[str, Mapping[str, Any]] 
     Raises:
         ValueError: If an edition is unknown; the message lists all.
     """
+    # The table is filled when the methods are imported; they import this module.
+    importlib.import_module("ssdd_jax.methods")
     names = [name for name in edition.split(",") if name]
     available = [name for name in own if "," not in name] + [name for name in EDITIONS if name not in own]
     for name in names:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import pathlib
+import subprocess
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -286,3 +288,10 @@ def test_a_method_beside_an_edition_of_another_kind():
 def test_two_methods_are_refused():
     with pytest.raises(UserError, match="the editions krr_st and mkdt name two methods: choose one$"):
         commandline.parse(["--config=configs/digits.py:krr_st,mkdt"])
+
+
+def test_editions_are_known_without_another_import():
+    """As to a notebook that begins with a config file; a process of its own has imported nothing yet."""
+    program = "from ssdd_jax import config; print(config.edit(config.default(), 'kmeans').distill.samples)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert found.stdout == "kmeans\n", found.stderr

@@ -148,7 +148,7 @@ NOT_RUN = {
     "python -m ssdd_jax.evaluate --set=PATH --models=convnet,resnet18,vit_tiny --targets=cifar10,stanford_dogs "
     "--protocol=linear,finetune,few_labels,zero_shot_kd --seeds=5 --data_dir=DIR": HOURS,
     "python -m ssdd_jax.evaluate --set=ours=runs/a/distilled,theirs=krr_st_folder --source=runs/a": MINUTES,
-    # tests/test_export.py and tests/report/test_report.py run every form.
+    # tests/test_export.py and tests/report/test_comparison_page.py run every form.
     "python -m ssdd_jax.export --set=runs/digits/distilled --form=npz": "as the form krr_st below",
     "python -m ssdd_jax.export --set=runs/digits/distilled --form=png": "as the form krr_st below",
     "python -m ssdd_jax.export --set=runs/digits/distilled --form=safetensors --out=pairs": "run by tests/formats",
