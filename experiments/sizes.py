@@ -20,7 +20,7 @@ from ssdd_jax import config as configuration
 from ssdd_jax import pipeline
 from ssdd_jax.cli import arguments as commandline
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods import boost, budget
+from ssdd_jax.methods import boost, budget, starts
 from ssdd_jax.methods.base import Run
 from ssdd_jax.runtime import files
 from ssdd_jax.runtime.workdir import Workdir
@@ -39,14 +39,16 @@ def measure(run: Run, sizes: Sequence[int]) -> list[dict[str, Any]]:
     Returns:
         A row per budget and number of images: sizes and errors of the plan by shapes and of the plan by data.
     """
-    images, targets = boost.errors(boost.plan_of(run.config, run.problem), samples.pilot(run).start())
+    source = samples.pilot(run).start()
+    images, targets = boost.errors(boost.plan_of(run.config, run.problem), source)
+    score = starts.score_of(run.config, source) if run.config.storage.criterion == "loss" else None
     rows = []
     for N in sizes:
         config = run.config.copy_and_resolve_references()
         config.storage.update(N=N, M=0, U=0, V=0)
         automatic = boost.plan_of(config, run.problem)
         limits = {"most": run.problem.images, **budget.wishes(config)}
-        chosen = budget.fit(automatic, images, targets, free=("M", "U", "V"), **limits)
+        chosen = budget.fit(automatic, images, targets, free=("M", "U", "V"), score=score, **limits)
         for multiple in budget.MULTIPLES:
             M = min(multiple * N, run.problem.images)
             config.storage.M = M

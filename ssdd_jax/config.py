@@ -84,6 +84,8 @@ def default() -> ConfigDict:
     storage.M = 0  # decoded or composed images; 0, also for U and V: chosen so that the budget is used
     storage.U = 0  # image bases, or images that Boost-SSDD+ stores
     storage.V = 0  # feature bases
+    storage.criterion = "error"  # what an M, U or V of 0 is chosen by: error, of decoded images and targets | loss, the
+    # outer loss of untrained networks at the start, with the smallest M that is about as good as the best
     storage.tolerance = 0.05  # an M of 0 is as large as this much more error of decoded images and targets allows
     storage.image_weight = 1.0  # weight of the error of images relative to that of targets, where these are chosen
     storage.base_size = 0  # shorter side, in pixels, of the image bases, or of the images that Boost-SSDD+ stores
@@ -348,6 +350,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pool.form": _one_of(("auto", *convolution.FORMS)),
     "teacher.preprocessing": _one_of(PREPROCESSING),
     "distill.samples": _one_of(SAMPLES),
+    "storage.criterion": _one_of(("error", "loss")),
     "storage.images": _one_of(("auto", *PRECISIONS, *CODES)),
     "storage.targets": _one_of(("auto", *PRECISIONS)),
     "storage.quality": _between(0, 100),

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import approximate, augment, decoder, distilled
 from ssdd_jax.errors import UserError
-from ssdd_jax.methods import bilevel, budget
+from ssdd_jax.methods import bilevel, budget, starts
 from ssdd_jax.methods.base import Definition, Method, Problem, Source, StandIns, Trial
 from ssdd_jax.storage import packing
 
@@ -180,7 +180,8 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             params = start(jax.random.key(0), source)
             lost = {(images, targets): rounding(params, images, targets) for images in tried[0] for targets in tried[1]}
         limits = {"most": problem.images, **budget.wishes(config)}
-        chosen = budget.fit(plan, *errors(plan, source), free=free, lost=lost, **limits)
+        score = starts.score_of(config, source) if config.storage.criterion == "loss" else None
+        chosen = budget.fit(plan, *errors(plan, source), free=free, lost=lost, score=score, **limits)
         changes = {"storage.M": chosen.M, "storage.U": chosen.U, "storage.V": chosen.V}
         names = {"storage.images": chosen.image_precision, "storage.targets": chosen.target_precision}
         return changes | {key: name for key, name in names.items() if automatic[key.removeprefix("storage.")]}

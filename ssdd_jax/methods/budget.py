@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ IMAGES_PER_N = 4
 CODED_TARGETS = "int5"
 # With data, into one of these many.
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+# With a score of sizes: weights of the error of images that are tried, what counts as the same score, and how far below
+# the best one more images are not tried.
+IMAGE_WEIGHTS, LEVEL, FALLING = (1.0, 8.0), 0.01, 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,11 +318,14 @@ def fit(
     tolerance: float = 0.05,
     image_weight: float = 1.0,
     lost: Mapping[tuple[str, str], tuple[float, float]] | None = None,
+    score: Callable[[Sizes], float] | None = None,
 ) -> Sizes:
     """Choose sizes, and precisions for a budget in bytes, by the error of decoded images and targets at the budget.
 
     For a given M, U and V are those with the least weighted sum of the two errors. M is the largest of `MULTIPLES`
-    times N at which that sum is at most `tolerance` above its value for M = N: more images, decoded hardly worse.
+    times N at which that sum is at most `tolerance` above its value for M = N: more images, decoded hardly worse. With
+    a `score` M is the smallest of them, and `image_weight` one of `IMAGE_WEIGHTS`, whose score is within `LEVEL` of the
+    best.
 
     Args:
         sizes: Sizes that fit the budget, from `plan`; those that are not free stay as they are.
@@ -330,10 +337,47 @@ def fit(
         image_weight: Weight of the error of images relative to that of targets; the two weights have sum 2.
         lost: Precisions of images and targets to choose from, and the shares of the variance of both that they lose;
             None for those of the sizes, without a loss.
+        score: What the sizes are worth, the more the better; see `ssdd_jax.methods.starts`. None to choose by the error
+            alone.
 
     Returns:
         The sizes, and precisions.
     """
+    if score is not None:
+        scored: list[tuple[Sizes, float]] = []
+        for weight in IMAGE_WEIGHTS:
+            best = -np.inf
+            for one, error in _by_multiples(sizes, image_errors, feature_errors, free, most, weight, lost):
+                if not np.isfinite(error):
+                    continue
+                value = score(one)
+                scored.append((one, value))
+                best = max(best, value)
+                if value < best - FALLING:  # bases that are too few do not come back with more images
+                    break
+        good = [(one, value) for one, value in scored if value >= max(value for _, value in scored) - LEVEL]
+        return min(good, key=lambda pair: (pair[0].M, -pair[1]))[0] if good else sizes
+    fitting = [
+        (one, error)
+        for one, error in _by_multiples(sizes, image_errors, feature_errors, free, most, image_weight, lost)
+        if np.isfinite(error)
+    ]
+    if not fitting:
+        return sizes
+    allowed = fitting[0][1] + tolerance
+    return next(one for one, error in reversed(fitting) if error <= allowed)
+
+
+def _by_multiples(
+    sizes: Sizes,
+    image_errors: np.ndarray,
+    feature_errors: np.ndarray,
+    free: Sequence[str],
+    most: int,
+    image_weight: float,
+    lost: Mapping[tuple[str, str], tuple[float, float]] | None,
+) -> list[tuple[Sizes, float]]:
+    """Choose U, V and the precisions with the least error for every M; see `fit`."""
     weights = 2 * image_weight / (1 + image_weight), 2 / (1 + image_weight)
     lost = lost or {(sizes.image_precision, sizes.target_precision): (0.0, 0.0)}
     candidates = [
@@ -345,7 +389,7 @@ def fit(
         for precisions, loss in lost.items()
     ]
     multiples = [min(multiple * sizes.N, most) for multiple in MULTIPLES] if "M" in free else [sizes.M]
-    found = [
+    return [
         min(
             (
                 _spend(dataclasses.replace(one, M=M), of_images, of_features, free)
@@ -355,11 +399,6 @@ def fit(
         )
         for M in dict.fromkeys(multiples)
     ]
-    fitting = [(one, error) for one, error in found if np.isfinite(error)]
-    if not fitting:
-        return sizes
-    allowed = fitting[0][1] + tolerance
-    return next(one for one, error in reversed(fitting) if error <= allowed)
 
 
 def _spend(
