@@ -132,6 +132,13 @@ NOT_RUN = {
     "--config.storage.U=28 --vary=storage.U=16,47 --seeds=1 --by=feature_r2 --config.data.data_dir=DIR": MINUTES,
     "python -m experiments.choose --config=configs/digits.py:boost_plus --config.evaluate.seeds=2 "
     "--config.storage.U=54 --vary=storage.U=4,8,16,29 --vary=storage.V=4,24 --seeds=1 --by=feature_r2": MINUTES,
+    "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost,krr_st,random --N=50 --references=1 "
+    '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
+    "--config.distill.pairs_per_step=480 --equal_seconds --config.data.data_dir=DIR": MINUTES,
+    "python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.storage.N=50 --config.storage.M=600 "
+    '--config.storage.U=86 --config.storage.V=54 "--config.student.widths=(16,32,64)" '
+    '"--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 --config.distill.pairs_per_step=480 '
+    "--config.distill.steps=1 --config.pool.size=1 --config.pool.steps=2 --config.data.data_dir=DIR": MINUTES,
     "python -m experiments.choose --vary=storage.image_weight=8 --vary=storage.tolerance=0.2 --seeds=1 "
     "--by=feature_r2_whitened --config.evaluate.seeds=2": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu --config.storage.N=20 --config.storage.tolerance=0.2 "
