@@ -71,8 +71,13 @@ NOT_RUN = {
     "python -m experiments.compare --config=configs/cifar10.py:cpu --methods=boost --bytes=16384 --references=1 "
     '"--config.student.widths=(16,32,64)" "--config.evaluate.weight_decays=(1e-3,)" --config.evaluate.seeds=1 '
     "--config.data.data_dir=DIR --workdir=runs/bytes-boost --beside=runs/bytes-krr_st/comparison.json": (MINUTES),
-    "python -m experiments.compare --methods=boost_plus,boost,krr_st,random,kmeans --bytes=2048,4096,8192,16384 "
-    "--references=1 --config.evaluate.seeds=1": MINUTES,
+    "python -m experiments.compare --methods=boost_plus,krr_st,random,kmeans --bytes=2048,4096,8192,16384,32768 "
+    "--references=1 --config.evaluate.seeds=1 --workdir=runs/digits-bytes": MINUTES,
+    "python -m experiments.compare --methods=boost --bytes=2048,4096 --references=1 --config.evaluate.seeds=1 "
+    "--workdir=runs/digits-bytes-boost --beside=runs/digits-bytes/comparison.json": MINUTES,
+    "python -m experiments.choose --config=configs/digits.py:random --vary=storage.targets=int8,int6,int5 "
+    "--vary=storage.quality=50,35,20 --config.storage.bytes=4096 --config.evaluate.seeds=1 --seeds=5 "
+    "--by=feature_r2": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,clp_dd --config.storage.N=10 --config.distill.steps=1000 "
     "--config.encoder.head_epochs=300 --config.evaluate.seeds=1 --config.data.data_dir=DIR": MINUTES,
     "python -m ssdd_jax.main --config=configs/cifar10.py:cpu,lgm --config.storage.N=10 --config.distill.steps=600 "
