@@ -434,7 +434,7 @@ def write_page(options: Options, found: Comparison, arguments: Sequence[str]) ->
             [report.read(_folder(options, _name(options, row.method, row.N), seed)) for seed in range(options.seeds)],
         )
         for row in found.rows
-        if row.method in options.methods  # those of an earlier comparison are elsewhere
+        if row.method in options.methods and row.N in _sizes(options)  # those of an earlier comparison are elsewhere
     ]
     sets = f"{found.seeds} set{'s' * (found.seeds > 1)} of each kind; images and stored numbers are those of the first."
     teacher = f"The teacher and its features, which all share, took {found.teacher_seconds:.0f} seconds."

@@ -40,8 +40,10 @@ def measure(run: Run, sizes: Sequence[int]) -> list[dict[str, Any]]:
         A row per budget and number of images: sizes and errors of the plan by shapes and of the plan by data.
     """
     source = samples.pilot(run).start()
-    images, targets = boost.errors(boost.plan_of(run.config, run.problem), source)
-    score = starts.score_of(run.config, source) if run.config.storage.criterion == "loss" else None
+    plan = boost.plan_of(run.config, run.problem)
+    images, targets = boost.errors(plan, source)
+    by_loss = run.config.storage.criterion == "loss"
+    score = starts.score_of(run.config, source, plan.base_size) if by_loss else None
     rows = []
     for N in sizes:
         config = run.config.copy_and_resolve_references()

@@ -180,7 +180,7 @@ def make(config: ConfigDict, problem: Problem) -> Method:
             params = start(jax.random.key(0), source)
             lost = {(images, targets): rounding(params, images, targets) for images in tried[0] for targets in tried[1]}
         limits = {"most": problem.images, **budget.wishes(config)}
-        score = starts.score_of(config, source) if config.storage.criterion == "loss" else None
+        score = starts.score_of(config, source, plan.base_size) if config.storage.criterion == "loss" else None
         chosen = budget.fit(plan, *errors(plan, source), free=free, lost=lost, score=score, **limits)
         changes = {"storage.M": chosen.M, "storage.U": chosen.U, "storage.V": chosen.V}
         names = {"storage.images": chosen.image_precision, "storage.targets": chosen.target_precision}

@@ -1,7 +1,7 @@
 """How well the decoded samples that Boost-SSDD starts from teach, for the choice of its sizes.
 
-The measure is the method's outer loss before the first step: kernel ridge regression from the features of untrained
-networks, on images that no basis was fitted to. The error of decoded images and targets alone cannot say how many
+The measure is the method's outer loss before the first step: kernel ridge regression from the features of an untrained
+network, on images that no basis was fitted to. The error of decoded images and targets alone cannot say how many
 images are worth how much accuracy.
 """
 
@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from ssdd_jax import decoder, krr
 from ssdd_jax.methods.base import Source
-from ssdd_jax.methods.budget import Sizes
+from ssdd_jax.methods.budget import IMAGE_WEIGHTS, MULTIPLES, Sizes
 from ssdd_jax.models import architectures, initialize
+from ssdd_jax.runtime import signs
 
 Array = jax.Array
 
@@ -27,20 +28,22 @@ Array = jax.Array
 IMAGES, FOLDS, BATCH = 10_000, 5, 250
 # Shares of the kernel's trace: the best counts, since untrained features need more than the trained ones of the pool.
 RIDGES = (1e-4, 1e-3, 1e-2)
-NETWORKS = 1
 
 
-def score_of(config: ConfigDict, source: Source) -> Callable[[Sizes], float]:
+def score_of(config: ConfigDict, source: Source, base_size: tuple[int, int]) -> Callable[[Sizes], float]:
     """Prepare the measure of sizes.
 
     Args:
         config: See `ssdd_jax.config.default`; its student is the architecture.
         source: The data, with all training images or a random part of them.
+        base_size: Resolution `(h,w)` of the image bases.
 
     Returns:
-        A function of sizes: the share of the variance of held-out targets that is predicted (R2), mean over networks.
+        A function of sizes: the share of the variance of held-out targets that is predicted (R2).
     """
-    images, targets = source.images[:IMAGES], jnp.asarray(source.targets[:IMAGES])
+    # In an order of its own: data may be sorted by class.
+    rows = np.random.default_rng(0).permutation(len(source.images))[:IMAGES]
+    images, targets = source.images[rows], jnp.asarray(source.targets)[rows]
     held = np.arange(len(images)) % FOLDS == 0
     shape = tuple(images.shape[1:])
     name = architectures.convnet_name(config.student.widths, config.student.norm)
@@ -52,34 +55,29 @@ def score_of(config: ConfigDict, source: Source) -> Callable[[Sizes], float]:
         """Features `(n,F)` of inputs `(n,H,W,C)`, batch by batch; the last batch is filled up."""
         count = len(inputs)
         size = min(BATCH, count)
-        rows = np.arange(-(-count // size) * size) % count
-        batches = inputs[rows].reshape(-1, size, *shape)
+        filled = np.arange(-(-count // size) * size) % count
+        batches = inputs[filled].reshape(-1, size, *shape)
         found = lax.map(lambda one: network.apply(variables, one, train=True, mutable=["batch_stats"])[0][0], batches)
-        return found.reshape(len(rows), -1)[:count]
+        return found.reshape(len(filled), -1)[:count]
 
     predict = jax.jit(krr.predict)
-    networks = [initialize(key, network, shape) for key in jax.random.split(jax.random.key(0), NETWORKS)]
-    known = [features(variables, tested) for variables in networks]
+    variables = initialize(jax.random.key(0), network, shape)
+    known = features(variables, tested)
     spread = jnp.sum(jnp.square(wanted - wanted.mean(0)[None]))
-    kept: dict[tuple[int, int], Array] = {}
-    target_mean, target_bases = _bases(targets[~held])
+    small = decoder.downsample(source.preprocessing.images(images[~held]), base_size)
+    vectors, taught = small.reshape(len(small), -1), targets[~held]
+    image_mean, image_bases = _bases(vectors)
+    target_mean, target_bases = _bases(taught)
 
     def score(sizes: Sizes) -> float:
-        if sizes.base_size not in kept:
-            low = decoder.downsample(source.preprocessing.images(images[~held]), sizes.base_size)
-            kept[sizes.base_size] = low.reshape(len(low), -1)
-        low = kept[sizes.base_size]
-        mean, bases = _bases(low)
-        chosen = slice(min(sizes.M, len(low)))
-        small = _projected(low[chosen], mean, bases[:, : sizes.U]).reshape(-1, *sizes.base_size, shape[-1])
-        decoded = decoder.upsample(small, (shape[0], shape[1]))
-        taught = _projected(targets[~held][chosen], target_mean, target_bases[:, : sizes.V])
-        found = []
-        for variables, of_tested in zip(networks, known, strict=True):
-            own = features(variables, decoded)
-            errors = [jnp.sum(jnp.square(predict(own, taught, of_tested, ridge) - wanted)) for ridge in RIDGES]
-            found.append(1 - float(jnp.nanmin(jnp.stack(errors)) / spread))
-        return float(np.mean(found))
+        chosen = slice(min(sizes.M, len(vectors)))
+        low = _projected(vectors[chosen], image_mean, image_bases[:, : sizes.U]).reshape(-1, *small.shape[1:])
+        own = features(variables, decoder.upsample(low, (shape[0], shape[1])))
+        decoded = _projected(taught[chosen], target_mean, target_bases[:, : sizes.V])
+        errors = [jnp.sum(jnp.square(predict(own, decoded, known, ridge) - wanted)) for ridge in RIDGES]
+        found = 1 - float(jnp.nanmin(jnp.stack(errors)) / spread)
+        signs.count("sizes tried", len(IMAGE_WEIGHTS) * len(MULTIPLES))
+        return found
 
     return score
 

@@ -18,7 +18,7 @@ from ssdd_jax.methods.base import Method, Problem, Run, Stage
 from ssdd_jax.methods.mkdt import stage as expert_stage
 from ssdd_jax.runtime import files
 from ssdd_jax.stages import features as teacher_features
-from ssdd_jax.training import streaming
+from ssdd_jax.training import loop, streaming
 
 Array = jax.Array
 
@@ -71,7 +71,9 @@ def samples_of(run: Run) -> features.Samples:
     """
     changes: Mapping[str, Any] = {}
     if run.method.settle is not None:
-        changes = run.method.settle(pilot(run).start())
+        source = pilot(run).start()
+        with loop.working("samples: choosing sizes"):
+            changes = run.method.settle(source)
         run.say(f"samples: chosen by the data: {', '.join(f'{key}={value}' for key, value in changes.items())}")
         run = _changed(run, changes)
     return _with_views(run, indices_of(run, run.method.samples))._replace(changes=changes)

@@ -226,7 +226,7 @@ RUN = {
         "480 pairs (32x32x3 images, 256 target numbers) as safetensors"
     ),
     "python -m ssdd_jax.export --set=cifar10-n20 --form=packed --images=int8 --targets=int8 --out=runs/cifar10-int8": (
-        "71,914 bytes in"
+        "bytes in runs/cifar10-int8/set.safetensors, 268,084 before"
     ),
     "python -m pydoc ssdd_jax.krr": "predict(",
     "python -m pydoc ssdd_jax.methods.krr_st": "make(",

@@ -36,7 +36,7 @@ def sizes(**changes):
 def score():
     chosen = configuration.default()
     chosen.student.widths = (8, 8)
-    return starts.score_of(chosen, source())
+    return starts.score_of(chosen, source(), (SIDE, SIDE))
 
 
 def test_more_images_and_bases_score_more(score):
@@ -45,6 +45,17 @@ def test_more_images_and_bases_score_more(score):
     assert score(sizes(M=8)) < whole - 0.05 and score(sizes(U=1)) < whole - 0.05 and score(sizes(V=1)) < whole - 0.05
     assert 0.2 < whole < 1 and score(sizes(U=20)) == pytest.approx(whole, abs=0.03)
     assert score(sizes()) == whole
+
+
+def test_sorted_images_are_drawn_at_random():
+    """Sorted by what holds most of the variance, the first ones would be alike."""
+    data = source()
+    order = np.argsort(np.asarray(data.targets) @ np.linalg.svd(np.asarray(data.targets))[2][0])
+    sorted_ = data._replace(images=data.images[order], targets=data.targets[order])
+    config = configuration.default()
+    config.student.widths = (8, 8)
+    found = [starts.score_of(config, one, (SIDE, SIDE))(sizes(M=20)) for one in (data, sorted_)]
+    assert abs(found[0] - found[1]) < 0.15
 
 
 def test_more_images_than_there_are_count_as_all(score):
