@@ -93,8 +93,7 @@ def parse(arguments: Sequence[str]) -> Options:
     by = values.get("by", ("few_shot",))
     if len(by) > 1:
         raise UserError(f"--by={','.join(by)}: name one measure")
-    for change in changes:
-        key = change.partition("=")[0].removeprefix("--config.")
+    for key in command_line.by_key(changes):
         if key in OWNED:
             raise UserError(f"config.{key} differs between the runs: this command sets it")
     options = Options(config, tuple(changes), choices, values.get("seeds", 3), by[0], folder)

@@ -112,7 +112,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def _check(options: Options) -> None:
-    for key in _settings(options.changes):
+    for key in command_line.by_key(options.changes):
         owner = "--N" if key in _size_keys() else OWNED.get(key)
         if key == "storage.M" and options.bytes:
             owner = "the plan for --bytes"
@@ -274,9 +274,8 @@ def _earlier(options: Options) -> Comparison | None:
 
 
 def _settings(changes: Sequence[str]) -> dict[str, str]:
-    """Return changes of the config by key, of which the last one counts, without the place of the data."""
-    pairs = (change.removeprefix("--config.").partition("=") for change in changes)
-    return {key: value for key, _, value in pairs if key != "data.data_dir"}
+    """Return changes of the config by key, without the place of the data."""
+    return {key: value for key, value in command_line.by_key(changes).items() if key != "data.data_dir"}
 
 
 def _checksum(options: Options) -> str:

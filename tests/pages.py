@@ -1,4 +1,4 @@
-"""What the tests of reports read from drawings and pages."""
+"""Helpers of the tests of reports: elements of a drawing, and the text of a page."""
 
 import html
 import re

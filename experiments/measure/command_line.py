@@ -92,6 +92,12 @@ def read(
     return values, changes
 
 
+def by_key(changes: Sequence[str]) -> dict[str, str]:
+    """Return changes of the config, `--config.KEY=VALUE`, by key; of repeated ones the last counts."""
+    pairs = (change.removeprefix("--config.").partition("=") for change in changes)
+    return {key: value for key, _, value in pairs}
+
+
 def _value(argument: str, kind: Kind | None, value: str, usage: str) -> Any:
     if kind is None:
         return True

@@ -421,15 +421,11 @@ class _Run:
         if source is None:
             return None
         if target.mark not in self.teachers:
-            if source.features.test is not None and _has_features(source, target):
-                self.teachers[target.mark] = source.features.train, source.features.test
-            else:
+            found = _known_features(source, target)
+            if found is None and source.teacher is not None:
                 adapted = _for_teacher(target, source)
-                self.teachers[target.mark] = (
-                    None
-                    if source.teacher is None
-                    else self._extract(source.teacher, adapted, f"teacher-{target.mark[:16]}")
-                )
+                found = self._extract(source.teacher, adapted, f"teacher-{target.mark[:16]}")
+            self.teachers[target.mark] = found
         return self.teachers[target.mark]
 
     def _whole(self, row: _Row, protocol: str, seeds: Sequence[int], target: Target) -> Values:
@@ -479,12 +475,14 @@ def _calibrated(network: tuple[nn.Module, Any], target: Target) -> tuple[nn.Modu
 def has_teacher(request: Request, target: Target) -> bool:
     """Return whether the teacher's features of a target are known, or can be computed."""
     source = request.source
-    return source is not None and (source.teacher is not None or _has_features(source, target))
+    return source is not None and (source.teacher is not None or _known_features(source, target) is not None)
 
 
-def _has_features(source: entries.SourceData, target: Target) -> bool:
-    """Return whether a target is the source, of both of whose splits there are features."""
-    return source.features.test is not None and entries.content(source.dataset) == entries.content(target.dataset)
+def _known_features(source: entries.SourceData, target: Target) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the source's features of both splits if it is the target, and has them."""
+    train, test = source.features.train, source.features.test
+    is_target = test is not None and entries.content(source.dataset) == entries.content(target.dataset)
+    return (train, test) if test is not None and is_target else None
 
 
 def _for_teacher(target: Target, source: entries.SourceData) -> Target:

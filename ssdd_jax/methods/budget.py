@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -343,29 +344,34 @@ def fit(
     Returns:
         The sizes, and precisions.
     """
+    by_multiples = functools.partial(_by_multiples, sizes, image_errors, feature_errors, free, most, lost)
     if score is not None:
-        scored: list[tuple[Sizes, float]] = []
-        for weight in IMAGE_WEIGHTS:
-            best = -np.inf
-            for one, error in _by_multiples(sizes, image_errors, feature_errors, free, most, weight, lost):
-                if not np.isfinite(error):
-                    continue
-                value = score(one)
-                scored.append((one, value))
-                best = max(best, value)
-                if value < best - FALLING:  # bases that are too few do not come back with more images
-                    break
-        good = [(one, value) for one, value in scored if value >= max(value for _, value in scored) - LEVEL]
-        return min(good, key=lambda pair: (pair[0].M, -pair[1]))[0] if good else sizes
-    fitting = [
-        (one, error)
-        for one, error in _by_multiples(sizes, image_errors, feature_errors, free, most, image_weight, lost)
-        if np.isfinite(error)
-    ]
+        return _best([[one for one, _ in by_multiples(weight)] for weight in IMAGE_WEIGHTS], score) or sizes
+    fitting = by_multiples(image_weight)
     if not fitting:
         return sizes
     allowed = fitting[0][1] + tolerance
     return next(one for one, error in reversed(fitting) if error <= allowed)
+
+
+def _best(series: Sequence[Sequence[Sizes]], score: Callable[[Sizes], float]) -> Sizes | None:
+    """Return the sizes with the smallest M whose score is within `LEVEL` of the best; None if there are none.
+
+    Args:
+        series: Sizes in the order of M, for each weight; one ends where the score falls.
+        score: See `fit`.
+    """
+    scored: list[tuple[Sizes, float]] = []
+    for sizes in series:
+        best = -np.inf
+        for one in sizes:
+            scored.append((one, score(one)))
+            best = max(best, scored[-1][1])
+            if scored[-1][1] < best - FALLING:  # bases that are too few do not come back with more images
+                break
+    least = max((value for _, value in scored), default=0.0) - LEVEL
+    good = [(one, value) for one, value in scored if value >= least]
+    return min(good, key=lambda pair: (pair[0].M, -pair[1]))[0] if good else None
 
 
 def _by_multiples(
@@ -374,10 +380,10 @@ def _by_multiples(
     feature_errors: np.ndarray,
     free: Sequence[str],
     most: int,
-    image_weight: float,
     lost: Mapping[tuple[str, str], tuple[float, float]] | None,
+    image_weight: float,
 ) -> list[tuple[Sizes, float]]:
-    """Choose U, V and the precisions with the least error for every M; see `fit`."""
+    """Choose U, V and the precisions with the least error for every M at which something fits; see `fit`."""
     weights = 2 * image_weight / (1 + image_weight), 2 / (1 + image_weight)
     lost = lost or {(sizes.image_precision, sizes.target_precision): (0.0, 0.0)}
     candidates = [
@@ -389,7 +395,7 @@ def _by_multiples(
         for precisions, loss in lost.items()
     ]
     multiples = [min(multiple * sizes.N, most) for multiple in MULTIPLES] if "M" in free else [sizes.M]
-    return [
+    found = [
         min(
             (
                 _spend(dataclasses.replace(one, M=M), of_images, of_features, free)
@@ -399,6 +405,7 @@ def _by_multiples(
         )
         for M in dict.fromkeys(multiples)
     ]
+    return [(one, error) for one, error in found if np.isfinite(error)]
 
 
 def _spend(

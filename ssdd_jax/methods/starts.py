@@ -1,6 +1,6 @@
-"""How well the decoded samples that Boost-SSDD starts from teach, for the choice of its sizes.
+"""Score of the sizes of a parameterized set, by which Boost-SSDD can choose them.
 
-The measure is the method's outer loss before the first step: kernel ridge regression from the features of an untrained
+The score is the method's outer loss before the first step: kernel ridge regression from the features of an untrained
 network, on images that no basis was fitted to. The error of decoded images and targets alone cannot say how many
 images are worth how much accuracy.
 """
@@ -65,15 +65,12 @@ def score_of(config: ConfigDict, source: Source, base_size: tuple[int, int]) -> 
     known = features(variables, tested)
     spread = jnp.sum(jnp.square(wanted - wanted.mean(0)[None]))
     small = decoder.downsample(source.preprocessing.images(images[~held]), base_size)
-    vectors, taught = small.reshape(len(small), -1), targets[~held]
-    image_mean, image_bases = _bases(vectors)
-    target_mean, target_bases = _bases(taught)
+    of_images, of_targets = _components(small.reshape(len(small), -1)), _components(targets[~held])
 
     def score(sizes: Sizes) -> float:
-        chosen = slice(min(sizes.M, len(vectors)))
-        low = _projected(vectors[chosen], image_mean, image_bases[:, : sizes.U]).reshape(-1, *small.shape[1:])
+        low = _decoded(of_images, sizes.M, sizes.U).reshape(-1, *small.shape[1:])
         own = features(variables, decoder.upsample(low, (shape[0], shape[1])))
-        decoded = _projected(taught[chosen], target_mean, target_bases[:, : sizes.V])
+        decoded = _decoded(of_targets, sizes.M, sizes.V)
         errors = [jnp.sum(jnp.square(predict(own, decoded, known, ridge) - wanted)) for ridge in RIDGES]
         found = 1 - float(jnp.nanmin(jnp.stack(errors)) / spread)
         signs.count("sizes tried", len(IMAGE_WEIGHTS) * len(MULTIPLES))
@@ -82,16 +79,18 @@ def score_of(config: ConfigDict, source: Source, base_size: tuple[int, int]) -> 
     return score
 
 
-@jax.jit
-def _bases(vectors: Array) -> tuple[Array, Array]:
-    """Mean `(d,)` and principal directions `(d,d)`, the largest variance first."""
-    mean = vectors.mean(0)
-    with jax.default_matmul_precision("highest"):
-        centred = vectors - mean[None]
-        return mean, jnp.linalg.eigh(centred.T @ centred)[1][:, ::-1]
+def _components(vectors: Array) -> tuple[Array, Array, Array]:
+    """Mean, principal components and coefficients of vectors `(n,d)`, as Boost-SSDD starts from them."""
+    equal = jnp.full(len(vectors), 1 / len(vectors), vectors.dtype)
+    most = min(vectors.shape[1], len(vectors) - 1)
+    found: tuple[Array, Array, Array] = jax.jit(decoder.STARTS["pca"], static_argnums=4)(
+        jax.random.key(0), vectors, equal, vectors, most
+    )
+    return found
 
 
-@jax.jit
-def _projected(vectors: Array, mean: Array, bases: Array) -> Array:
+def _decoded(components: tuple[Array, Array, Array], count: int, bases: int) -> Array:
+    """Decode the first `count` vectors from so many components, all vectors if there are fewer."""
+    mean, directions, coefficients = components
     with jax.default_matmul_precision("highest"):
-        return mean[None] + (vectors - mean[None]) @ bases @ bases.T
+        return mean[None] + coefficients[:count, :bases] @ directions[:bases]

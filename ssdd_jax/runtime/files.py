@@ -154,6 +154,27 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return value
 
 
+def sealed_once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Read a JSON object that `write_sealed` wrote, or make it and keep it: work that is done once.
+
+    Args:
+        path: The file.
+        make: Returns the object; called if there is no file.
+
+    Returns:
+        The object.
+
+    Raises:
+        StoredError: If the file is damaged, or cannot be written.
+    """
+    if path.exists():
+        return read_sealed(path)
+    # Not read again: of several processes only the first writes.
+    value = make()
+    write_sealed(path, value)
+    return value
+
+
 def _seal(value: Mapping[str, Any]) -> str:
     """Compute the SHA-256 of a JSON object, however it is laid out."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

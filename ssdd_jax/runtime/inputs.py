@@ -23,7 +23,13 @@ PARTS = {
 PLACES = ("data.name", "data.data_dir", "data.cache_dir", "teacher.features", "teacher.source")
 # The inputs by which a place is known, if they have been recorded.
 _IMAGES = ("training images", "test images")
-CONTENT = dict.fromkeys(PLACES[:3], _IMAGES) | {"teacher.features": ("features",), "teacher.source": ("weights",)}
+CONTENT = {
+    "data.name": _IMAGES,
+    "data.data_dir": _IMAGES,
+    "data.cache_dir": _IMAGES,
+    "teacher.features": ("features",),
+    "teacher.source": ("weights",),
+}
 # Names of data that are paths begin with one of these.
 PATHS = ("folder:", "npz:", "npy:")
 

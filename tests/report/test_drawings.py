@@ -1,4 +1,4 @@
-"""What charts, bars and pictures of reports show."""
+"""Tests of the charts, storage bars and pictures of reports."""
 
 import base64
 import io

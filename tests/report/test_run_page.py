@@ -160,7 +160,7 @@ def test_an_own_stage_is_a_measure():
 
 @pytest.mark.parametrize("start", ["digits", "digits:kmeans", "cifar100:mkdt", "tinyimagenet"])
 def test_a_call_from_python_has_a_command(start, tmp_path):
-    """Which gives the same config again, and begins with the config file it came from."""
+    """The command gives the same config again, and begins with the config file it came from."""
     name, _, edition = start.partition(":")
     config = commandline.parse([f"--config=configs/{name}.py:{edition}"]).config
     with config.unlocked():

@@ -129,7 +129,7 @@ def _measure(run: Run, name: str, per_class: int, classes: int) -> None:
     # Both stages train the same initial networks, with keys of their own beside those of the heads.
     keys = jax.random.split(run.key(PLAIN), config.evaluate.seeds)
     accuracies: dict[str, list[float]] = {}
-    for seed, (_, by_name) in enumerate(stages.entries(run, per_class, per_class, classes)):
+    for seed, (_, by_name) in enumerate(stages.entries(run, per_class, classes, fill=False)):
         found = stages.part(run, name, seed, lambda: measured(seed, keys[seed], by_name))  # noqa: B023
         for entry, accuracy in found.items():
             accuracies.setdefault(entry, []).append(accuracy)

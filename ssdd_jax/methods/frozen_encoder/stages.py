@@ -107,7 +107,7 @@ class Entry(NamedTuple):
     labels: np.ndarray
 
 
-def entries(run: Run, per_class: int, real: int, classes: int) -> Iterator[tuple[Array, dict[str, Entry]]]:
+def entries(run: Run, per_class: int, classes: int, *, fill: bool) -> Iterator[tuple[Array, dict[str, Entry]]]:
     """Yield the key of each seed, with the distilled images and the real ones that they are compared with.
 
     The features of the distilled images are those of the images as they are stored, which rounding has changed.
@@ -115,14 +115,17 @@ def entries(run: Run, per_class: int, real: int, classes: int) -> Iterator[tuple
     Args:
         run: The run.
         per_class: Distilled images of each class.
-        real: Real images of each class.
         classes: Number of classes.
+        fill: Whether a budget in bytes is filled with real images; otherwise there are as many as distilled ones.
     """
     labels, features, pixels = labels_of(run).train, run.features().train, run.dataset.train_images
     constants, distilled_set = run.preprocessing(), distilled.load(run.work.distilled)
     own = np.repeat(np.arange(classes), per_class)
     decoded = constants.pixels(distilled_set.pairs()[0])
     embedded = _embedded(run, decoded)
+    real = per_class
+    if fill and run.config.storage.bytes:
+        real = max(per_class, distilled_set.about.get("random_images", 0) // classes)
     chosen = {
         "centroids": heads.centroids(features, labels, real, classes),
         "neighbours": heads.neighbours(embedded, own, features, labels),
@@ -140,19 +143,9 @@ def entries(run: Run, per_class: int, real: int, classes: int) -> Iterator[tuple
         )
 
 
-def real_images(run: Run, per_class: int, classes: int) -> int:
-    """Return the number of real images of each class to compare with: as many, or what a budget in bytes holds."""
-    if not run.config.storage.bytes:
-        return per_class
-    return max(per_class, distilled.load(run.work.distilled).about.get("random_images", 0) // classes)
-
-
 def part(run: Run, name: str, seed: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Return what a stage has measured for a seed; it is kept as soon as it is done, so that a stage resumes there."""
-    path = output(run, name).with_name(f"seed{seed}.json")
-    if not path.exists():
-        files.write_sealed(path, measure())
-    return {key: value for key, value in files.read_sealed(path).items()}
+    return files.sealed_once(output(run, name).with_name(f"seed{seed}.json"), measure)
 
 
 def _embedded(run: Run, pixels: Array) -> np.ndarray:
@@ -200,8 +193,7 @@ def _stage(
         of_entry = accuracy(run, test)
         values: dict[str, list[float]] = {}
         counts: dict[str, int] = {}
-        real = real_images(run, per_class, classes)
-        for seed, (key, by_name) in enumerate(entries(run, per_class, real, classes)):
+        for seed, (key, by_name) in enumerate(entries(run, per_class, classes, fill=True)):
             asked = [entry for entry in by_name if not (drawn and seed and entry != "random_real")]
             found = part(run, name, seed, lambda: {e: float(of_entry(key, by_name[e])) for e in asked})  # noqa: B023
             for entry in asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -114,13 +115,8 @@ def _post_train(run: Run) -> None:
         rate_epochs=max(options.post_epochs, post_training.Settings().rate_epochs),
     )
     train = jax.jit(post_training.train, static_argnames=("width", "blocks", "bottleneck", "classes", "settings"))
-    values = []
-    for seed, key in enumerate(jax.random.split(run.key("post_training"), run.config.evaluate.seeds)):
-        # Each seed is stored as soon as it is done, so that an interrupted stage resumes after it.
-        part = path.with_name(f"seed{seed}.json")
-        if part.exists():
-            values.append(float(files.read_sealed(part)["top1"]))
-            continue
+
+    def measured(key: jax.Array) -> dict[str, float]:
         variables = train(
             key,
             distilled_set.pairs()[0],
@@ -133,8 +129,13 @@ def _post_train(run: Run) -> None:
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
             raise UserError("post_training: the network diverged: try a smaller config.scdd.post_learning_rate")
         accuracy = post_training.accuracy(variables, run.dataset.test_images, run.dataset.test_labels, constants)
-        values.append(float(accuracy))
-        files.write_sealed(part, {"top1": values[-1]})
+        return {"top1": float(accuracy)}
+
+    # Each seed is stored as soon as it is done, so that an interrupted stage resumes after it.
+    values = [
+        files.sealed_once(path.with_name(f"seed{seed}.json"), functools.partial(measured, key))["top1"]
+        for seed, key in enumerate(jax.random.split(run.key("post_training"), run.config.evaluate.seeds))
+    ]
     summary = statistics.summary(values)
     run.say(f"post_training: top-1 {statistics.brief(summary)}, distilled from the teacher")
     files.write_sealed(path, {"top1": summary})
